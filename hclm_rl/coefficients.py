@@ -1,0 +1,216 @@
+"""Strength of a link over time: a number, a schedule over progress, or a controller of the entropy
+
+A coefficient is a frozen object without state of its own. The trainer keeps `state`, a dict of plain numbers:
+
+    state = coefficient.initial_state()
+    c = coefficient.value(progress, state, entropy)    # before an optimiser step: what this step applies
+    state = coefficient.update(entropy, state)         # after it, once
+
+`entropy`, in nats, is the mean over all tokens that count, of the whole optimiser step and of all processes. `update`
+gets that of the step just made, `value` that measured when the step's responses were sampled, if it was measured.
+State goes through `json`: an infinity is written as `Infinity`, which Python reads back and a strict parser refuses.
+"""
+
+import difflib
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+State = dict[str, float]
+
+
+@runtime_checkable
+class Coefficient(Protocol):
+    """What a link's `coef` must offer; anything with these will do."""
+
+    @property
+    def needs_entropy(self) -> bool:
+        """Whether `value` needs the entropy measured when the step's responses were sampled."""
+        ...
+
+    def initial_state(self) -> State:
+        """State before the first step."""
+        ...
+
+    def value(self, progress: float, state: State, entropy: float | None = None) -> float:
+        """The coefficient that this optimiser step applies; progress in [0, 1]."""
+        ...
+
+    def update(self, entropy: float, state: State) -> State:
+        """The state after the step; `state` itself is left alone."""
+        ...
+
+
+def require_number(name: str, value: object) -> float:
+    """The value as a float, or a sentence that says what came instead."""
+    if isinstance(value, str):
+        raise ValueError(
+            f"{name} must be a number, got the string {value!r}: PyYAML reads 1e-6 as a string and 1.0e-6 as a number"
+        )
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{name} must be a number, got {value!r}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value}")
+    return float(value)
+
+
+def require_numbers(settings: object, *names: str) -> None:
+    """Checks the named fields of a frozen dataclass and stores them as floats: a YAML `1` is the number 1.0."""
+    for name in names:
+        object.__setattr__(settings, name, require_number(name, vars(settings)[name]))
+
+
+class Schedule:
+    """A coefficient that looks at the progress only, and so has nothing to remember."""
+
+    @property
+    def needs_entropy(self) -> bool:
+        return False
+
+    def initial_state(self) -> State:
+        return {}
+
+    def update(self, entropy: float, state: State) -> State:
+        return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constant(Schedule):
+    """The same coefficient at every step; a bare number in a recipe means this."""
+
+    coefficient: float
+
+    def __post_init__(self) -> None:
+        require_numbers(self, "coefficient")
+
+    def value(self, progress: float, state: State, entropy: float | None = None) -> float:
+        return self.coefficient
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linear(Schedule):
+    """A straight line from `start` to `end`, after a rise from 0 to `start` over the share `warmup` of training.
+
+    c(p) = start p / warmup for p < warmup, then start + (end - start) s, s = (p - warmup) / (1 - warmup).
+    """
+
+    start: float
+    end: float
+    warmup: float = 0.0  # share of training, in [0, 1)
+
+    def __post_init__(self) -> None:
+        require_numbers(self, "start", "end", "warmup")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"warmup must be in [0, 1), got {self.warmup}")
+
+    def value(self, progress: float, state: State, entropy: float | None = None) -> float:
+        if progress < self.warmup:
+            return self.start * progress / self.warmup
+        return self.start + (self.end - self.start) * self.shape((progress - self.warmup) / (1 - self.warmup))
+
+    def shape(self, s: float) -> float:
+        """How much of the way from start to end is done at s in [0, 1]."""
+        return s
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cosine(Linear):
+    """As `Linear`, along half a cosine: flat at both ends. c = start + (end - start) (1 - cos(pi s)) / 2."""
+
+    def shape(self, s: float) -> float:
+        return (1 - math.cos(math.pi * s)) / 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepToTarget:
+    """Raises the coefficient step by step while the entropy is below the target, and applies it only then.
+
+    Source: Skywork Open Reasoner 1, He et al., 2025, arXiv:2505.22312. Two rules, c the state, T the target:
+
+    "trl" (TRL 1.16, one step of lag): applied c if h_last <= T else 0, with h_last = +inf at first; after the step, h
+        its entropy, c <- min(c + delta, maximum) if h <= T else max(c - delta, minimum); h_last <- h.
+    "paper" (same-step gate): applied c if e <= T else 0, with e measured when this step's responses were sampled;
+        after the step, given that same e, c rises if e < T, falls if e > T, stays if equal; within the bounds.
+
+    The state is an integral: it rises for as long as the entropy is low. The bonus explodes the entropy from about
+    1e-2 on (arXiv:2505.22617), a hundredth of TRL's default `maximum`: set it.
+    """
+
+    target: float  # nats; 0.2 in Skywork's and TRL's settings, below the entropy at which a base model starts
+    delta: float = 0.005  # added or taken at each optimiser step; TRL's default, Skywork's scripts have 1e-4
+    start: float = 0.0
+    minimum: float = 0.0
+    maximum: float = 1.0  # TRL's default; Skywork's scripts have 0.005
+    rule: Literal["trl", "paper"] = "trl"
+
+    def __post_init__(self) -> None:
+        require_numbers(self, "target", "delta", "start", "minimum", "maximum")
+        if self.delta < 0:
+            raise ValueError(f"delta must not be negative, got {self.delta}")
+        if not self.minimum <= self.start <= self.maximum:
+            raise ValueError(
+                f"minimum <= start <= maximum must hold, got minimum {self.minimum}, start {self.start}, "
+                f"maximum {self.maximum}"
+            )
+        if self.rule not in ("trl", "paper"):
+            raise ValueError(f'rule must be "trl" or "paper", got {self.rule!r}')
+
+    @property
+    def needs_entropy(self) -> bool:
+        return self.rule == "paper"
+
+    def initial_state(self) -> State:
+        return {"coefficient": self.start, "last_entropy": math.inf}
+
+    def value(self, progress: float, state: State, entropy: float | None = None) -> float:
+        if self.rule == "trl":
+            gate = state["last_entropy"]
+        elif entropy is None:
+            raise ValueError(
+                'rule="paper" opens its gate by the entropy of the same step, measured before the backward pass: '
+                'pass the entropy at sampling time, or choose rule="trl"'
+            )
+        else:
+            gate = entropy
+        return state["coefficient"] if gate <= self.target else 0.0
+
+    def update(self, entropy: float, state: State) -> State:
+        rises = entropy < self.target or (self.rule == "trl" and entropy == self.target)
+        stays = self.rule == "paper" and entropy == self.target
+        moved = state["coefficient"] + (0.0 if stays else self.delta if rises else -self.delta)
+        return {"coefficient": min(max(moved, self.minimum), self.maximum), "last_entropy": entropy}
+
+
+KINDS: dict[str, Callable[..., Coefficient]] = {
+    "constant": Constant,
+    "linear": Linear,
+    "cosine": Cosine,
+    "step_to_target": StepToTarget,
+}
+
+
+def nearest_first(name: str, known: list[str]) -> str:
+    """The known names, the one most like `name` first."""
+    return ", ".join(sorted(known, key=lambda k: -difflib.SequenceMatcher(None, name, k).ratio()))
+
+
+def coefficient_from(spec: object) -> Coefficient:
+    """A recipe's `coef`: a number, {"kind": "linear", "start": 0.01, "end": 0.0}, or a coefficient as it is."""
+    if isinstance(spec, Coefficient):
+        return spec
+    if not isinstance(spec, Mapping):
+        return Constant(coefficient=require_number("coef", spec))
+    settings = {name: value for name, value in spec.items() if name != "kind"}
+    kind = spec.get("kind")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise ValueError(f"coef needs a known kind, got {kind!r}; known: {nearest_first(str(kind), list(KINDS))}")
+    known = inspect.signature(KINDS[kind]).parameters
+    for name in settings:
+        if name not in known:
+            raise ValueError(f"a {kind} coef has no {name!r}; it has: {nearest_first(str(name), list(known))}")
+    missing = [name for name, p in known.items() if p.default is p.empty and name not in settings]
+    if missing:
+        raise ValueError(f"a {kind} coef needs {', '.join(missing)}; got {settings}")
+    return KINDS[kind](**settings)

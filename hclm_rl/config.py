@@ -1,0 +1,255 @@
+"""From names to objects: TRL's configs plus `entropy_terms`, and the recipe's words for terms and coefficients."""
+
+import dataclasses
+import difflib
+import importlib
+import json
+import pkgutil
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import trl
+
+from . import terms
+from .chain import Chain, Link
+from .coefficients import KINDS, Coefficient, Constant, coefficient_from
+from .types import Term
+
+ENTROPY_TERMS_HELP = (
+    "Entropy-control terms, from left to right: a list of names, each alone or with its hyper-parameters, "
+    '`[{"clip_cov": {"ratio": 0.002}}, {"entropy_bonus": {"coef": 0.01}}]`; in YAML a list, on the command line the '
+    "same as JSON. `coef` is the strength (a number or a schedule), `name` the name in logs. A dotted path names a "
+    "class of your own. `hclm-rl methods` lists what there is."
+)
+
+
+def known_terms() -> list[str]:
+    """The names of all terms that the library has: the modules in hclm_rl/terms."""
+    return sorted(module.name for module in pkgutil.iter_modules(terms.__path__))
+
+
+def nearest_first(name: str, known: Sequence[str]) -> list[str]:
+    """`known`, the most similar first."""
+    return sorted(known, key=lambda other: -difflib.SequenceMatcher(None, name, other).ratio())
+
+
+def find_term(name: str) -> type[Term]:
+    """The class behind a recipe's name: `clip_cov` is terms/clip_cov.py's ClipCov, `my_lab.floor.Floor` is itself."""
+    if "." in name:
+        module_path, _, class_name = name.rpartition(".")
+        try:
+            found = getattr(importlib.import_module(module_path), class_name)
+        except (ImportError, AttributeError) as error:
+            raise ValueError(f"no entropy term at '{name}': {error}") from error
+    elif name in known_terms():
+        class_name = "".join(word.capitalize() for word in name.split("_"))
+        found = getattr(importlib.import_module(f"{terms.__name__}.{name}"), class_name)
+    else:
+        raise ValueError(
+            f"unknown entropy term '{name}'; known are, the nearest first: "
+            f"{', '.join(nearest_first(name, known_terms()))}; a term of your own is named by its dotted path"
+        )
+    # its own fields: an undecorated subclass inherits those of Term, which are none
+    if not (isinstance(found, type) and issubclass(found, Term) and "__dataclass_fields__" in vars(found)):
+        raise ValueError(f"'{name}' is not an entropy term: it must be a frozen dataclass that subclasses hclm_rl.Term")
+    return found
+
+
+def options_of(annotation: object) -> tuple[object, ...]:
+    """The parts of a union, or the annotation alone."""
+    is_union = typing.get_origin(annotation) in (types.UnionType, typing.Union)
+    return typing.get_args(annotation) if is_union else (annotation,)
+
+
+def fits(value: object, annotation: object) -> bool:
+    """Whether a YAML value may stand where `annotation` is declared; an int stands for a float, a bool for neither."""
+    for option in options_of(annotation):
+        origin, arguments = typing.get_origin(option), typing.get_args(option)
+        if origin is typing.Literal and value in arguments:
+            return True
+        if origin in (tuple, list) and isinstance(value, (list, tuple)):
+            item = arguments[0] if arguments else object
+            return all(fits(element, item) for element in value)
+        if option is type(None) and value is None:
+            return True
+        if option is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+            return True
+        if option is int and isinstance(value, int) and not isinstance(value, bool):
+            return True
+        if isinstance(option, type) and option not in (int, float) and isinstance(value, option):
+            return True
+    return False
+
+
+def stored(value: object, annotation: object) -> object:
+    """A YAML value as a frozen dataclass holds it: a list as a tuple, a whole number as a float where one is meant."""
+    if isinstance(value, list):
+        return tuple(value)
+    options = options_of(annotation)
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    return float(value) if is_whole and float in options and int not in options else value
+
+
+def written(annotation: object) -> str:
+    """An annotation in a user's words."""
+    if typing.get_origin(annotation) is typing.Literal:
+        return "one of " + ", ".join(repr(value) for value in typing.get_args(annotation))
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation)
+
+
+def build_term(name: str, parameters: Mapping[str, Any]) -> Term:
+    """The term with its hyper-parameters; raises one sentence with the culprit and what is allowed."""
+    term_class = find_term(name)
+    annotations = typing.get_type_hints(term_class)
+    known = [each.name for each in dataclasses.fields(term_class)]
+    for key, value in parameters.items():
+        if key not in known:
+            allowed = ", ".join(nearest_first(key, known)) or "none"
+            raise ValueError(f"{name} has no hyper-parameter '{key}'; it has, the nearest first: {allowed}")
+        if not fits(value, annotations[key]):
+            hint = ""
+            if isinstance(value, str) and float in options_of(annotations[key]):
+                hint = "; YAML reads 1e-6 as text, write 1.0e-6"
+            raise ValueError(
+                f"{name}: {key} must be {written(annotations[key])}, got {type(value).__name__} {value!r}{hint}"
+            )
+    missing = [
+        each.name
+        for each in dataclasses.fields(term_class)
+        if each.default is each.default_factory is dataclasses.MISSING and each.name not in parameters
+    ]
+    if missing:
+        raise ValueError(f"{name} needs {', '.join(missing)}; got {', '.join(parameters) or 'nothing'}")
+    try:
+        return term_class(**{key: stored(value, annotations[key]) for key, value in parameters.items()})
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def build_link(entry: object) -> Link:
+    """One entry of `entropy_terms`: a Link, a Term, a name, or {name: {hyper-parameters, coef, name}}."""
+    if isinstance(entry, Link):
+        return entry
+    if isinstance(entry, Term):
+        module = type(entry).__module__.rpartition(".")[2]
+        return Link(name=module, term=entry, coef=Constant(coefficient=entry.default_coef))
+    if isinstance(entry, str):
+        entry = {entry: {}}
+    if not isinstance(entry, Mapping) or len(entry) != 1:
+        raise ValueError(
+            f"an entry of entropy_terms is a name or one {{name: {{hyper-parameter: value}}}}, got {entry!r}; "
+            "hyper-parameters are indented below the name, and each term starts with its own `-`"
+        )
+    [(name, given)] = entry.items()
+    if given is not None and not isinstance(given, Mapping):
+        raise ValueError(f"{name}: its hyper-parameters are a mapping, as in {{coef: 0.5}}, got {given!r}")
+    parameters = dict(given or {})
+    coef, label = parameters.pop("coef", None), parameters.pop("name", None)
+    term = build_term(name, parameters)
+    if label is not None and (not isinstance(label, str) or "/" in label or not label):
+        raise ValueError(f"{name}: name must be text without '/', got {label!r}")
+    try:
+        strength: Coefficient = Constant(coefficient=term.default_coef) if coef is None else coefficient_from(coef)
+    except ValueError as error:
+        raise ValueError(f"{name}: coef: {error}") from error
+    return Link(name=label or name.rpartition(".")[2], term=term, coef=strength)
+
+
+def build_chain(entries: object) -> Chain:
+    """`entropy_terms` as given, in Python, YAML or JSON, to a Chain."""
+    if entries is None:
+        return Chain()
+    if isinstance(entries, str):
+        try:
+            entries = json.loads(entries)
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"entropy_terms on the command line is JSON, as in '[{{\"clip_cov\": {{}}}}]'; {error}: {entries!r}"
+            ) from error
+    if not isinstance(entries, Sequence) or isinstance(entries, str):
+        raise ValueError(f"entropy_terms is a list, one entry a term, got {type(entries).__name__} {entries!r}")
+    return Chain(tuple(build_link(entry) for entry in entries))
+
+
+def as_recipe(value: object) -> object:
+    """Terms, links and coefficients built in Python as a recipe would write them; all else as it is, or its repr."""
+    if isinstance(value, Link):
+        [(name, parameters)] = term_as_recipe(value.term).items()
+        return {name: {**parameters, "coef": as_recipe(value.coef), "name": value.name}}
+    if isinstance(value, Term):
+        return term_as_recipe(value)
+    if isinstance(value, Constant):
+        return value.coefficient
+    for kind, coefficient_class in KINDS.items():
+        if type(value) is coefficient_class:
+            return {"kind": kind, **vars(value)}
+    if isinstance(value, Mapping):
+        return {key: as_recipe(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_recipe(each) for each in value]
+    return value if value is None or isinstance(value, (str, int, float)) else repr(value)
+
+
+def term_as_recipe(term: Term) -> dict[str, dict[str, object]]:
+    """{name: {hyper-parameter: value}}"""
+    kind = type(term)
+    is_ours = kind.__module__.startswith(f"{terms.__name__}.")
+    name = kind.__module__.rpartition(".")[2] if is_ours else f"{kind.__module__}.{kind.__qualname__}"
+    return {name: {key: as_recipe(value) for key, value in vars(term).items()}}
+
+
+def refuse_two_controls(config: "GRPOConfig", chain: Chain) -> None:
+    """TRL's own entropy controls and ours on one run: two hands on one wheel."""
+    if config.entropy_coef or config.use_adaptive_entropy:
+        key = "use_adaptive_entropy" if config.use_adaptive_entropy else "entropy_coef"
+        raise ValueError(
+            f"TRL's {key} beside entropy_terms: the two would fight over one entropy; drop {key} and add the term "
+            "`entropy_bonus` (its coef is a number, or {kind: step_to_target, target: ...} for the adaptive one)"
+        )
+    if config.top_entropy_quantile < 1.0 and any(type(link.term).__name__ == "ForkingTokens" for link in chain.links):
+        raise ValueError("TRL's top_entropy_quantile beside forking_tokens selects tokens twice; drop one of the two")
+
+
+@dataclass
+class GRPOConfig(trl.GRPOConfig):
+    """TRL's GRPOConfig plus `entropy_terms`.
+
+    Args:
+        entropy_terms (`list` or `str`, *optional*):
+            Entropy-control terms, from left to right; see docs/extending.md for all forms. Checked here, before any
+            model is loaded.
+    """
+
+    entropy_terms: list | str | None = field(default=None, metadata={"help": ENTROPY_TERMS_HELP})
+
+    def __post_init__(self) -> None:
+        chain = build_chain(self.entropy_terms)
+        if chain.links:
+            refuse_two_controls(self, chain)
+        super().__post_init__()
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**super().to_dict(), "entropy_terms": as_recipe(self.entropy_terms)}
+
+
+@dataclass
+class RLOOConfig(trl.RLOOConfig):
+    """TRL's RLOOConfig plus `entropy_terms`.
+
+    Args:
+        entropy_terms (`list` or `str`, *optional*):
+            Entropy-control terms, from left to right; see docs/extending.md for all forms. Checked here, before any
+            model is loaded.
+    """
+
+    entropy_terms: list | str | None = field(default=None, metadata={"help": ENTROPY_TERMS_HELP})
+
+    def __post_init__(self) -> None:
+        build_chain(self.entropy_terms)
+        super().__post_init__()
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**super().to_dict(), "entropy_terms": as_recipe(self.entropy_terms)}

@@ -1,0 +1,278 @@
+"""Log-det entropy of representations and its information force: HCLM, Tran, 2026, arXiv:2605.22940
+
+The equations, for N rows z_i in R^D (hidden states of the tokens that count), mean mu, Zc = Z - mu:
+
+    S = Zc^T Zc / N = sum_k lam_k v_k v_k^T          M = S + eps I = L L^T          A = M^-1
+    H = 0.5 logdet M = 0.5 sum_k log(lam_k + eps)    (nats; a Gaussian's entropy up to 0.5 D log(2 pi e))
+    F = dH/dZ = Zc A / N                             the information force, pointing to MORE entropy
+    l_i = zc_i^T A zc_i = N <F_i, zc_i>              the leverage of a row, mean dof = sum_k lam_k / (lam_k + eps)
+
+Only H is the paper's; force, leverage, predictive test and drift budget are derived from it (docs/methods.md).
+
+S is a statistic of the whole optimiser step, so everything here starts from the sufficient statistics `Moments`,
+which add up over micro-batches and processes; a trainer factors M once (`factor`) and solves once per micro-batch.
+Rows come in any float type and are worked on in float32 (float64 stays). Statistics are detached: train by
+injecting the detached force, the gradient of `(factor.force(z) * z).sum()`, never by differentiating the log-det.
+Norm inflation: <F, Zc> = dof > 0, so H also grows by scaling Z; use states after the final norm, or `remove_radial`.
+What follows from eigenvalues alone (predictive test, ranks) is in `spectra.py`, the other entropies with their forces
+in `surrogates.py`: three files for length, one subject.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+Scalar = Float[Tensor, ""]
+BLOCK = 64  # columns; of 64, 128 and 256 the fastest in `solve` and `gram_matrix` at D = 512 (CPU)
+
+
+def at_least_float32(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Half-precision states keep two or three digits: enough to store, not to subtract a mean of 30 from."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def full_precision(x: Tensor) -> torch.autocast:
+    """Autocast would round every product below to bfloat16 under a trainer that uses it."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
+def gram_matrix(x: Float[Tensor, "N D"]) -> Float[Tensor, "D D"]:
+    """x^T x, exactly symmetric: one triangle of products and its mirror image."""
+    out = x.new_empty(x.shape[1], x.shape[1])
+    with full_precision(x):
+        for i in range(0, x.shape[1], BLOCK):
+            out[i : i + BLOCK, i:] = x[:, i : i + BLOCK].T @ x[:, i:]
+            out[i + BLOCK :, i : i + BLOCK] = out[i : i + BLOCK, i + BLOCK :].T
+            own = out[i : i + BLOCK, i : i + BLOCK]
+            own.copy_((own + own.T) / 2)
+    return out
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Count, mean and centred scatter of rows: all that any surrogate needs to know about the whole step."""
+
+    count: Scalar  # rows; float, so that it travels in the same all-reduce
+    mean: Float[Tensor, "D"]
+    scatter: Float[Tensor, "D D"]  # sum_i (z_i - mean)(z_i - mean)^T
+
+
+def moments(z: Float[Tensor, "N D"], mask: Bool[Tensor, "N"] | None = None) -> Moments:
+    """n, mu = sum z / n, sum (z - mu)(z - mu)^T over the rows under the mask; no row gives zeros.
+
+    Centred first, never E[zz^T] - mu mu^T: states have large means and float32 loses the small eigenvalues.
+    """
+    z = at_least_float32(z.detach())
+    z = z if mask is None else z[mask]
+    mean = z.sum(dim=0) / max(len(z), 1)
+    return Moments(z.new_tensor(len(z)), mean, gram_matrix(z - mean))
+
+
+def merge(a: Moments, b: Moments) -> Moments:
+    """The moments of both sets of rows (Chan, Golub and LeVeque, 1979):
+
+    mu = mu_a + d n_b / n,   scatter = scatter_a + scatter_b + d d^T n_a n_b / n,   d = mu_b - mu_a,  n = n_a + n_b
+    """
+    count = a.count + b.count
+    share, step = b.count / count.clamp(min=1), b.mean - a.mean
+    return Moments(count, a.mean + step * share, a.scatter + b.scatter + torch.outer(step, step) * (a.count * share))
+
+
+def reduce_moments(m: Moments, reduce_sum: Callable[[Tensor], Tensor]) -> Moments:
+    """The moments of the rows of all processes, from those of this one, in two all-reduces:
+
+    (n, sum z), which gives the GLOBAL mean mu; then sum (z - mu)(z - mu)^T = scatter + n (mean - mu)(mean - mu)^T
+    A process without rows must call it too.
+    """
+    totals = reduce_sum(torch.cat([m.count.view(1), m.count * m.mean]))
+    count, mean = totals[0], totals[1:] / totals[0].clamp(min=1)
+    offset = m.mean - mean
+    return Moments(count, mean, reduce_sum(m.scatter + m.count * torch.outer(offset, offset)))
+
+
+def moments_everywhere(
+    z: Float[Tensor, "N D"], reduce_sum: Callable[[Tensor], Tensor], mask: Bool[Tensor, "N"] | None = None
+) -> Moments:
+    """`moments` over the rows of all processes; `reduce_sum` adds a tensor over them (two calls)."""
+    return reduce_moments(moments(z, mask), reduce_sum)
+
+
+def covariance(m: Moments) -> Float[Tensor, "D D"]:
+    """S = scatter / N (not N - 1)."""
+    return m.scatter / m.count.clamp(min=1)
+
+
+def floor_from(m: Moments, relative: float = 1e-4) -> Scalar:
+    """eps = relative tr(S) / D, detached: an eps that follows Z would make the analytic force wrong.
+
+    Measure it once and freeze it: eps is the variance below which a direction cannot be rescued. Rows that are all
+    equal have no scale: they give the smallest positive number, which is not worth freezing.
+    """
+    s = covariance(m)
+    return (relative * s.trace() / len(s)).clamp(min=torch.finfo(s.dtype).tiny)
+
+
+def cholesky(s: Float[Tensor, "D D"], eps: float | Scalar) -> Float[Tensor, "D D"]:
+    """Lower L with L L^T = S + eps I."""
+    lower, info = torch.linalg.cholesky_ex(s.diagonal_scatter(s.diagonal() + eps))
+    if info.item() != 0:
+        raise ValueError(
+            f"S + eps I is not positive definite in {s.dtype}: eps = {float(eps):.3g} for a largest variance of "
+            f"{s.diagonal().max().item():.3g}; raise eps, use float64 states, or look for NaN in them"
+        )
+    return lower
+
+
+def log_det(s: Float[Tensor, "D D"], eps: float | Scalar) -> Scalar:
+    """H = 0.5 logdet(S + eps I) = sum_j log L_jj, in nats. Differentiable in S.
+
+    Strongly biased by N / D: compare only values at equal N.
+    """
+    return cholesky(s, eps).diagonal().log().sum()
+
+
+@dataclass(frozen=True)
+class Factor:
+    """S + eps I = L L^T of the whole step, factored once; every micro-batch then pays triangular solves only."""
+
+    cholesky: Float[Tensor, "D D"]  # L, lower
+    mean: Float[Tensor, "D"]
+    count: Scalar  # N of the whole step, not of the micro-batch
+    eps: float | Scalar
+
+    def log_det(self) -> Scalar:
+        """H = sum_j log L_jj, in nats."""
+        return self.cholesky.diagonal().log().sum()
+
+    def force(self, z: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
+        """F_i = A (z_i - mu) / N_global, detached. Over all rows of the step the F_i sum to 0.
+
+        With F at hand the leverage is free: `count * (F * (z - mean)).sum(-1)`.
+        """
+        return solve_(at_least_float32(z.detach()) - self.mean, self.cholesky).div_(self.count.clamp(min=1))
+
+    def leverage(self, z: Float[Tensor, "N D"]) -> Float[Tensor, "N"]:
+        """l_i = ||L^-1 (z_i - mu)||^2 in [0, N - 1]: low = a redundant row, high = a rare direction."""
+        zc = at_least_float32(z.detach()) - self.mean
+        return torch.linalg.solve_triangular(self.cholesky.T, zc, upper=True, left=False).square().sum(dim=-1)
+
+
+def factor(m: Moments, eps: float | Scalar) -> Factor:
+    """Factors the covariance of the step."""
+    return Factor(cholesky(covariance(m), eps), m.mean, m.count, eps)
+
+
+def solve_(x: Float[Tensor, "N D"], lower: Float[Tensor, "D D"]) -> Float[Tensor, "N D"]:
+    """X A = (X L^-T) L^-1 by substitution, forwards then backwards over blocks of columns; overwrites x.
+
+    By blocks because cholesky_solve takes 2.7 times as long as a product of the same flops (N = 2048, D = 512, CPU)
+    and this 1.5 times: all but the diagonal is products. Only the BLOCK-wide triangles there are inverted.
+    """
+    y = torch.empty_like(x)  # X L^-T
+    eye = torch.eye(BLOCK, dtype=x.dtype, device=x.device)
+    blocks = []
+    for i in range(0, len(lower), BLOCK):
+        own = lower[i : i + BLOCK, i : i + BLOCK]
+        inverse = torch.linalg.solve_triangular(own, eye[: len(own), : len(own)], upper=False)
+        blocks.append((i, i + len(own), inverse))
+    with full_precision(x):
+        for i, j, inverse in blocks:
+            x[:, i:j].addmm_(y[:, :i], lower[i:j, :i].T, alpha=-1)
+            torch.mm(x[:, i:j], inverse.T, out=y[:, i:j])
+        for i, j, inverse in reversed(blocks):
+            y[:, i:j].addmm_(x[:, j:], lower[j:, i:j], alpha=-1)
+            torch.mm(y[:, i:j], inverse, out=x[:, i:j])
+    return x
+
+
+def log_det_force(z: Float[Tensor, "N D"], m: Moments, eps: float | Scalar) -> Float[Tensor, "N D"]:
+    """F = Zc A / N for rows z of a step with moments m. For more than one micro-batch keep the `Factor`."""
+    return factor(m, eps).force(z)
+
+
+def leverage(z: Float[Tensor, "N D"], m: Moments, eps: float | Scalar) -> Float[Tensor, "N"]:
+    """l_i = zc_i^T A zc_i for rows z of a step with moments m. For more than one micro-batch keep the `Factor`."""
+    return factor(m, eps).leverage(z)
+
+
+@dataclass(frozen=True)
+class GramFactor:
+    """The same three from K = Zc Zc^T / N when the whole step has fewer rows than dimensions (Sylvester)."""
+
+    cholesky: Float[Tensor, "N N"]  # of K + eps I
+    gram: Float[Tensor, "N N"]  # K
+    centred: Float[Tensor, "N D"]  # Zc
+    eps: float | Scalar
+
+    def log_det(self) -> Scalar:
+        """H = 0.5 logdet(K + eps I_N) + 0.5 (D - N) log eps, in nats."""
+        count, width = self.centred.shape
+        return self.cholesky.diagonal().log().sum() + 0.5 * (width - count) * math.log(self.eps)
+
+    def force(self) -> Float[Tensor, "N D"]:
+        """F = (K + eps I)^-1 Zc / N."""
+        return torch.cholesky_solve(self.centred, self.cholesky) / len(self.centred)
+
+    def leverage(self) -> Float[Tensor, "N"]:
+        """l_i = N [(K + eps I)^-1 K]_ii."""
+        return len(self.gram) * torch.cholesky_solve(self.gram, self.cholesky).diagonal()
+
+
+def gram_factor(z: Float[Tensor, "N D"], eps: float | Scalar) -> GramFactor:
+    """Factors the N x N side: N^2 D flops instead of N D^2. z must be the whole step, at least one row."""
+    z = at_least_float32(z.detach())
+    zc = z - z.mean(dim=0)
+    gram = gram_matrix(zc.T) / len(zc)
+    return GramFactor(cholesky(gram, eps), gram, zc, eps)
+
+
+def force_norm_per_token(force: Float[Tensor, "N D"]) -> Float[Tensor, "N"]:
+    """f_i = ||F_i||;  sum_i f_i^2 = ||F||^2."""
+    return torch.linalg.vector_norm(force, dim=-1)
+
+
+def contribution(leverages: Float[Tensor, "N"], count: int | float | Scalar) -> Float[Tensor, "N"]:
+    """H - H(without row i, mean kept) = -0.5 log(1 - l_i / N), in nats; exact.
+
+    l_i <= N - 1 in exact arithmetic; rounding may pass it, the clamp may not.
+    """
+    return -0.5 * torch.log1p(-(leverages / count).clamp(max=1 - 1 / count))
+
+
+def remove_radial(
+    force: Float[Tensor, "N D"], zc: Float[Tensor, "N D"], share: float | Scalar | None = None
+) -> Float[Tensor, "N D"]:
+    """F - Zc <F, Zc> / ||Zc||^2: what remains cannot win by scaling Z.
+
+    `share` is <F, Zc> / ||Zc||^2 of the whole step (for the log-det, dof / tr(scatter)); a micro-batch has another.
+    """
+    if share is None:
+        share = (force * zc).sum() / zc.square().sum().clamp(min=torch.finfo(zc.dtype).tiny)
+    return force - zc * share
+
+
+def influence(force: Float[Tensor, "N D"], hidden_gradient: Float[Tensor, "N D"]) -> Float[Tensor, "N"]:
+    """e_i = <F_i, dJ/dz_i>, J = the objective being MAXIMISED: a step eta along dJ/dZ changes H by eta sum_i e_i.
+
+    e_i < 0: this token's own policy gradient burns entropy. First order, parameter sharing ignored: for ranking.
+    """
+    return (force * hidden_gradient.to(force)).sum(dim=-1)
+
+
+def alignment(force: Float[Tensor, "*P"], gradient: Float[Tensor, "*P"]) -> Scalar:
+    """a = -<F, grad L> / (||F|| ||grad L||) in [-1, 1]; a < 0: the loss burns entropy. 0 if either vanishes."""
+    norms = torch.linalg.vector_norm(force) * torch.linalg.vector_norm(gradient)
+    return -(force * gradient).sum() / norms.clamp(min=torch.finfo(norms.dtype).tiny)
+
+
+def critical_coefficient(force: Float[Tensor, "*P"], gradient: Float[Tensor, "*P"]) -> Scalar:
+    """c* = <F, grad L> / ||F||^2: with the loss L - c H entropy is stationary at c = c*, rises above, falls below.
+
+    A ratio of two noisy numbers: average them apart over steps. 0 if F vanishes (then no c holds the entropy).
+    """
+    power = force.square().sum()
+    return (force * gradient).sum() / power.clamp(min=torch.finfo(power.dtype).tiny)

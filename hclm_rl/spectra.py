@@ -1,0 +1,142 @@
+"""What a spectrum tells: the predictive test of the log-det force, and the ranks of a representation
+
+Everything here takes `spectrum`, eigenvalues of a covariance in any order, and no states: one eigendecomposition
+(about 20 times a Cholesky, so every 50 steps or so) serves all of it. The force of direction k is
+
+    ||F||^2 = (1/N) sum_k g(lam_k),   g(x) = x / (x + eps)^2,   greatest at x = eps, where g = 1 / (4 eps)
+
+so a direction well below eps is dead (force sqrt(lam) / (eps sqrt N)) and one well above is weak (1 / sqrt(N lam)).
+HCLM, Tran, 2026, arXiv:2605.22940, names the failures; test, bound and budget are derived here (docs/methods.md).
+Ranks: RankMe, Garrido et al., 2023, arXiv:2210.02885; alpha-ReQ, Agrawal et al., 2022; their use on language models,
+Li et al., 2025, arXiv:2509.23024. Never compare one rank with another's threshold.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .geometry import Moments, Scalar, covariance
+
+Spectrum = Float[Tensor, "K"]
+
+
+def spectrum(m: Moments) -> Spectrum:
+    """Eigenvalues of S, ascending, in float64; rounding below 0 is cut."""
+    return torch.linalg.eigvalsh(covariance(m).double()).clamp(min=0)
+
+
+def dof(lam: Spectrum, eps: float | Scalar) -> Scalar:
+    """sum lam / (lam + eps) = <F, Zc>: the effective number of live directions. Frozen: under 5 % of min(D, N - 1)."""
+    return (lam / (lam + eps)).sum()
+
+
+def force_power(lam: Spectrum, eps: float | Scalar) -> Spectrum:
+    """g(lam) = lam / (lam + eps)^2 per direction."""
+    return lam / (lam + eps).square()
+
+
+def force_norm(lam: Spectrum, count: int | float, eps: float | Scalar) -> Scalar:
+    """||F|| = sqrt((1/N) sum g(lam))."""
+    return (force_power(lam, eps).sum() / count).sqrt()
+
+
+def force_bound(count: int | float, width: int, eps: float) -> float:
+    """B = sqrt(min(D, N - 1) / (4 eps N)) >= ||F||, reached when every non-trivial variance equals eps."""
+    return math.sqrt(max(min(width, count - 1), 0) / (4 * eps * max(count, 1)))
+
+
+def rho(lam: Spectrum, count: int | float, eps: float) -> float:
+    """||F|| / B in [0, 1]: the share of the possible force that this spectrum yields. 0 for fewer than two rows."""
+    bound = force_bound(count, len(lam), eps)
+    return force_norm(lam, count, eps).item() / bound if bound > 0 else 0.0
+
+
+def dead_fraction(lam: Spectrum, eps: float | Scalar) -> Scalar:
+    """Share of directions with lam < eps: their force vanishes with them, and no coefficient brings them back."""
+    return (lam < eps).to(lam).mean()
+
+
+def weak_fraction(lam: Spectrum, eps: float | Scalar) -> Scalar:
+    """Share of directions with lam > 100 eps, under a fifth of the greatest force. The factor 100 is ours."""
+    return (lam > 100 * eps).to(lam).mean()
+
+
+def drift(s: Float[Tensor, "D D"], s0: Float[Tensor, "D D"]) -> Scalar:
+    """||S - S_0||_2, to hold against `drift_budget`."""
+    return torch.linalg.eigvalsh((s - s0).double()).abs().max()
+
+
+def drift_budget(lam: Spectrum, count: int | float, eps: float, least_norm: float) -> float:
+    """The largest d with (1/N) sum_k min(g(max(lam_k - d, 0)), g(lam_k + d)) >= least_norm^2, by bisection.
+
+    As long as ||S_t - S_0||_2 <= d, ||F_t|| >= least_norm (Weyl moves no eigenvalue by more than d, and g has one
+    peak, so its least value on an interval is at an end). Known before training; eps must be frozen.
+    0 if the force is below `least_norm` (> 0) already.
+    """
+    if not least_norm > 0:
+        raise ValueError(f"least_norm must be positive, got {least_norm}")
+
+    def guaranteed(d: float) -> float:
+        least = torch.minimum(force_power((lam - d).clamp(min=0), eps), force_power(lam + d, eps))
+        return least.sum().item() / count
+
+    low, high = 0.0, lam.max().item()  # at d = lam_max nothing is guaranteed
+    if guaranteed(low) < least_norm**2:
+        return 0.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if guaranteed(middle) >= least_norm**2 else (low, middle)
+    return low
+
+
+def entropy_rank(weights: Spectrum) -> Scalar:
+    """exp(-sum p log p), p = w / sum w + 1e-7 (the constant of RankMe). About 1 where all weights are 0."""
+    p = weights / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny) + 1e-7
+    return torch.special.entr(p).sum().exp()
+
+
+def effective_rank(lam: Spectrum, keep: int = 2048) -> Scalar:
+    """`entropy_rank` of the `keep` largest EIGENVALUES of the centred covariance: arXiv:2509.23024's "RankMe"."""
+    return entropy_rank(lam.topk(min(keep, len(lam))).values)
+
+
+def rank_me(lam: Spectrum) -> Scalar:
+    """`entropy_rank` of the SINGULAR values, the roots of `lam`.
+
+    RankMe's are those of the uncentred states: give the eigenvalues of the second moment (`surrogates.py`), not of S.
+    """
+    return entropy_rank(lam.sqrt())
+
+
+def participation_ratio(lam: Spectrum) -> Scalar:
+    """(sum lam)^2 / sum lam^2; no larger than `effective_rank`. Without a spectrum: tr(S)^2 / ||S||_F^2."""
+    return lam.sum().square() / lam.square().sum().clamp(min=torch.finfo(lam.dtype).tiny)
+
+
+class PowerLaw(NamedTuple):
+    """log lam_j = intercept - alpha log j over a window of ranks j = 1, 2, ..."""
+
+    alpha: float
+    intercept: float
+    r2: float  # unweighted, on the log scale
+
+
+def alpha_req(lam: Spectrum, first: int = 12, last: int = 100) -> PowerLaw:
+    """lam_j ~ j^-alpha by least squares of log lam_j on -log j with weights 1/j, over ranks first..last inclusive.
+
+    NaN unless `last` eigenvalues are positive: N must pass the window by far. The window is that of arXiv:2509.23024;
+    alpha-ReQ's own is 4..100. Alpha rising while the rank falls is the state compressing.
+    """
+    values = lam.double().sort(descending=True).values[first - 1 : last]
+    ranks = torch.arange(first, last + 1, dtype=torch.float64, device=lam.device)
+    if len(values) < len(ranks):
+        return PowerLaw(math.nan, math.nan, math.nan)
+    x, y, w = -ranks.log(), values.log(), 1 / ranks / (1 / ranks).sum()
+    x_mean, y_mean = (w * x).sum(), (w * y).sum()
+    alpha = (w * (x - x_mean) * (y - y_mean)).sum() / (w * (x - x_mean).square()).sum()
+    intercept = y_mean - alpha * x_mean
+    residual, total = (y - intercept - alpha * x).square().sum(), (y - y.mean()).square().sum()
+    return PowerLaw(alpha.item(), intercept.item(), (1 - residual / total).item())

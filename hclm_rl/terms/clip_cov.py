@@ -1,0 +1,76 @@
+"""Clip-Cov: Cui et al., 2025, arXiv:2505.22617"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ..chain import per_token
+from ..functional import covariance_contributions
+from ..types import Effect, Rollout, RolloutEffect, Term, TokenBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipCov(Term):
+    """Drops the gradient of a few random tokens whose log-prob and advantage are high (or low) together.
+
+    cov_t = (A_t - mean A)(log p_t - mean log p); among the tokens with lower < cov_t < upper, max(floor(ratio N), 1)
+    are drawn and their advantage is set to 0. They stay in the denominator. The bounds assume advantages divided by
+    the group's standard deviation; on a confident model few tokens reach them and the method is plain GRPO: watch
+    `affected` and `candidates`. The authors run it with epsilon = epsilon_high = 1.
+    """
+
+    needs_scores: ClassVar[bool] = True
+
+    ratio: float = 2e-4  # of all response tokens, in (0, 1]; the paper's value
+    lower: float = 1.0  # in units of log-prob x advantage; the paper's value
+    upper: float = 5.0  # the paper's value
+    statistics: Literal["step", "micro_batch"] = "step"  # "micro_batch": as the authors' code, for parity with it
+
+    def __post_init__(self) -> None:
+        if not 0 < self.ratio <= 1:
+            raise ValueError(f"ratio must be in (0, 1], got {self.ratio}")
+        if not self.lower < self.upper:
+            raise ValueError(f"lower must be below upper, got {self.lower} and {self.upper}")
+
+    def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
+        if self.statistics == "micro_batch":
+            return RolloutEffect()
+        # at the sampling policy every ratio is 1, so no token is out of PPO's range yet
+        advantages = rollout.everywhere(per_token(rollout.advantages, rollout.mask))
+        mask = rollout.everywhere(rollout.mask)
+        cov = covariance_contributions(rollout.everywhere(rollout.scored()[0]), advantages, mask)
+        is_candidate, is_dropped = self._draw(cov, mask, rollout.generator)
+        share = is_candidate.sum() / mask.sum().clamp(min=1)
+        return RolloutEffect(columns={"is_dropped": rollout.here(is_dropped)}, metrics={"candidates": share})
+
+    def __call__(self, batch: TokenBatch, memory: dict) -> Effect:
+        if self.statistics == "step":
+            return Effect(advantages=torch.where(batch.columns["is_dropped"], 0.0, batch.advantages))
+        ratio = (batch.logps.detach() - batch.old_logps).exp()
+        clipped = ratio.clamp(1 - batch.clip_range[0], 1 + batch.clip_range[1])
+        is_clipped = -batch.advantages * clipped > -batch.advantages * ratio
+        cov = covariance_contributions(batch.logps, batch.advantages, batch.mask)
+        is_candidate, is_dropped = self._draw(cov, batch.mask, batch.generator, allowed=~is_clipped)
+        share = is_candidate.sum() / batch.mask.sum().clamp(min=1)
+        return Effect(advantages=torch.where(is_dropped, 0.0, batch.advantages), metrics={"candidates": share})
+
+    def _draw(
+        self,
+        cov: Float[Tensor, "rows T"],
+        mask: Bool[Tensor, "rows T"],
+        generator: torch.Generator,
+        allowed: Bool[Tensor, "rows T"] | None = None,
+    ) -> tuple[Bool[Tensor, "rows T"], Bool[Tensor, "rows T"]]:
+        """The candidates, and those of them that are drawn, without replacement."""
+        is_candidate = mask & (self.lower < cov) & (cov < self.upper)
+        if allowed is not None:
+            is_candidate = is_candidate & allowed
+        positions = is_candidate.flatten().nonzero().squeeze(1)
+        quota = max(int(self.ratio * int(mask.sum())), 1)
+        drawn = torch.randperm(positions.numel(), generator=generator)[:quota].to(positions.device)
+        is_dropped = torch.zeros_like(is_candidate).flatten()
+        is_dropped[positions[drawn]] = True
+        return is_candidate, is_dropped.view_as(is_candidate)

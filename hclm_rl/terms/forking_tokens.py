@@ -1,0 +1,58 @@
+"""Forking tokens: Wang et al., 2025, arXiv:2506.01939"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ..functional import kth_largest
+from ..types import Effect, Rollout, RolloutEffect, Term, TokenBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForkingTokens(Term):
+    """Trains only on the most uncertain share of the response tokens: A_t = 0 below the quantile of the entropy.
+
+    Ties at the quantile are kept, so a batch of equal entropies is trained whole. With statistics "step" the tokens are
+    chosen once, at the sampling policy; the authors choose anew in each micro-batch. The paper's mean is over the kept
+    tokens: normalise_by "kept" multiplies their advantages by N / N_kept, which is that mean for the token-mean losses
+    (dapo, bnpo, cispo, vespo); "all" is TRL's and ms-swift's form, a step about `share` times as large. A KL penalty
+    and an entropy bonus keep acting on all tokens.
+    """
+
+    needs_scores: ClassVar[bool] = True
+
+    share: float = 0.2  # of the response tokens, in (0, 1]; the paper's value
+    normalise_by: Literal["kept", "all"] = "kept"
+    statistics: Literal["step", "micro_batch"] = "step"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share must be in (0, 1], got {self.share}")
+
+    def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
+        if self.statistics == "micro_batch":
+            return RolloutEffect()
+        weight = self._weight(rollout.everywhere(rollout.scored()[1]), rollout.everywhere(rollout.mask))
+        return RolloutEffect(columns={"weight": rollout.here(weight)})
+
+    def __call__(self, batch: TokenBatch, memory: dict) -> Effect:
+        if self.statistics == "step":
+            weight = batch.columns["weight"]
+        else:
+            weight = self._weight(batch.entropy.detach(), batch.mask)
+        metrics = {"kept": (weight > 0).float()}
+        return Effect(advantages=torch.where(batch.mask, weight * batch.advantages, batch.advantages), metrics=metrics)
+
+    def _weight(self, entropy: Float[Tensor, "rows T"], mask: Bool[Tensor, "rows T"]) -> Float[Tensor, "rows T"]:
+        """0 on the tokens left out; 1, or N / N_kept, on the others."""
+        values = entropy[mask]
+        if values.numel() == 0:
+            return torch.zeros_like(entropy)
+        wanted = math.ceil(self.share * values.numel() - 1e-9)  # 0.2 * 15 is 3.0000000000000004
+        is_kept = mask & (entropy >= kth_largest(values, wanted))
+        scale = values.numel() / is_kept.sum() if self.normalise_by == "kept" else 1.0
+        return is_kept.float() * scale

@@ -1,0 +1,63 @@
+"""KL-Cov: Cui et al., 2025, arXiv:2505.22617"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ..chain import per_token
+from ..functional import covariance_contributions
+from ..types import Effect, Rollout, RolloutEffect, Term, TokenBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class KlCov(Term):
+    """Pulls the tokens with the highest covariance of log-prob and advantage back to the sampling policy.
+
+    Adds beta * |log p_t - log p_old,t| to the loss of the max(1, floor(ratio N)) tokens with the largest
+    cov_t = (A_t - mean A)(log p_t - mean log p). The pull has constant size, however far the token moved. It does
+    nothing where each rollout is used for one update, since p is then p_old. The authors run it without PPO's clip: set
+    `epsilon` large for that. With log-probs of an inference engine as p_old it is noise of size beta.
+    """
+
+    needs_scores: ClassVar[bool] = True
+    inert_on_policy: ClassVar[bool] = True
+
+    ratio: float = (
+        2e-4  # of all response tokens, in (0, 1]; the paper's for 32B, 2e-3 for 7B (their code takes percent)
+    )
+    beta: float = 1.0  # >= 0; the paper's value
+    statistics: Literal["step", "micro_batch"] = "step"  # "micro_batch": as the authors' code, for parity with it
+
+    def __post_init__(self) -> None:
+        if not 0 < self.ratio <= 1:
+            raise ValueError(f"ratio is a fraction in (0, 1], not a percentage, got {self.ratio}")
+        if not self.beta >= 0:
+            raise ValueError(f"beta must be >= 0, got {self.beta}")
+
+    def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
+        if self.statistics == "micro_batch":
+            return RolloutEffect()
+        advantages = rollout.everywhere(per_token(rollout.advantages, rollout.mask))
+        mask = rollout.everywhere(rollout.mask)
+        cov = covariance_contributions(rollout.everywhere(rollout.scored()[0]), advantages, mask)
+        return RolloutEffect(columns={"is_penalised": rollout.here(self._highest(cov, mask))})
+
+    def __call__(self, batch: TokenBatch, memory: dict) -> Effect:
+        if self.statistics == "step":
+            is_penalised = batch.columns["is_penalised"]
+        else:
+            cov = covariance_contributions(batch.logps, batch.advantages, batch.mask)
+            is_penalised = self._highest(cov, batch.mask)
+        drift = torch.where(is_penalised, batch.logps - batch.old_logps, 0.0)
+        return Effect(loss=self.beta * drift.abs(), metrics={"selected": is_penalised.float()})
+
+    def _highest(self, cov: Float[Tensor, "rows T"], mask: Bool[Tensor, "rows T"]) -> Bool[Tensor, "rows T"]:
+        count = int(mask.sum())
+        is_highest = torch.zeros_like(mask).flatten()
+        if count:
+            ranked = torch.where(mask, cov, -torch.inf).flatten()
+            is_highest[ranked.topk(max(1, int(self.ratio * count))).indices] = True
+        return is_highest.view_as(mask)

@@ -1,0 +1,70 @@
+"""Log-det of the covariance of the hidden states: HCLM, Tran, 2026, arXiv:2605.22940"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from ..geometry import Factor, Moments, at_least_float32, covariance, factor, floor_from, moments_everywhere
+from ..types import Effect, Rollout, RolloutEffect, Term, TokenBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogDet(Term):
+    """Keeps the representation spread out: adds -coef * H, H = 0.5 logdet(S + eps I) in nats, to the loss.
+
+    S is the covariance of the last hidden states (after the final norm, those that predicted the response tokens) over
+    the whole generation batch and all processes. Its force F_i = A (z_i - mu) / N, A = (S + eps I)^-1, is injected as
+    -coef * <F_i, z_i> with F_i detached, which has the gradient of -coef * H. The force rescues a direction only down
+    to the variance eps; an exactly dead one gets none. Several updates per rollout reuse mu and A of the sampling
+    policy. coef is in nats per nat: the sum over all D directions, not their mean.
+    """
+
+    needs_scores: ClassVar[bool] = True
+    needs_hidden: ClassVar[bool] = True
+    default_coef: ClassVar[float] = 0.01  # ours: none is published; see docs/methods.md for how to find yours
+
+    eps_relative: float = 1e-4  # eps = eps_relative * tr(S) / D, measured at the first step and frozen; > 0; ours
+    removes_radial: bool = False  # take out the part of the force that only makes all states longer
+
+    def __post_init__(self) -> None:
+        if not self.eps_relative > 0:
+            raise ValueError(f"eps_relative must be positive, got {self.eps_relative}")
+
+    def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
+        rows = rollout.hidden()[rollout.mask]
+        step = step_factor(moments_everywhere(rows, rollout.total), self.eps_relative, memory)
+        if step is None:
+            return RolloutEffect()
+        spread, whole = step
+        trace = covariance(spread).trace()
+        dof = (
+            rollout.total(whole.leverage(rows).sum()) / whole.count if self.removes_radial else torch.zeros_like(trace)
+        )
+        return RolloutEffect(
+            shared={
+                "cholesky": whole.cholesky,
+                "mean": whole.mean,
+                "count": whole.count,
+                "radial": dof / trace,
+            },
+            metrics={"value": whole.log_det()},
+        )
+
+    def __call__(self, batch: TokenBatch, memory: dict) -> Effect:
+        if "cholesky" not in batch.shared:  # the step had no spread to speak of
+            return Effect()
+        whole = Factor(batch.shared["cholesky"], batch.shared["mean"], batch.shared["count"], memory["eps"])
+        rows = at_least_float32(batch.hidden()[batch.mask])
+        force = whole.force(rows) * whole.count - batch.shared["radial"] * (rows.detach() - whole.mean)
+        injected = -(force * rows).sum(dim=-1)  # the trainer's mean over the step is the 1 / N of F
+        return Effect(loss=injected.new_zeros(batch.mask.shape).masked_scatter(batch.mask, injected))
+
+
+def step_factor(spread: Moments, eps_relative: float, memory: dict) -> tuple[Moments, Factor] | None:
+    """The factored covariance of the step, with eps frozen in `memory` at the first step that has any spread."""
+    if spread.count < 2 or not covariance(spread).trace() > 0:
+        return None
+    if "eps" not in memory:
+        memory["eps"] = float(floor_from(spread, eps_relative))
+    return spread, factor(spread, memory["eps"])

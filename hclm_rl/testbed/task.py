@@ -1,0 +1,58 @@
+"""What a task gives to training and to evaluation, and how one is found by name."""
+
+import difflib
+import importlib
+import importlib.util
+import pkgutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import datasets
+
+PACKAGE = "hclm_rl.testbed"
+
+Row = dict  # a row of a dataset: column -> value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """Prompts with an exact verifier: enough for TRL's trainers and for `evaluate`.
+
+    `is_correct` must be a function of the answer: two completions of one row with the same answer are both right or
+    both wrong, and a completion without an answer is wrong.
+    """
+
+    train_dataset: datasets.Dataset  # column "prompt" (str), and the columns that the rewards and the verifier read
+    eval_dataset: datasets.Dataset  # same columns, other problems
+    reward_funcs: list[Callable[..., Sequence[float | None]]]  # TRL's signature: (prompts, completions, **columns)
+    answer: Callable[[Row, str], str | None]  # (row, completion text) -> canonical answer, None if it does not parse
+    is_correct: Callable[[Row, str], bool]  # (row, completion text)
+    max_completion_length: int  # tokens
+
+
+def find_task(name: str, **kwargs: object) -> Task:
+    """The task of `make_task(**kwargs)` in hclm_rl/testbed/<name>.py, or of the function at a dotted path."""
+    module_name, _, function_name = name.rpartition(".")
+    if not module_name:
+        module_name, function_name = f"{PACKAGE}.{name}", "make_task"
+    try:
+        found = importlib.util.find_spec(module_name) is not None
+    except ModuleNotFoundError:  # a parent package is missing
+        found = False
+    make_task = getattr(importlib.import_module(module_name), function_name, None) if found else None
+    if make_task is None:
+        raise ValueError(
+            f"no task {name!r}; known tasks, nearest first: {', '.join(_known_tasks(nearest_to=name))}; "
+            "or give the dotted path of a function that returns a Task"
+        )
+    task = make_task(**kwargs)
+    if not isinstance(task, Task):
+        raise TypeError(f"{name} must return a hclm_rl.testbed.Task, got {type(task).__name__}")
+    return task
+
+
+def _known_tasks(*, nearest_to: str) -> list[str]:
+    modules = pkgutil.iter_modules(importlib.import_module(PACKAGE).__path__)
+    names = [module.name for module in modules]
+    names = [name for name in names if hasattr(importlib.import_module(f"{PACKAGE}.{name}"), "make_task")]
+    return sorted(names, key=lambda name: -difflib.SequenceMatcher(None, nearest_to, name).ratio())

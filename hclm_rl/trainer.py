@@ -1,0 +1,553 @@
+"""TRL's GRPOTrainer and RLOOTrainer with entropy terms: the only file that leans on TRL's private names.
+
+Nothing of TRL's loss is copied. Its `_compute_loss` asks `_get_per_token_logps_and_entropies` first and reads
+`inputs["advantages"]` after; in between, the chain of terms reads that one forward pass and writes the advantages of a
+copy of `inputs`. tests/test_seam.py pins what this relies on. Terms act in training only: evaluation is TRL's own.
+It is longer than other modules because every private name of TRL is to be found in this one file.
+"""
+
+# pyright: reportAttributeAccessIssue=false, reportPrivateImportUsage=false, reportOptionalMemberAccess=false
+# pyright: reportArgumentType=false, reportCallIssue=false
+# (a mixin's attributes are those of the trainers it is mixed into; TRL exports lazily and declares ints as int | None)
+
+import functools
+import inspect
+import logging
+import math
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import trl
+from accelerate.utils import is_peft_model
+from packaging.version import Version
+from torch import Tensor
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+
+from .chain import Chain, Outcome, per_token
+from .config import build_chain, refuse_two_controls
+from .functional import split_token_weights
+from .metrics import StepMetrics
+from .rewards import checked
+from .state import JSON_NAME, ChainState
+from .types import Rollout, TokenBatch
+from .vocab import Head, over_vocab
+
+if not Version("1.16") <= Version(trl.__version__) < Version("1.17"):
+    raise ImportError(
+        f"hclm_rl works with trl>=1.16,<1.17, and trl {trl.__version__} is installed: pip install 'trl>=1.16,<1.17'"
+    )
+
+from trl.models.utils import disable_gradient_checkpointing
+from trl.trainer.utils import nanstd
+
+logger = logging.getLogger(__name__)
+
+IDLE_STEPS_BEFORE_WARNING = 50  # optimiser steps in which a link affected no token
+AFFECTED, COLUMN = "hclm/affected/", "hclm/column/"  # keys in the batch dict, which TRL shuffles and splits with it
+ROW = "hclm/row"  # a response's place before the shuffle
+
+
+@dataclass
+class _Scores:
+    """What one pass over the whole generation batch at the sampling policy gives."""
+
+    logps: Tensor
+    entropy: Tensor
+    hidden: Tensor | None
+
+
+@dataclass
+class _Generation:
+    """What was seen while TRL made a generation batch."""
+
+    scores: list[_Scores] = field(default_factory=list)
+    reward_parts: Tensor | None = None  # of all processes
+    prompts: list = field(default_factory=list)
+    texts: list = field(default_factory=list)
+
+
+@dataclass
+class _Run:
+    """All of a trainer's own state, behind one attribute, so that no name collides with TRL's."""
+
+    chain: Chain
+    state: ChainState
+    metrics: StepMetrics = field(default_factory=StepMetrics)
+    shared: dict[str, Tensor] = field(default_factory=dict)
+    coefs: tuple[int, dict[str, float]] | None = None  # the optimiser step and the strengths in it
+    sampled_entropy: float | None = None  # nats, mean of the last scoring pass over all processes
+    generation: _Generation | None = None  # set while TRL makes a generation batch
+    deferred: tuple[dict[str, Any], _Generation] | None = None  # a batch whose first stage waits for the loss's pass
+    inputs: dict[str, Any] | None = None  # set while TRL computes a training loss: the copy whose advantages we shape
+    outcome: Outcome | None = None
+    micro_batches: int = 0
+
+
+class EntropyTermsMixin:
+    """What both trainers share; see the module's docstring for how it sits in TRL's loss."""
+
+    def __init__(self, *args: Any, entropy_terms: list | None = None, **kwargs: Any) -> None:
+        given = inspect.signature(super().__init__).bind_partial(*args, **kwargs).arguments
+        config = given.get("args")
+        from_config = getattr(config, "entropy_terms", None)
+        if entropy_terms and from_config:
+            raise ValueError(
+                "entropy_terms came twice, as an argument of the trainer and in its config: use one of them"
+            )
+        chain = build_chain(entropy_terms or from_config)
+        if chain.links and isinstance(config, trl.GRPOConfig):
+            refuse_two_controls(config, chain)
+        refuse_what_the_run_lacks(chain, given.get("model"), config)
+        self._hclm = _Run(chain=chain, state=ChainState.fresh(chain))
+        super().__init__(*args, **kwargs)
+        for i, (name, reward_func) in enumerate(zip(self.reward_func_names, self.reward_funcs, strict=True)):
+            if not isinstance(reward_func, torch.nn.Module):
+                self.reward_funcs[i] = checked(reward_func, name)
+        self._hclm_warn_of_inert_links()
+
+    # ---- stage 1: the generation batch
+
+    def _calculate_rewards(self, inputs: Any, prompts: list, completions: list, completion_ids_list: list) -> Tensor:
+        reward_parts = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        if self._hclm.generation is not None:
+            self._hclm.generation.reward_parts = reward_parts
+            self._hclm.generation.prompts, self._hclm.generation.texts = prompts, completions
+        return reward_parts
+
+    def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
+        if not (self._hclm.chain.links and self.model.training):
+            return super()._generate_and_score_completions(inputs)
+        generation = self._hclm.generation = _Generation()
+        try:
+            output = super()._generate_and_score_completions(inputs)
+            scores = self._hclm_trls_scores(output, generation)
+            if scores is None and self._hclm.chain.needs_scores:
+                if self.args.steps_per_generation == 1:  # the loss's own pass is about to see the whole batch
+                    self._hclm.deferred = dict(output), generation
+                    return output | {ROW: torch.arange(len(output["prompt_ids"]), device=self.accelerator.device)}
+                scores = self._hclm_own_scores(output, generation)
+        finally:
+            self._hclm.generation = None
+        with torch.no_grad():
+            return output | self._hclm_stage_one(output, generation, scores)
+
+    def _hclm_trls_scores(self, output: dict[str, Any], generation: _Generation) -> _Scores | None:
+        """What TRL's own pass for old log-probs saw, if it made one."""
+        for scores in generation.scores:  # TRL scores with the reference adapter through the same method
+            if self._hclm_is_old(scores.logps, output):
+                return scores
+        generation.scores.clear()
+        return None
+
+    def _hclm_own_scores(self, output: dict[str, Any], generation: _Generation) -> _Scores:
+        """A pass of our own over the generation batch, where TRL made none and a term asks."""
+        ids = torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1)
+        attention = torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1)
+        devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
+        quietly = disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs)
+        # a fork, so that a model with dropout draws the same numbers afterwards as without this pass
+        with torch.no_grad(), torch.random.fork_rng(devices), quietly:
+            self._get_per_token_logps_and_entropies(
+                self.model, ids, attention, output["completion_ids"].size(1), self.args.per_device_train_batch_size
+            )
+        return generation.scores[0]
+
+    def _hclm_stage_one(self, output: dict, generation: _Generation, scores: _Scores | None) -> dict[str, Tensor]:
+        """Runs the chain's first stage; gives the new keys of the batch dict."""
+        run, rank, n = self._hclm, self.accelerator.process_index, len(output["prompt_ids"])
+        own = slice(rank * n, (rank + 1) * n)
+        parts = generation.reward_parts
+        assert parts is not None
+        rewards = (parts * self.reward_weights.to(parts.device)).nansum(dim=1)
+        rewards = rewards.masked_fill(parts.isnan().all(dim=1), torch.nan)
+        group = torch.arange(own.start, own.stop, device=parts.device) // self.num_generations
+        mask = self._hclm_mask(output)
+        rollout = Rollout(
+            ids=output["completion_ids"],
+            mask=mask,
+            advantages=output["advantages"],
+            rewards=rewards[own],
+            reward_parts=parts[own],
+            group_rewards=rewards.view(-1, self.num_generations)[group],
+            group=group,
+            reward_scale=self._hclm_reward_scale(rewards)[own],
+            logps=None if scores is None else scores.logps,
+            entropy=None if scores is None else scores.entropy,
+            ref_logps=output.get("ref_per_token_logps"),
+            prompts=generation.prompts,
+            texts=generation.texts,
+            progress=self._hclm_progress(),
+            step=self.state.global_step,
+            everywhere=self._hclm_everywhere,
+            here=lambda x: x if self.accelerator.num_processes == 1 else x[own, : mask.size(1)],
+            total=lambda x: self.accelerator.reduce(x, reduction="sum"),
+            **({} if scores is None or scores.hidden is None else {"hidden": lambda: scores.hidden}),
+        )
+        if scores is not None:
+            sums = torch.stack([torch.where(mask, scores.entropy, 0).sum(), mask.sum()])
+            entropy, count = self.accelerator.reduce(sums, reduction="sum").tolist()
+            run.sampled_entropy = entropy / max(count, 1)
+        outcome = run.chain.on_rollout(
+            rollout,
+            run.state.memory,
+            self._hclm_coefs(),
+            functools.partial(self._hclm_generator, "rollout"),
+            self._hclm_base_advantages,
+        )
+        run.shared = outcome.shared
+        stage_metrics = StepMetrics()
+        for name, metric in outcome.metrics.items():
+            stage_metrics.add(name, metric, mask)
+        for name, value in stage_metrics.flush(self.accelerator).items():
+            self._metrics["train"][name].append(value)
+        items = self.accelerator.reduce(mask.sum(), reduction="sum")
+        keys = {"hclm/rewards": rollout.rewards, "hclm/group_rewards": rollout.group_rewards, "hclm/items": items}
+        if "old_logps" in output:  # RLOO keeps the sum over a response only
+            keys["hclm/old_logps"] = generation.scores[0].logps
+        if outcome.advantages is not None:
+            keys["advantages"] = outcome.advantages
+        keys |= {AFFECTED + link: affected for link, affected in outcome.affected.items()}
+        return keys | {COLUMN + name: column for name, column in outcome.columns.items()}
+
+    # ---- stage 2: the micro-batch
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        run = self._hclm
+        if not (run.chain.links and self.model.training):
+            return super()._compute_loss(model, inputs)
+        run.inputs = dict(inputs)  # TRL hands out the same dict in every iteration over a generation batch
+        try:
+            loss = super()._compute_loss(model, run.inputs)
+            assert run.outcome is not None
+            for link, added in run.outcome.losses.items():
+                loss = loss + self._hclm_coefs()[link] * self._hclm_share_of_step(added, run.inputs)
+        finally:
+            run.inputs, run.outcome = None, None
+        run.micro_batches += 1
+        return loss
+
+    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None, Any]:
+        run = self._hclm
+        is_training_pass = run.inputs is not None
+        is_scoring_pass = run.generation is not None and args[0] is self.model
+        if not (is_training_pass or is_scoring_pass):
+            return super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        seen: list[Tensor] = []
+        through_head: list[Tensor] = []
+        with self._hclm_watch_hidden(seen, through_head):
+            logps, entropy, aux_loss = super()._get_per_token_logps_and_entropies(
+                *args, **{**kwargs, "compute_entropy": True}
+            )
+        width = logps.size(1)  # the state at position i predicts token i + 1
+        hidden = torch.cat([states[:, -width - 1 : -1] for states in seen]) if seen else None
+        if is_training_pass:
+            logps = self._hclm_stage_two(logps, entropy, hidden, through_head)
+        elif run.generation is not None:
+            run.generation.scores.append(_Scores(logps, entropy, hidden))
+        return logps, entropy, aux_loss
+
+    def _hclm_stage_two(
+        self, logps: Tensor, entropy: Tensor, hidden: Tensor | None, through_head: list[Tensor]
+    ) -> Tensor:
+        """Runs the chain on a micro-batch; shapes the advantages of the armed inputs, gives TRL its log-probs."""
+        run, inputs = self._hclm, self._hclm.inputs
+        assert inputs is not None
+        if run.deferred is not None:
+            self._hclm_catch_up(inputs, _Scores(logps.detach(), entropy.detach(), hidden))
+        mask = self._hclm_mask(inputs)
+        old_logps = inputs.get("old_per_token_logps", inputs.get("hclm/old_logps"))
+        columns = {key.removeprefix(COLUMN): value for key, value in inputs.items() if key.startswith(COLUMN)}
+        affected = {key.removeprefix(AFFECTED): value for key, value in inputs.items() if key.startswith(AFFECTED)}
+        reads = {} if hidden is None else {"hidden": lambda: hidden}
+        if run.chain.needs_vocab and hidden is not None:
+            reads["over_vocab"] = lambda functional: over_vocab(functional, hidden, self._hclm_head())
+        batch = TokenBatch(
+            ids=inputs["completion_ids"],
+            mask=mask,
+            logps=logps,
+            old_logps=logps.detach() if old_logps is None else old_logps,
+            ref_logps=inputs.get("ref_per_token_logps"),
+            entropy=entropy,
+            advantages=per_token(inputs["advantages"], mask),
+            rewards=inputs["hclm/rewards"],
+            group_rewards=inputs["hclm/group_rewards"],
+            columns=columns,
+            shared=run.shared,
+            clip_range=(self.epsilon_low, self.epsilon_high),
+            progress=self._hclm_progress(),
+            step=self.state.global_step,
+            **reads,
+        )
+        with torch.autocast(logps.device.type, enabled=False):
+            generators = functools.partial(self._hclm_generator, f"micro-batch {run.micro_batches}")
+            outcome = run.chain(batch, run.state.memory, self._hclm_coefs(), generators, affected)
+        run.outcome = outcome
+        run.metrics.add("hclm_entropy", entropy, mask)
+        for name, metric in outcome.metrics.items():
+            run.metrics.add(name, metric, mask)
+        if outcome.on_hidden_gradient:
+            self._hclm_watch_gradient(outcome, through_head[0], mask)
+        shaped = inputs["advantages"] if outcome.advantages is None else outcome.advantages
+        if shaped.dim() == 1:
+            return logps
+        if self._hclm_is_sequence_level():
+            shaped, weights = split_token_weights(shaped, mask)
+            if (weights != 1).any():
+                self._hclm_refuse_weighted_kl()
+                logps = logps.detach() + weights * (logps - logps.detach())
+        inputs["advantages"] = shaped
+        return logps
+
+    def _hclm_catch_up(self, inputs: dict[str, Any], shuffled: _Scores) -> None:
+        """The deferred first stage, in the order in which the batch was generated."""
+        assert self._hclm.deferred is not None
+        (output, generation), self._hclm.deferred = self._hclm.deferred, None
+        row, order = inputs[ROW], inputs[ROW].argsort()
+        hidden = None if shuffled.hidden is None else shuffled.hidden.detach()[order]
+        with torch.no_grad():
+            scores = _Scores(shuffled.logps[order], shuffled.entropy[order], hidden)
+            new = self._hclm_stage_one(output, generation, scores)
+        inputs |= {key: value[row] if value.dim() else value for key, value in new.items()}
+
+    def _hclm_share_of_step(self, loss: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+        """A token loss as its share of the mean over all tokens of the optimiser step, a scalar one of its mean."""
+        accumulation = self.current_gradient_accumulation_steps
+        undo = 1.0 if self.loss_is_scaled_for_ga else accumulation  # RLOO's loss is divided once more afterwards
+        if loss.dim() == 0:
+            return loss / accumulation * undo
+        items = inputs["hclm/items"].clamp(min=1.0) / self.accelerator.num_processes
+        normaliser = items * accumulation / self.args.steps_per_generation
+        return torch.where(self._hclm_mask(inputs), loss, 0).sum() / normaliser * undo
+
+    @contextmanager
+    def _hclm_watch_hidden(self, seen: list[Tensor], through_head: list[Tensor]) -> Iterator[None]:
+        """Keeps the backbone's last hidden states; the head reads an alias, whose gradient is the head's alone."""
+        if not (self._hclm.chain.needs_hidden or self._hclm.chain.needs_vocab):
+            yield
+            return
+
+        def keep(module: torch.nn.Module, args: Any, output: Any) -> Any:
+            seen.append(output.last_hidden_state)
+            output.last_hidden_state = output.last_hidden_state.view_as(output.last_hidden_state)
+            through_head.append(output.last_hidden_state)
+            return output
+
+        hook = self._hclm_language_model().base_model.register_forward_hook(keep)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    def _hclm_watch_gradient(self, outcome: Outcome, through_head: Tensor, mask: Tensor) -> None:
+        width = mask.size(1)
+
+        def receive(gradient: Tensor) -> None:
+            own = gradient[:, -width - 1 : -1] / self.accelerator.num_processes  # processes are averaged afterwards
+            for link, callback in outcome.on_hidden_gradient.items():
+                for name, metric in callback(own.detach()).items():
+                    self._hclm.metrics.add(f"{link}/{name}", metric, mask)
+
+        through_head.register_hook(receive)
+
+    # ---- once per optimiser step
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        loss = super().training_step(*args, **kwargs)
+        if self._hclm.chain.links and self.accelerator.sync_gradients:
+            self._hclm_end_step()
+        return loss
+
+    def _hclm_end_step(self) -> None:
+        run = self._hclm
+        coefs = self._hclm_coefs()
+        metrics = run.metrics.flush(self.accelerator)
+        entropy = metrics.pop("hclm_entropy")
+        for link in run.chain.links:
+            metrics[f"{link.name}/coef"] = coefs[link.name]
+            if not math.isnan(entropy):
+                run.state.controller[link.name] = link.coef.update(entropy, run.state.controller[link.name])
+            is_idle = metrics[f"{link.name}/affected"] == 0 and coefs[link.name] != 0 and not link.term.is_diagnostic
+            run.state.idle_steps[link.name] = run.state.idle_steps[link.name] + 1 if is_idle else 0
+            if run.state.idle_steps[link.name] == IDLE_STEPS_BEFORE_WARNING and self.accelerator.is_main_process:
+                logger.warning(
+                    "the entropy term '%s' has affected no token for %d optimiser steps",
+                    link.name,
+                    IDLE_STEPS_BEFORE_WARNING,
+                )
+        for name, value in metrics.items():
+            self._metrics["train"][name].append(value)
+        run.micro_batches = 0
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self._hclm.chain.links and self.args.should_save:
+            self._hclm.state.save(Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}")
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if not (self._hclm.chain.links and checkpoint):
+            return
+        if (Path(checkpoint) / JSON_NAME).exists():
+            self._hclm.state = ChainState.load(Path(checkpoint), self._hclm.chain, self.accelerator.device)
+        else:
+            logger.warning("%s has no %s: the entropy terms start afresh", checkpoint, JSON_NAME)
+
+    # ---- small questions
+
+    def _hclm_progress(self) -> float:
+        return self.state.global_step / max(self.state.max_steps, 1)
+
+    def _hclm_coefs(self) -> dict[str, float]:
+        """Every link's strength in this optimiser step."""
+        run, step = self._hclm, self.state.global_step
+        if run.coefs is None or run.coefs[0] != step:
+            run.coefs = (
+                step,
+                {
+                    link.name: link.coef.value(
+                        self._hclm_progress(), run.state.controller[link.name], entropy=run.sampled_entropy
+                    )
+                    for link in run.chain.links
+                },
+            )
+        return run.coefs[1]
+
+    def _hclm_generator(self, stage: str, link: str) -> torch.Generator:
+        """A generator that depends on seed, step, stage and link alone: no state to save, the same everywhere."""
+        key = f"{self.args.seed}/{self.state.global_step}/{stage}/{link}"
+        return torch.Generator().manual_seed(zlib.crc32(key.encode()))
+
+    def _hclm_mask(self, batch: Mapping[str, Any]) -> Tensor:
+        mask = batch["completion_mask"].bool()
+        return mask & batch["tool_mask"].bool() if batch.get("tool_mask") is not None else mask
+
+    def _hclm_everywhere(self, x: Tensor) -> Tensor:
+        """The rows of all processes, in the order of the processes; padded to the widest with zeros."""
+        if self.accelerator.num_processes == 1:
+            return x
+        sent = x.to(torch.uint8) if x.dtype == torch.bool else x
+        if x.dim() > 1:
+            sent = self.accelerator.pad_across_processes(sent, dim=1)
+        return self.accelerator.gather(sent.contiguous()).to(x.dtype)
+
+    def _hclm_base_advantages(self, rewards: Tensor) -> Tensor:
+        """This process's rewards (N,) -> its advantages as the base algorithm would have made them."""
+        n, everywhere = len(rewards), self._hclm_everywhere(rewards)
+        advantages = torch.nan_to_num(self._hclm_centre(everywhere) / self._hclm_reward_scale(everywhere), nan=0.0)
+        return advantages[self.accelerator.process_index * n :][:n]
+
+    def _hclm_language_model(self) -> PreTrainedModel:
+        model = self.accelerator.unwrap_model(self.model)
+        return model.get_base_model() if is_peft_model(model) else model
+
+    def _hclm_head(self) -> Head:
+        """The output head with the factors that TRL's fused forward applies."""
+        model = self._hclm_language_model()
+        config, head = model.config.get_text_config(), model.get_output_embeddings()
+        scale = getattr(config, "logit_scale", None) or 1.0
+        if getattr(config, "logits_scaling", None):
+            scale = scale / config.logits_scaling
+        softcap = getattr(config, "final_logit_softcapping", None)
+        return Head(weight=head.weight, bias=head.bias, temperature=self.temperature, softcap=softcap, scale=scale)
+
+    def _hclm_warn_of_inert_links(self) -> None:
+        updates = self.args.steps_per_generation * self.num_iterations
+        if self.args.gradient_accumulation_steps % updates == 0 and self.accelerator.is_main_process:
+            for link in self._hclm.chain.links:
+                if link.term.inert_on_policy:
+                    logger.warning(
+                        "the entropy term '%s' does nothing in this run, which uses each rollout for one update: set "
+                        "num_iterations > 1 or steps_per_generation > gradient_accumulation_steps",
+                        link.name,
+                    )
+
+
+def refuse_what_the_run_lacks(chain: Chain, model: Any, config: Any) -> None:
+    """Before anything is loaded: terms that need what this model or this way of sharding cannot give."""
+    if not chain.links:
+        return
+    model_config: PretrainedConfig | None = getattr(model, "config", None)
+    if isinstance(model, str):
+        trusts = bool(getattr(config, "trust_remote_code", False))
+        model_config = AutoConfig.from_pretrained(model, trust_remote_code=trusts)
+    reads = sorted({*chain.needs_hidden, *chain.needs_vocab, *(x.name for x in chain.links if x.term.needs_scores)})
+    if reads and getattr(model_config, "vision_config", None) is not None:
+        raise ValueError(
+            f"{', '.join(reads)}: reads scores or hidden states of the whole batch, which this library does not take "
+            "from vision models; use terms that need neither, such as entropy_bonus or qae"
+        )
+    is_sharded = is_deepspeed_zero3_enabled() or bool(getattr(config, "fsdp", None))
+    if chain.needs_vocab and is_sharded:
+        raise ValueError(
+            f"{', '.join(chain.needs_vocab)}: reads the whole next-token distribution, for which the output head must "
+            "be whole on each process; under ZeRO-3 or FSDP it is not: use DDP, ZeRO-1 or ZeRO-2"
+        )
+
+
+class GRPOTrainer(EntropyTermsMixin, trl.GRPOTrainer):
+    """TRL's GRPOTrainer with `entropy_terms` (an argument here, or a field of GRPOConfig): see docs/extending.md."""
+
+    def _hclm_is_sequence_level(self) -> bool:
+        return self.importance_sampling_level == "sequence"
+
+    def _hclm_refuse_weighted_kl(self) -> None:
+        if self.beta:
+            raise ValueError(
+                "token weights with importance_sampling_level='sequence' act on the log-probs, so with beta > 0 they "
+                "would weight the KL penalty too: set beta=0, or importance_sampling_level='token'"
+            )
+
+    def _hclm_is_old(self, logps: Tensor, output: Mapping[str, Any]) -> bool:
+        return logps is output.get("old_per_token_logps")
+
+    def _hclm_centre(self, rewards: Tensor) -> Tensor:
+        if self.multi_objective_aggregation != "sum_then_normalize":
+            raise ValueError(
+                "a term shapes the sum of the rewards, which multi_objective_aggregation='normalize_then_sum' does not "
+                "use: set it to 'sum_then_normalize'"
+            )
+        mean = torch.nanmean(rewards.view(-1, self.num_generations), dim=1)
+        return rewards - mean.repeat_interleave(self.num_generations, dim=0)
+
+    def _hclm_reward_scale(self, rewards: Tensor) -> Tensor:
+        if self.scale_rewards == "none" or self.multi_objective_aggregation != "sum_then_normalize":
+            return torch.ones_like(rewards)
+        if self.scale_rewards == "batch":
+            return nanstd(rewards).expand_as(rewards) + 1e-4
+        std = nanstd(rewards.view(-1, self.num_generations), dim=1)
+        return std.repeat_interleave(self.num_generations, dim=0) + 1e-4
+
+
+class RLOOTrainer(EntropyTermsMixin, trl.RLOOTrainer):
+    """TRL's RLOOTrainer with `entropy_terms` (an argument here, or a field of RLOOConfig): see docs/extending.md.
+
+    RLOO's ratio is that of a whole response, so a token weight acts on the gradient of the token's log-prob.
+    """
+
+    def _hclm_is_sequence_level(self) -> bool:
+        return True
+
+    def _hclm_refuse_weighted_kl(self) -> None:
+        """RLOO's KL is in the reward, where token weights do not reach it."""
+
+    def _hclm_is_old(self, logps: Tensor, output: Mapping[str, Any]) -> bool:
+        return torch.equal((logps * output["completion_mask"]).sum(1), output["old_logps"])
+
+    def _hclm_centre(self, rewards: Tensor) -> Tensor:
+        if self.beta or self.reward_clip_range or self.normalize_advantages:
+            raise ValueError(
+                "a term shapes rewards, which this library does for RLOO only with beta=0, reward_clip_range unset and "
+                "normalize_advantages=False: those act on the rewards too, before the term would see them"
+            )
+        grouped = rewards.view(-1, self.num_generations)
+        others = (~grouped.isnan()).sum(dim=1, keepdim=True) - 1
+        return rewards - ((grouped.nansum(dim=1, keepdim=True) - grouped) / others).view(-1)
+
+    def _hclm_reward_scale(self, rewards: Tensor) -> Tensor:
+        return torch.ones_like(rewards)

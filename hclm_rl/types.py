@@ -1,0 +1,153 @@
+"""What a term sees and what it may ask for: all that the author of a term must read.
+
+Shapes: B responses of a micro-batch, N responses of a generation batch on this process, T response tokens,
+G responses per prompt, F reward functions, D hidden width, V vocabulary. Entropies are in nats. Masks are bool,
+True = counts: False on padding and on tokens that a tool wrote.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+def no_hidden() -> Tensor:
+    """Stands for the hidden states of a batch that has none."""
+    raise ValueError("this batch has no hidden states: a term that reads them declares needs_hidden = True")
+
+
+def no_vocab(functional: Callable[[Tensor], Tensor]) -> Tensor:
+    """Stands for `over_vocab` of a batch that has none."""
+    raise ValueError("this batch has no over_vocab: a term that reads it declares needs_vocab = True")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Total:
+    """A metric made of sums over the whole optimiser step and all processes: `form(*sums)`, taken once, at the end.
+
+    `Total(sums=(dot, left, right), form=lambda dot, left, right: dot / math.sqrt(left * right))` is a cosine that does
+    not depend on how the step was cut into micro-batches, as a mean of cosines would.
+    """
+
+    sums: tuple[Float[Tensor, ""], ...]
+    form: Callable[..., float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantiles:
+    """A metric that is logged as quantiles, over all tokens of the step and all processes: `<name>/q05` and so on."""
+
+    values: Float[Tensor, "rows T"]
+    levels: tuple[float, ...] = (0.05, 0.5, 0.95)
+
+
+Metric = Tensor | Total | Quantiles  # a (rows, T) tensor is averaged over the tokens that count, a () tensor as it is
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    """The whole generation batch of this process, before it is shuffled and split; nothing here carries gradient."""
+
+    ids: Int[Tensor, "N T"]
+    mask: Bool[Tensor, "N T"]
+    advantages: Float[Tensor, "N"] | Float[Tensor, "N T"]  # as left by the terms before this one
+    rewards: Float[Tensor, "N"]  # weighted sum of the reward functions; NaN where none of them scored the response
+    reward_parts: Float[Tensor, "N F"]
+    group_rewards: Float[Tensor, "N G"]  # the rewards of all responses to the same prompt, from all processes
+    group: Int[Tensor, "N"]  # number of the prompt, the same on all processes
+    reward_scale: Float[Tensor, "N"]  # what the base algorithm divides centred rewards by; 1 where it does not scale
+    logps: Float[Tensor, "N T"] | None = None  # log pi(token) of the sampling policy; None unless a term needs_scores
+    entropy: Float[Tensor, "N T"] | None = None  # nats, at the sampling temperature; None unless a term needs_scores
+    ref_logps: Float[Tensor, "N T"] | None = None
+    prompts: list = field(default_factory=list)
+    texts: list = field(default_factory=list)
+    progress: float = 0.0  # share of the training done, in [0, 1]
+    step: int = 0  # optimiser step
+    generator: torch.Generator = field(default_factory=torch.Generator)  # the same state on every process
+    hidden: Callable[[], Tensor] = no_hidden  # hidden() -> (N, T, D): the last states, those that PREDICTED each token
+    everywhere: Callable[[Tensor], Tensor] = lambda x: (
+        x
+    )  # (N, ...) -> the rows of all processes, T padded to the widest
+    here: Callable[[Tensor], Tensor] = lambda x: x  # the inverse of `everywhere`: this process's rows, cut to its T
+    total: Callable[[Tensor], Tensor] = lambda x: x  # the sum of x over all processes
+
+    def scored(self) -> tuple[Float[Tensor, "N T"], Float[Tensor, "N T"]]:
+        """(logps, entropy) of the sampling policy."""
+        if self.logps is None or self.entropy is None:
+            raise ValueError("this rollout was not scored: a term that reads log-probs declares needs_scores = True")
+        return self.logps, self.entropy
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenBatch:
+    """One micro-batch, with the log-probs, entropies and hidden states of the policy as it is now."""
+
+    ids: Int[Tensor, "B T"]
+    mask: Bool[Tensor, "B T"]
+    logps: Float[Tensor, "B T"]  # log pi(token), with gradient
+    old_logps: Float[Tensor, "B T"]  # under the sampling policy, detached
+    entropy: Float[Tensor, "B T"]  # nats, of the full distribution at the sampling temperature, with gradient
+    advantages: Float[Tensor, "B T"]  # as left by the terms before this one, detached
+    ref_logps: Float[Tensor, "B T"] | None = None
+    rewards: Float[Tensor, "B"]
+    group_rewards: Float[Tensor, "B G"]
+    columns: Mapping[str, Tensor] = field(default_factory=dict)  # what this term's on_rollout attached, row by row
+    shared: Mapping[str, Tensor] = field(default_factory=dict)  # what this term's on_rollout attached for all rows
+    clip_range: tuple[float, float] = (0.2, 0.2)  # epsilon_low, epsilon_high of the base algorithm
+    progress: float = 0.0
+    step: int = 0
+    generator: torch.Generator = field(default_factory=torch.Generator)  # the only source of randomness of a term
+    hidden: Callable[[], Tensor] = no_hidden  # hidden() -> (B, T, D): the last states, with gradient
+    # over_vocab(f), f: (n, V) log-probs -> (n,), gives (B, T) with gradient, in chunks (vocab.py)
+    over_vocab: Callable[[Callable[[Tensor], Tensor]], Tensor] = no_vocab
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutEffect:
+    """What a term asks for in stage 1; a field left out leaves that part alone."""
+
+    rewards: Float[Tensor, "N"] | None = None  # the base algorithm's own normalisation is then repeated on them
+    advantages: Float[Tensor, "N"] | Float[Tensor, "N T"] | None = None
+    columns: Mapping[str, Tensor] = field(default_factory=dict)  # (N,) or (N, T): travel to stage 2 with their rows
+    shared: Mapping[str, Tensor] = field(default_factory=dict)  # any shape, the same for all rows
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effect:
+    """What a term asks for in stage 2; a field left out leaves that part alone."""
+
+    advantages: Float[Tensor, "B T"] | None = None  # a token weight w >= 0 or a mask is w * A
+    loss: Float[Tensor, "B T"] | Float[Tensor, ""] | None = None  # (B, T): averaged over the optimiser step; (): as is
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
+    # Called in the backward pass with the gradient (B, T, D) that reaches the hidden states through the output head,
+    # scaled as in the optimiser step's loss; gives metrics. Needs `needs_hidden`.
+    on_hidden_gradient: Callable[[Tensor], Mapping[str, Metric]] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Term:
+    """An entropy-control method. Subclass it as a frozen dataclass: the fields are its hyper-parameters and its YAML.
+
+    A term does not average, log, move devices, draw from the global generator, or change what it is given. `memory` is
+    its own state between steps: numbers, lists of numbers and tensors, saved with the checkpoint. It must be the same
+    on all processes, so change it only by what is the same on all (`Rollout.everywhere`, `Rollout.total`).
+    """
+
+    needs_scores: ClassVar[bool] = False  # stage 1 reads logps or entropy of the sampling policy
+    needs_hidden: ClassVar[bool] = False  # reads hidden states
+    needs_vocab: ClassVar[bool] = False  # reads the whole next-token distribution (over_vocab)
+    is_diagnostic: ClassVar[bool] = False  # gives metrics alone
+    inert_on_policy: ClassVar[bool] = False  # does nothing when each rollout is used for one update only
+    default_coef: ClassVar[float] = 1.0  # the link's coefficient where the recipe names none
+
+    def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
+        """Stage 1, once per generation batch: rewards, advantages, statistics of the whole step."""
+        return RolloutEffect()
+
+    def __call__(self, batch: TokenBatch, memory: dict) -> Effect:
+        """Stage 2, once per micro-batch: token weights, masks, losses."""
+        return Effect()

@@ -1,0 +1,88 @@
+"""Terms of a stranger, as a user's own file would hold them: named by dotted path in a recipe."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from hclm_rl import Effect, Rollout, RolloutEffect, Term, TokenBatch
+
+SEEN: list[torch.Tensor] = []  # gradients at the log-probs, one a micro-batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenWeight(Term):
+    """Multiplies the advantage of every response's second token by `weight`, and keeps the gradient at log-probs."""
+
+    weight: float = 1.0
+
+    def __call__(self, batch: TokenBatch, memory: dict) -> Effect:
+        batch.logps.register_hook(lambda gradient: SEEN.append(gradient.clone()))
+        weights = torch.ones_like(batch.advantages)
+        weights[:, 1] = self.weight
+        return Effect(advantages=weights * batch.advantages)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShapedReward(Term):
+    """Rewards times `factor` plus `offset`."""
+
+    factor: float = 1.0
+    offset: float = 0.0
+
+    def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
+        return RolloutEffect(rewards=self.factor * rollout.rewards + self.offset)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BreaksAt(Term):
+    """Produces a NaN at one step, in one of its quantities."""
+
+    at: int = 1
+    quantity: str = "loss"
+
+    def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
+        broken = torch.full_like(rollout.rewards, torch.nan if rollout.step == self.at else 0.0)
+        if self.quantity == "reward":
+            return RolloutEffect(rewards=rollout.rewards + broken)
+        return RolloutEffect(columns={"side": broken} if self.quantity == "column" else {})
+
+    def __call__(self, batch: TokenBatch, memory: dict) -> Effect:
+        broken = torch.nan if batch.step == self.at else 0.0
+        if self.quantity == "loss":
+            return Effect(loss=batch.entropy * broken)
+        return Effect(advantages=batch.advantages + broken if self.quantity == "advantage" else None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remembers(Term):
+    """A bonus that grows with what it has seen: memory of numbers, lists and tensors, and randomness."""
+
+    needs_scores: ClassVar[bool] = True
+
+    def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
+        mean = float(rollout.everywhere(rollout.rewards).mean())
+        memory["history"] = [*memory.get("history", []), mean]
+        memory["trace"] = memory.get("trace", torch.zeros(3)) * 0.9 + mean
+        noise = torch.rand(rollout.mask.shape, generator=rollout.generator)
+        return RolloutEffect(columns={"noise": noise})
+
+    def __call__(self, batch: TokenBatch, memory: dict) -> Effect:
+        strength = float(memory["trace"][0]) + len(memory["history"])
+        return Effect(loss=-0.01 * strength * batch.entropy * batch.columns["noise"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadsVocabulary(Term):
+    """A bonus on the Renyi-2 entropy of the whole next-token distribution."""
+
+    needs_vocab: ClassVar[bool] = True
+
+    def __call__(self, batch: TokenBatch, memory: dict) -> Effect:
+        collision = batch.over_vocab(lambda logps: torch.logsumexp(2 * logps, dim=-1))
+        shannon = batch.over_vocab(lambda logps: -(logps.exp() * logps).sum(dim=-1))
+        gap = torch.where(batch.mask, (shannon - batch.entropy).abs(), 0.0).max()
+        return Effect(loss=collision, metrics={"gap_to_entropy": gap.detach()})
+
+
+NOT_A_TERM = 3

@@ -1,0 +1,264 @@
+"""What every term promises, checked on every file of hclm_rl/terms by its being there."""
+
+import dataclasses
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from hclm_rl import Quantiles, Term, Total, known_terms
+from hclm_rl.chain import Outcome
+from hclm_rl.config import find_term
+
+from .term_batches import (
+    Processes,
+    Step,
+    both_stages,
+    first_stage,
+    fit,
+    make_step,
+    rollout,
+    second_stage,
+    token_batch,
+)
+
+TERMS = {name: find_term(name)() for name in known_terms()}
+FOR_PARITY = {
+    f"{name}, micro_batch": replace(term, statistics="micro_batch")  # type: ignore[call-arg]
+    for name, term in TERMS.items()
+    if "statistics" in {field.name for field in dataclasses.fields(term)}
+}
+every_term = pytest.mark.parametrize("term", TERMS.values(), ids=TERMS.keys())
+every_term_and_variant = pytest.mark.parametrize(
+    "term", [*TERMS.values(), *FOR_PARITY.values()], ids=[*TERMS.keys(), *FOR_PARITY.keys()]
+)
+
+
+def spoilt(step: Step) -> Step:
+    """NaN and infinities in every padded slot, and two more padded slots."""
+    width = step.mask.size(1) + 2
+    names = ("ids", "mask", "old_logps", "old_entropy", "old_hidden", "logps", "entropy", "hidden")
+    wide = replace(step, **{name: fit(getattr(step, name), width) for name in names})
+    garbage = torch.tensor([math.nan, math.inf, -math.inf, 1e30, -7.0])
+
+    def spoil(x: Tensor) -> Tensor:
+        junk = garbage[torch.arange(wide.mask.numel()) % len(garbage)].view(wide.mask.shape)
+        mask, junk = (wide.mask, junk) if x.dim() == 2 else (wide.mask.unsqueeze(2), junk.unsqueeze(2))
+        return torch.where(mask, x, junk)
+
+    return replace(wide, **{name: spoil(getattr(wide, name)) for name in names if name not in ("ids", "mask")})
+
+
+@every_term_and_variant
+def test_padding_is_invisible(term: Term):
+    step = make_step()
+    clean, advantages, asked = both_stages(term, step)
+    dirty, dirty_advantages, dirty_asked = both_stages(term, spoilt(step))
+    assert torch.equal(advantages[step.mask], dirty_advantages[dirty.mask])
+    assert asked.losses.keys() == dirty_asked.losses.keys()
+    for link, loss in asked.losses.items():
+        loss, dirty_loss = token_mean(loss, clean.mask), token_mean(dirty_asked.losses[link], dirty.mask)
+        # not identical: a sum over more columns pairs its terms differently
+        torch.testing.assert_close(dirty_loss, loss)
+        loss.backward()
+        dirty_loss.backward()
+        for name, leaf in leaves(clean).items():
+            other = leaves(dirty)[name]
+            if leaf.grad is not None:
+                torch.testing.assert_close(other.grad[dirty.mask], leaf.grad[clean.mask])
+                assert other.grad.isfinite().all()
+
+
+def token_mean(loss: Tensor, mask: Tensor) -> Tensor:
+    """As the trainer averages it."""
+    return loss if loss.dim() == 0 else torch.where(mask, loss, 0).sum() / mask.sum().clamp(min=1)
+
+
+def leaves(batch) -> dict[str, Tensor]:
+    """What may collect a gradient."""
+    return {"logps": batch.logps, "entropy": batch.entropy, "hidden": batch.hidden()}
+
+
+def emptied(step: Step, tokens: int) -> Step:
+    """Only the first `tokens` slots of the first response count."""
+    mask = torch.zeros_like(step.mask)
+    mask[0, :tokens] = True
+    return replace(step, mask=mask)
+
+
+EDGES = {
+    "one token": lambda step: emptied(step, 1),
+    "no token": lambda step: emptied(step, 0),
+    "a response without tokens": lambda step: replace(step, mask=step.mask & (torch.arange(8) != 2).unsqueeze(1)),
+    "all-equal rewards": lambda step: replace(step, rewards=torch.ones(8)),
+    "an unscored response": lambda step: replace(step, rewards=step.rewards.index_fill(0, torch.tensor([1]), math.nan)),
+    "one scored response in a group": lambda step: replace(
+        step, rewards=step.rewards.index_fill(0, torch.arange(1, 4), math.nan)
+    ),
+    "an unscored group": lambda step: replace(step, rewards=step.rewards.index_fill(0, torch.arange(4), math.nan)),
+    "a certain policy": lambda step: replace(
+        step,
+        **dict.fromkeys(("logps", "old_logps", "entropy", "old_entropy"), torch.zeros_like(step.logps)),
+    ),
+    "equal hidden states": lambda step: replace(
+        step, **dict.fromkeys(("hidden", "old_hidden"), torch.ones_like(step.hidden))
+    ),
+    "on-policy": lambda step: replace(
+        step, logps=step.old_logps, entropy=step.old_entropy, hidden=step.old_hidden
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("edge", EDGES.values(), ids=EDGES.keys())
+@every_term_and_variant
+def test_finite_on_an_edge(term: Term, edge):
+    step = edge(make_step())
+    batch, advantages, asked = both_stages(term, step)
+    assert advantages.isfinite().all()
+    for metric in asked.metrics.values():
+        assert is_finite(metric, step.mask)
+    for loss in asked.losses.values():
+        token_mean(loss, step.mask).backward()
+    for callback in asked.on_hidden_gradient.values():
+        assert all(is_finite(metric, step.mask) for metric in callback(torch.zeros_like(step.hidden)).values())
+    assert all(leaf.grad is None or leaf.grad.isfinite().all() for leaf in leaves(batch).values())
+
+
+def is_finite(metric, mask: Tensor) -> bool:
+    """Whether it can be logged."""
+    if isinstance(metric, Total):
+        return math.isfinite(metric.form(*(value.item() for value in metric.sums)))
+    values = metric.values if isinstance(metric, Quantiles) else metric
+    return bool((values if values.dim() == 0 else values[mask]).isfinite().all())
+
+
+def tensors_of(inputs) -> dict[str, Tensor]:
+    """Every tensor that a rollout or a batch holds, the hidden states included."""
+    held = {name: value for name, value in vars(inputs).items() if isinstance(value, Tensor)}
+    return held | {"hidden": inputs.hidden()}
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    return torch.equal(torch.nan_to_num(a.detach(), nan=1e33), torch.nan_to_num(b.detach(), nan=1e33))
+
+
+@every_term_and_variant
+def test_inputs_and_the_global_generators_are_untouched(term: Term):
+    step = spoilt(make_step())
+    view, batch = rollout(step), token_batch(step)
+    before = [{name: value.detach().clone() for name, value in tensors_of(x).items()} for x in (view, batch)]
+    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
+    memory: dict = {}
+    first = first_stage(term, view, memory)
+    carried = {name: value.clone() for name, value in (first.columns | first.shared).items()}
+    second_stage(term, batch, first, memory)
+    assert torch.equal(torch.get_rng_state(), torch_state) and (np.random.get_state()[1] == numpy_state).all()
+    # the state of Python's generator says nothing here: the shape checker itself draws from it
+    assert "random" not in vars(sys.modules[type(term).__module__])
+    for inputs, values in zip((view, batch), before, strict=True):
+        for name, value in tensors_of(inputs).items():
+            assert same(value, values[name]), name
+    for name, value in (first.columns | first.shared).items():
+        assert same(value, carried[name]), name
+
+
+@every_term_and_variant
+def test_gradient_comes_from_the_policy_alone(term: Term):
+    step = make_step()
+    # were it to leak, a gradient would reach these three; beside them only the leaves of the batch carry one
+    names = ("old_logps", "old_entropy", "old_hidden")
+    step = replace(step, **{name: getattr(step, name).clone().requires_grad_() for name in names})
+    batch, advantages, asked = both_stages(term, step)
+    assert not advantages.requires_grad
+    for loss in asked.losses.values():
+        token_mean(loss, batch.mask).backward()
+        assert any(leaf.grad is not None for leaf in leaves(batch).values()), "a loss without gradient trains nothing"
+    # kl_cov's drift is taken from old_logps, which the trainers hand over detached
+    assert step.old_entropy.grad is None and step.old_hidden.grad is None
+
+
+@every_term_and_variant
+def test_coef_0_is_absence(term: Term):
+    batch, advantages, asked = both_stages(term, make_step(), coef=0.0)
+    assert asked.advantages is None and asked.losses == {}
+    assert torch.equal(advantages, batch.advantages)
+    assert asked.metrics["link/affected"].sum() == 0
+
+
+@every_term_and_variant
+def test_it_does_something(term: Term):
+    step = make_step()
+    _, _, asked = both_stages(term, step)
+    if term.is_diagnostic:
+        first = first_stage(term, rollout(step), {})
+        said = {*first.metrics, *asked.metrics} - {"link/affected"}
+        assert said or asked.on_hidden_gradient
+        assert asked.metrics["link/affected"].sum() == 0 and asked.losses == {} and asked.advantages is None
+    else:
+        assert asked.metrics["link/affected"].sum() > 0
+
+
+def cut(term: Term, step: Step, pieces: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, list[Outcome]]:
+    """Advantages (N, T) of the whole step, the sum of its token losses, and what each micro-batch asked for."""
+    memory: dict = {}
+    first = first_stage(term, rollout(step), memory)
+    advantages, total, outcomes = torch.full(step.mask.shape, math.nan), torch.zeros(()), []
+    for rows in pieces.values():
+        batch = token_batch(step, rows)
+        outcome = second_stage(term, batch, first, memory, rows)
+        given = token_batch(step, rows).advantages if first.advantages is None else first.advantages[rows].unsqueeze(1)
+        advantages[rows] = given.expand(batch.mask.shape) if outcome.advantages is None else outcome.advantages
+        for loss in outcome.losses.values():
+            total = total + torch.where(batch.mask, loss, 0).sum().detach()
+        outcomes.append(outcome)
+    return advantages, total, outcomes
+
+
+SHUFFLED = torch.tensor([5, 0, 7, 2, 1, 6, 4, 3])  # TRL shuffles a generation batch before it splits it
+
+
+@every_term
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_micro_batches_do_not_change_the_step(term: Term, size: int):
+    step = make_step()
+    whole, whole_loss, _ = cut(term, step, {"all": torch.arange(8)})
+    parts, parts_loss, _ = cut(term, step, {str(i): rows for i, rows in enumerate(SHUFFLED.split(size))})
+    assert torch.equal(parts, whole)
+    torch.testing.assert_close(parts_loss, whole_loss)
+
+
+@every_term
+@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("edge", ["all busy", "one without tokens"])
+def test_processes_do_not_change_the_step(term: Term, count: int, edge: str):
+    step = make_step()
+    if edge == "one without tokens":  # its shapes and calls must still match those of the others
+        step = replace(step, mask=step.mask & (torch.arange(8) < 8 - 8 // count).unsqueeze(1))
+    alone_memory: dict = {}
+    alone = first_stage(term, rollout(step), alone_memory)
+    # the later half of the responses has at most 5 tokens, so its processes hold narrower batches
+    widths = [6] * (count // 2) + [5] * (count // 2)
+    processes = Processes(count)
+    views, memories = processes.views(step, widths), [{} for _ in range(count)]
+    together = processes.run(lambda rank: first_stage(term, views[rank], memories[rank]))
+    assert all(memory == memories[0] for memory in memories)
+    assert memories[0].keys() == alone_memory.keys()
+    for name, column in alone.columns.items():
+        pieces = torch.cat(
+            [fit(each.columns[name], 6) if column.dim() == 2 else each.columns[name] for each in together]
+        )
+        assert torch.equal(pieces, column) or torch.allclose(pieces, column), name
+    for name, value in alone.shared.items():
+        for each in together:  # summed in another order
+            torch.testing.assert_close(each.shared[name], value)
+    if alone.advantages is not None:
+        torch.testing.assert_close(torch.cat([each.advantages for each in together]), alone.advantages, rtol=0, atol=0)
+    for name, metric in alone.metrics.items():
+        if isinstance(metric, Tensor) and metric.dim() == 0:
+            mean = torch.stack([each.metrics[name] for each in together]).mean()
+            torch.testing.assert_close(mean, metric)

@@ -1,0 +1,150 @@
+import math
+
+import pytest
+import torch
+
+from hclm_rl.geometry import covariance, factor, leverage, log_det_force, moments
+from hclm_rl.spectra import (
+    alpha_req,
+    dead_fraction,
+    dof,
+    drift,
+    drift_budget,
+    effective_rank,
+    force_bound,
+    force_norm,
+    participation_ratio,
+    rank_me,
+    rho,
+    spectrum,
+    weak_fraction,
+)
+from hclm_rl.surrogates import second_moment
+
+F64 = torch.float64
+CARD = torch.tensor([[1, 2], [3, 1], [2, 4], [6, 5]], dtype=F64)  # the worked example of the method cards
+EPS = 0.1
+
+
+def close(actual, expected, tolerance=5e-7):  # half of the last digit that the card prints
+    torch.testing.assert_close(
+        torch.as_tensor(actual, dtype=F64), torch.as_tensor(expected, dtype=F64), atol=tolerance, rtol=0
+    )
+
+
+def test_card_spectrum_and_predictive_test():
+    lam = spectrum(moments(CARD))
+    close(lam, [1.179973, 4.820027])
+    close(dof(lam, EPS), 1.901548)
+    close(force_norm(lam, 4, EPS), 0.479413)
+    close(force_bound(4, 2, EPS), 1.118034)
+    close(rho(lam, 4, EPS), 0.428800)
+
+
+@pytest.mark.parametrize(("count", "width"), [(40, 7), (5, 9)])
+def test_closed_forms_agree_with_the_rows(count, width):
+    z = torch.randn(count, width, generator=torch.Generator().manual_seed(0), dtype=F64)
+    m = moments(z)
+    lam = spectrum(m)
+    force = log_det_force(z, m, EPS)
+    close(force_norm(lam, count, EPS), force.norm(), 1e-12)
+    close(dof(lam, EPS), (force * (z - m.mean)).sum(), 1e-10)
+    close(dof(lam, EPS), leverage(z, m, EPS).mean(), 1e-10)
+    close(0.5 * (lam + EPS).log().sum(), factor(m, EPS).log_det(), 1e-10)
+    assert 0 < rho(lam, count, EPS) < 1
+
+
+def test_bound_is_reached_when_all_variances_equal_eps():
+    # four rows +-e_1 s, +-e_2 s have S = s^2 / 2 I; with eps = s^2 / 2 = 2, ||F||^2 = (1/4) * 2 * 1 / (4 * 2) = 1/16
+    z = torch.tensor([[2.0, 0], [-2, 0], [0, 2], [0, -2]], dtype=F64)
+    close(log_det_force(z, moments(z), 2.0).norm(), 0.25, 1e-14)
+    close(force_bound(4, 2, 2.0), 0.25, 1e-14)
+    close(rho(spectrum(moments(z)), 4, 2.0), 1.0, 1e-12)
+
+
+def test_one_row_has_no_force_and_no_bound():
+    lam = spectrum(moments(CARD[:1]))
+    assert force_bound(1, 2, EPS) == 0.0 and rho(lam, 1, EPS) == 0.0
+    assert force_norm(lam, 1, EPS).item() == dof(lam, EPS).item() == 0.0
+
+
+def test_dead_and_weak_fractions():
+    lam = torch.tensor([0.0, 0.05, 0.1, 1.0, 10.0, 11.0, 200.0, 300.0])
+    assert dead_fraction(lam, 0.1).item() == 2 / 8  # 0.1 itself is alive: the force is greatest there
+    assert weak_fraction(lam, 0.1).item() == 3 / 8  # above 10
+
+
+def test_drift_budget_of_one_direction():
+    # lam = eps = 1, N = 1, ||F||^2 >= 3/16: g(x) = 3/16 has the roots of 3 x^2 - 10 x + 3, 1/3 and 3,
+    # so the variance may fall by 2/3 or rise by 2: the budget is 2/3
+    close(drift_budget(torch.tensor([1.0], dtype=F64), 1, 1.0, math.sqrt(3) / 4), 2 / 3, 1e-12)
+    # lam = 5: g(x) = 6/49 has the roots of 6 x^2 - 37 x + 6, 1/6 and 6, so a rise by 1 comes first
+    close(drift_budget(torch.tensor([5.0], dtype=F64), 1, 1.0, math.sqrt(6) / 7), 1.0, 1e-12)
+    # above the peak value 1/4 there is no budget, and a dead spectrum has none
+    assert drift_budget(torch.tensor([1.0]), 1, 1.0, 0.51) == 0.0
+    assert drift_budget(torch.zeros(3), 5, 1.0, 1e-9) == 0.0
+    with pytest.raises(ValueError, match="least_norm must be positive, got 0"):
+        drift_budget(torch.ones(3), 5, 1.0, 0.0)
+
+
+def test_drift_within_the_budget_keeps_the_force():
+    g = torch.Generator().manual_seed(0)
+    z = torch.randn(50, 6, generator=g, dtype=F64)
+    m = moments(z)
+    least = 0.7 * force_norm(spectrum(m), 50, EPS).item()
+    budget = drift_budget(spectrum(m), 50, EPS, least)
+    assert budget > 0
+    for _ in range(50):
+        push = torch.randn(6, 6, generator=g, dtype=F64)
+        push = push + push.T
+        s = covariance(m) + push * (budget / torch.linalg.matrix_norm(push, ord=2))
+        close(drift(s, covariance(m)), budget, 1e-12)
+        assert force_norm(torch.linalg.eigvalsh(s).clamp(min=0), 50, EPS).item() >= least
+
+
+def test_card_ranks():
+    m = moments(CARD)
+    # rank_me takes eigenvalues: those of the second moment for RankMe, of S for the centred variant
+    close(rank_me(torch.linalg.eigvalsh(second_moment(m))), 1.624122)
+    close(rank_me(spectrum(m)), 1.886811)
+    close(effective_rank(spectrum(m)), 1.641713)
+    close(participation_ratio(spectrum(m)), 1.461929)
+    s = covariance(m)
+    close(participation_ratio(spectrum(m)), s.trace() ** 2 / s.square().sum(), 1e-12)
+
+
+def test_ranks_of_equal_variances_count_them():
+    lam = torch.cat([torch.ones(8, dtype=F64), torch.zeros(5, dtype=F64)])
+    # p = 1/8 + 1e-7 and 1e-7: the constant adds about 5 * 1e-7 * 16 nats and takes nothing
+    close(effective_rank(lam), 8.0, 1e-4)
+    close(participation_ratio(lam), 8.0, 1e-12)
+    close(effective_rank(lam, keep=4), 4.0, 1e-4)
+    # one live direction of six: -(1 + 1e-7) log(1 + 1e-7) + 5 * 1e-7 log(1e7) = -1e-7 + 8.05905e-6
+    close(effective_rank(torch.tensor([1.0, 0, 0, 0, 0, 0], dtype=F64)).log(), 7.95905e-6, 1e-10)
+    assert participation_ratio(torch.zeros(3)).item() == 0.0 and effective_rank(torch.zeros(3)).isfinite()
+
+
+def test_card_power_law():
+    lam = torch.tensor([0.8, 4, 2, 1.5, 0.6, 0.45, 0.2, 0.1], dtype=F64)  # in any order
+    fit = alpha_req(lam, first=2, last=6)
+    close(fit.alpha, 1.358702)
+    close(fit.intercept, 1.705606)
+    # the same fit by numpy.linalg.lstsq with rows scaled by sqrt(1/j): R^2 of its residuals
+    ranks = torch.arange(2, 7, dtype=F64)
+    y = torch.tensor([2, 1.5, 0.8, 0.6, 0.45], dtype=F64).log()
+    x = torch.stack([-ranks.log(), torch.ones(5, dtype=F64)], 1)
+    w = ranks.rsqrt().unsqueeze(1)
+    solution = torch.linalg.lstsq(w * x, w * y.unsqueeze(1)).solution.squeeze()
+    close([fit.alpha, fit.intercept], solution, 1e-12)
+    close(fit.r2, 1 - ((y - x @ solution).square().sum() / (y - y.mean()).square().sum()), 1e-12)
+
+
+def test_power_law_that_is_one():
+    ranks = torch.arange(1, 201, dtype=F64)
+    fit = alpha_req(3 * ranks**-0.7)
+    close([fit.alpha, fit.intercept, fit.r2], [0.7, math.log(3), 1.0], 1e-12)
+
+
+def test_power_law_without_enough_positive_eigenvalues_is_nan():
+    assert math.isnan(alpha_req(torch.ones(99)).alpha)
+    assert math.isnan(alpha_req(torch.cat([torch.ones(99), torch.zeros(9)])).alpha)

@@ -1,0 +1,181 @@
+"""Resume (invariant 5), broken terms and rewards, what is refused before a model is loaded, what is logged."""
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+import trl
+
+import hclm_rl
+from hclm_rl import NotFinite, known_terms
+
+from .test_trainer_invariance import STRONG
+from .tiny import largest_difference, low_words, make, prompts, settings, weights_of
+
+ALL_TERMS = [{name: STRONG.get(name, {})} for name in known_terms()]
+CONTROLLED = {"entropy_bonus": {"name": "controlled", "coef": {"kind": "step_to_target", "target": 5.0, "delta": 0.1}}}
+STATEFUL = [*ALL_TERMS, "tests.own_terms.Remembers", CONTROLLED]
+
+
+@pytest.mark.parametrize("changes", [{}, {"num_iterations": 2}, {"lora": True}], ids=["plain", "off-policy", "LoRA"])
+def test_a_run_killed_and_resumed_is_the_uninterrupted_one(changes: dict, policy: str, tmp_path: Path):
+    more = {}
+    if changes.pop("lora", False):
+        from peft import LoraConfig
+
+        more["peft_config"] = LoraConfig(r=4, target_modules=["q_proj"], lora_dropout=0.1, task_type="CAUSAL_LM")
+    changes = {"max_steps": 6, "optim": "adamw_torch", "learning_rate": 1e-2, "save_strategy": "steps", **changes}
+    whole = make(policy, tmp_path / "whole", terms=STATEFUL, save_steps=2, trainer=more, **changes)
+    whole.train()
+    assert (tmp_path / "whole/checkpoint-2/entropy_terms.json").exists()
+    resumed = make(policy, tmp_path / "resumed", terms=STATEFUL, save_steps=2, trainer=more, **changes)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole/checkpoint-2"))
+    assert largest_difference(weights_of(whole), weights_of(resumed)) == 0.0
+    for name in ("entropy_terms.json", "entropy_terms.safetensors"):
+        ends = [(tmp_path / run / "checkpoint-6" / name).read_bytes() for run in ("whole", "resumed")]
+        assert ends[0] == ends[1], name
+    memory = json.loads((tmp_path / "whole/checkpoint-6/entropy_terms.json").read_text())["memory"]
+    assert len(memory["Remembers"]["history"]) == 6 // changes.get("num_iterations", 1)
+
+
+def test_resume_without_the_terms_state_would_differ(policy: str, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    changes = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    whole = make(policy, tmp_path / "whole", terms=STATEFUL, **changes)
+    whole.train()
+    (tmp_path / "whole/checkpoint-2/entropy_terms.json").unlink()
+    resumed = make(policy, tmp_path / "resumed", terms=STATEFUL, **changes)
+    with caplog.at_level(logging.WARNING):
+        resumed.train(resume_from_checkpoint=str(tmp_path / "whole/checkpoint-2"))
+    assert "the entropy terms start afresh" in caplog.text
+    assert largest_difference(weights_of(whole), weights_of(resumed)) > 0
+
+
+def test_resume_with_other_terms_is_refused(policy: str, tmp_path: Path):
+    changes = {"max_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    make(policy, tmp_path, terms=["qae"], **changes).train()
+    other = make(policy, tmp_path, terms=["clip_cov"], **{**changes, "max_steps": 4})
+    with pytest.raises(ValueError, match=r"\['qae'\], this run has \['clip_cov'\]"):
+        other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
+@pytest.mark.parametrize("quantity", ["reward", "advantage", "loss", "column"])
+def test_a_nan_stops_the_run_and_the_checkpoint_is_intact(quantity: str, policy: str, tmp_path: Path):
+    terms = [{"tests.own_terms.BreaksAt": {"at": 2, "quantity": quantity, "name": "mine"}}]
+    trainer = make(policy, tmp_path, terms=terms, max_steps=4, save_strategy="steps", save_steps=1)
+    with pytest.raises(NotFinite, match=rf"'mine' produced .* in its (\w+ )?'?{quantity[:4]}.* at step 2"):
+        trainer.train()
+    assert all(torch.isfinite(weight).all() for weight in weights_of(trainer).values())
+    again = make(policy, tmp_path, terms=[{"tests.own_terms.BreaksAt": {"at": 9, "name": "mine"}}], max_steps=4)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert again.state.global_step == 4
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_reward_that_is_not_finite_is_named(bad: float, policy: str, tmp_path: Path):
+    def my_reward(completions: list[str], **_) -> list[float]:
+        return [0.0, bad, *[1.0] * (len(completions) - 2)]
+
+    trainer = make(policy, tmp_path)
+    trainer = hclm_rl.GRPOTrainer(policy, my_reward, hclm_rl.GRPOConfig(str(tmp_path), **settings()), prompts())
+    with pytest.raises(ValueError, match=rf"'my_reward' returned {bad} for response 1 of 8; return a finite number"):
+        trainer.train()
+
+
+def test_a_reward_of_the_wrong_length_is_named(policy: str, tmp_path: Path):
+    def my_reward(completions: list[str], **_) -> list[float]:
+        return [1.0]
+
+    trainer = hclm_rl.GRPOTrainer(policy, my_reward, hclm_rl.GRPOConfig(str(tmp_path), **settings()), prompts())
+    with pytest.raises(ValueError, match=r"'my_reward' returned 1 rewards, but 8 were expected"):
+        trainer.train()
+
+
+def test_a_reward_may_leave_a_response_out(policy: str, tmp_path: Path):
+    def some(completions: list[str], **_) -> list[float | None]:
+        return [None if i == 0 else float(len(text)) for i, text in enumerate(completions)]
+
+    args = hclm_rl.GRPOConfig(str(tmp_path), entropy_terms=["qae", "clip_cov"], **settings())
+    trainer = hclm_rl.GRPOTrainer(policy, some, args, prompts())
+    trainer.train()
+    assert all(torch.isfinite(weight).all() for weight in weights_of(trainer).values())
+
+
+def test_trls_own_config_and_terms_as_objects(policy: str, tmp_path: Path):
+    args = trl.GRPOConfig(str(tmp_path), **settings())
+    terms = [
+        hclm_rl.Link(
+            name="bonus",
+            term=hclm_rl.build_chain(["entropy_bonus"]).links[0].term,
+            coef=hclm_rl.Linear(start=0.1, end=0.0),
+        )
+    ]
+    trainer = hclm_rl.GRPOTrainer(policy, low_words, args, prompts(), entropy_terms=terms)
+    trainer.train()
+    assert [float(entry["bonus/coef"]) for entry in trainer.state.log_history[:2]] == pytest.approx([0.1, 0.05])
+
+
+def test_terms_twice_are_refused(policy: str, tmp_path: Path):
+    args = hclm_rl.GRPOConfig(str(tmp_path), entropy_terms=["qae"], **settings())
+    with pytest.raises(ValueError, match="came twice"):
+        hclm_rl.GRPOTrainer(policy, low_words, args, prompts(), entropy_terms=["qae"])
+
+
+def test_what_the_run_cannot_give_is_refused_before_loading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llava", "vision_config": {}, "text_config": {}}))
+    args = hclm_rl.GRPOConfig(str(tmp_path / "out"), entropy_terms=["qae", "log_det"], **settings())
+    with pytest.raises(ValueError, match=r"log_det: reads scores or hidden states .* vision models"):
+        hclm_rl.GRPOTrainer(str(tmp_path), low_words, args, prompts())  # there are no weights to load
+    monkeypatch.setattr("hclm_rl.trainer.is_deepspeed_zero3_enabled", lambda: True)
+    args = hclm_rl.GRPOConfig(str(tmp_path / "out"), entropy_terms=["tests.own_terms.ReadsVocabulary"], **settings())
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    with pytest.raises(ValueError, match=r"ReadsVocabulary: reads the whole next-token distribution.* ZeRO-3"):
+        hclm_rl.GRPOTrainer(str(tmp_path), low_words, args, prompts())
+
+
+def test_an_inert_term_is_said_at_the_start(policy: str, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    with caplog.at_level(logging.WARNING):
+        make(policy, tmp_path, terms=["kl_cov"], num_iterations=2)
+    assert "kl_cov" not in caplog.text
+    with caplog.at_level(logging.WARNING):
+        make(policy, tmp_path, terms=["kl_cov"])
+    assert "the entropy term 'kl_cov' does nothing in this run" in caplog.text
+
+
+def test_an_idle_term_is_said_once(policy: str, tmp_path: Path, caplog, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("hclm_rl.trainer.IDLE_STEPS_BEFORE_WARNING", 2)
+    with caplog.at_level(logging.WARNING):
+        make(policy, tmp_path, terms=[{"clip_cov": {"lower": 900.0, "upper": 901.0}}], max_steps=5).train()
+    assert caplog.text.count("'clip_cov' has affected no token for 2 optimiser steps") == 1
+
+
+def test_affected_shares(policy: str, tmp_path: Path):
+    # forking_tokens keeps the top 20 %; of the rest it changes those whose advantage was not 0, and of the kept those
+    # too (normalise_by "kept"), so with "all" the share is at most 80 %
+    terms = [{"forking_tokens": {"normalise_by": "all"}}, {"entropy_bonus": {"coef": 0.0}}, "information_force"]
+    trainer = make(policy, tmp_path, terms=terms, fixed=True)
+    trainer.train()
+    for entry in trainer.state.log_history[:2]:
+        assert 0.3 < float(entry["forking_tokens/affected"]) <= 0.8
+        assert float(entry["forking_tokens/kept"]) == pytest.approx(0.2, abs=0.05)
+        assert float(entry["entropy_bonus/affected"]) == 0.0
+        assert float(entry["information_force/affected"]) == 0.0
+
+
+def test_tokens_that_a_tool_wrote_are_left_out(policy: str, tmp_path: Path):
+    from .tiny import fixed_rollout
+
+    def with_tool(batch: list[str], trainer) -> dict:
+        rollout = fixed_rollout(batch, trainer)
+        masks = [[0 if t == 1 else 1 for t in range(len(ids))] for ids in rollout["completion_ids"]]
+        return rollout | {"env_mask": masks}
+
+    trainer = make(policy, tmp_path, terms=ALL_TERMS, trainer={"rollout_func": with_tool})
+    seen = []
+    chain_call = type(trainer._hclm.chain).__call__
+    masks = lambda self, batch, *rest: (seen.append(batch.mask), chain_call(self, batch, *rest))[1]  # noqa: E731
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(trainer._hclm.chain), "__call__", masks)
+        trainer.train()
+    assert seen and all(not mask[:, 1].any() and mask[:, 0].all() for mask in seen)

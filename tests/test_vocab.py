@@ -1,0 +1,123 @@
+"""Functionals of the next-token distribution against TRL's own fused head, and against the whole logits."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+from trl.trainer.utils import add_fused_lm_head
+
+from hclm_rl.vocab import Head, over_vocab
+
+VOCABULARY, WIDTH = 97, 16
+
+
+def shannon(logps: Tensor) -> Tensor:
+    return -(logps.exp() * logps).sum(dim=-1)
+
+
+def probability_of_the_first(logps: Tensor) -> Tensor:
+    return logps[:, 0].exp()
+
+
+@pytest.mark.parametrize(
+    "factors, head_factors",
+    [
+        ({}, {}),
+        ({"final_logit_softcapping": 3.0}, {"softcap": 3.0}),
+        ({"logit_scale": 0.25}, {"scale": 0.25}),
+        ({"logits_scaling": 8.0, "final_logit_softcapping": 3.0}, {"scale": 1 / 8, "softcap": 3.0}),
+    ],
+    ids=["plain", "softcap", "scale", "both"],
+)
+def test_the_entropy_is_trls(factors, head_factors):
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=WIDTH,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        **factors,
+    )
+    model = LlamaForCausalLM(config)
+    # larger than usual, so that positions differ; a factor on the logits is made good here
+    torch.nn.init.normal_(model.lm_head.weight, std=0.25 / head_factors.get("scale", 1.0))
+    add_fused_lm_head(model, temperature=0.7, outputs=("log_probs", "entropy"))
+    ids = torch.randint(VOCABULARY, (3, 9))
+    pull = torch.randn(3, 8)  # any upstream gradient
+
+    entropy = model(input_ids=ids, labels=ids, fused_lm_head=True).entropy
+    (entropy * pull).sum().backward()
+    expected = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+
+    hidden = model.model(input_ids=ids).last_hidden_state[:, :-1]
+    head = Head(weight=model.lm_head.weight, temperature=0.7, **head_factors)
+    ours = over_vocab(shannon, hidden, head, rows_at_once=5)
+    (ours * pull).sum().backward()
+    assert ours.std() > 0.05  # or the agreement would say little
+    # another order of summation in float32: four units in the last place of an entropy in [4, 8) nats, and sixteen of
+    # the largest gradient
+    torch.testing.assert_close(ours, entropy, atol=2e-6, rtol=0)
+    for name, parameter in model.named_parameters():
+        largest = expected[name].abs().max().item()
+        torch.testing.assert_close(parameter.grad, expected[name], atol=2e-6 * largest, rtol=0)
+
+
+def whole(
+    functional, hidden: Tensor, weight: Tensor, bias: Tensor, softcap: float, scale: float, temperature: float
+) -> Tensor:
+    """From the whole logits at once, as the equation is written."""
+    logits = softcap * torch.tanh(scale * (hidden @ weight.T + bias) / softcap) / temperature
+    return functional(logits.log_softmax(-1).flatten(0, 1)).view(hidden.shape[:2])
+
+
+@pytest.mark.parametrize("functional", [shannon, probability_of_the_first])
+def test_bias_softcap_scale_and_temperature_with_their_gradients(functional):
+    source = torch.Generator()
+    shapes = [(2, 3, WIDTH), (VOCABULARY, WIDTH), (VOCABULARY,)]
+    grads = []
+    for route in ("chunks", "whole"):
+        source.manual_seed(0)
+        hidden, weight, bias = (torch.randn(*shape, generator=source).requires_grad_() for shape in shapes)
+        if route == "chunks":
+            head = Head(weight=weight, bias=bias, temperature=1.3, softcap=5.0, scale=0.4)
+            values = over_vocab(functional, hidden, head, rows_at_once=4)
+        else:
+            values = whole(functional, hidden, weight, bias, softcap=5.0, scale=0.4, temperature=1.3)
+        values.square().sum().backward()
+        grads.append((values.detach(), hidden.grad, weight.grad, bias.grad))
+    for chunked, plain in zip(*grads, strict=True):
+        torch.testing.assert_close(chunked, plain)
+
+
+def test_chunk_sizes_agree():
+    source = torch.Generator().manual_seed(0)
+    hidden, weight = torch.randn(3, 5, WIDTH, generator=source), torch.randn(VOCABULARY, WIDTH, generator=source)
+    for rows_at_once in (1, 4, 15, 16, 256):
+        with torch.no_grad():
+            values = over_vocab(shannon, hidden, Head(weight=weight), rows_at_once)
+        by_position = torch.stack([shannon((h @ weight.T).log_softmax(-1)) for h in hidden.flatten(0, 1)]).view(3, 5)
+        torch.testing.assert_close(values, by_position)
+        assert not values.requires_grad
+
+
+def test_uniform_and_certain_distributions():
+    # no state: log V; a state that sets one logit 200 above: 0
+    weight = torch.eye(VOCABULARY)[:, :WIDTH].contiguous()
+    hidden = torch.zeros(1, 2, WIDTH)
+    hidden[0, 1, 3] = 200.0
+    assert over_vocab(shannon, hidden, Head(weight=weight))[0].tolist() == pytest.approx([math.log(VOCABULARY), 0.0])
+
+
+def test_half_precision_states_give_float32_values():
+    weight, hidden = torch.randn(VOCABULARY, WIDTH).bfloat16(), torch.zeros(1, 1, WIDTH).bfloat16()
+    value = over_vocab(shannon, hidden, Head(weight=weight))
+    # in bfloat16 log 97 = 4.5747 would be 4.5625
+    assert value.dtype == torch.float32 and value.item() == pytest.approx(math.log(VOCABULARY), rel=1e-6)
+
+
+def test_no_rows_at_all():
+    assert over_vocab(shannon, torch.zeros(2, 0, WIDTH), Head(weight=torch.ones(VOCABULARY, WIDTH))).shape == (2, 0)
