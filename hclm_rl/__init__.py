@@ -1,12 +1,25 @@
 """Entropy control in RL fine-tuning of language models, on top of TRL."""
 
-from .chain import Chain, Link, NotFinite
-from .coefficients import Constant, Cosine, Linear, StepToTarget
-from .config import GRPOConfig, RLOOConfig, build_chain, known_terms
-from .trainer import GRPOTrainer, RLOOTrainer
-from .types import Effect, Quantiles, Rollout, RolloutEffect, Term, TokenBatch, Total
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .chain import Chain, Link, NotFinite
+    from .coefficients import Constant, Cosine, Linear, StepToTarget
+    from .config import GRPOConfig, RLOOConfig, build_chain, known_terms
+    from .trainer import GRPOTrainer, RLOOTrainer
+    from .types import Effect, Quantiles, Rollout, RolloutEffect, Term, TokenBatch, Total
 
 __version__ = "0.1.0"
+
+# Imported on first use: torch and TRL take seconds, which `hclm-rl methods` need not wait for.
+_HOMES = {
+    "chain": ("Chain", "Link", "NotFinite"),
+    "coefficients": ("Constant", "Cosine", "Linear", "StepToTarget"),
+    "config": ("GRPOConfig", "RLOOConfig", "build_chain", "known_terms"),
+    "trainer": ("GRPOTrainer", "RLOOTrainer"),
+    "types": ("Effect", "Quantiles", "Rollout", "RolloutEffect", "Term", "TokenBatch", "Total"),
+}
 
 __all__ = [
     "Chain",
@@ -30,3 +43,10 @@ __all__ = [
     "build_chain",
     "known_terms",
 ]
+
+
+def __getattr__(name: str) -> object:
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f".{module}", __name__), name)
+    raise AttributeError(f"module 'hclm_rl' has no attribute '{name}'")

@@ -22,11 +22,17 @@ class Link:
     term: Term
     coef: Coefficient
 
+    def __post_init__(self) -> None:
+        if not self.name or "/" in self.name:
+            raise ValueError(f"the name of an entropy term must be text without '/', got {self.name!r}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutOutcome:
     """What all links together made of a generation batch."""
 
+    rewards: Tensor  # (N,), as stage 2 sees them
+    group_rewards: Tensor  # (N, G)
     advantages: Tensor | None  # (N,) or (N, T); None where no link changed them
     columns: dict[str, Tensor]  # "<link>/<name>": (N,) or (N, T)
     shared: dict[str, Tensor]  # "<link>/<name>": any shape
@@ -116,15 +122,16 @@ class Chain:
         memories: Mapping[str, dict],
         coefs: Mapping[str, float],
         generators: Callable[[str], torch.Generator],
-        advantages_from: Callable[[Tensor], Tensor],
+        renormalise: Callable[[Tensor], tuple[Tensor, Tensor]],
     ) -> RolloutOutcome:
-        """Stage 1. `advantages_from`: (N,) rewards of this process -> (N,) the base algorithm's advantages."""
+        """Stage 1. `renormalise`: this process's rewards (N,) -> the base algorithm's advantages and scale, (N,)."""
         stock, last_shaper = rollout.advantages, None
         columns, shared, metrics, affected = {}, {}, {}, {}
         for link in self.links:
             effect = link.term.on_rollout(replace(rollout, generator=generators(link.name)), memories[link.name])
-            self._require_finite_rollout(effect, rollout, link.name)
             coef, before = coefs[link.name], rollout.advantages
+            if coef:
+                self._require_finite_rollout(effect, rollout, link.name)
             if effect.rewards is not None and coef:
                 if last_shaper is not None:
                     raise ValueError(
@@ -133,9 +140,9 @@ class Chain:
                     )
                 rewards = blend(rollout.rewards, effect.rewards, coef)
                 group_rewards = rollout.everywhere(rewards).view(-1, rollout.group_rewards.size(1))[rollout.group]
-                rollout = replace(
-                    rollout, rewards=rewards, group_rewards=group_rewards, advantages=advantages_from(rewards)
-                )
+                advantages, scale = renormalise(rewards)
+                rollout = replace(rollout, rewards=rewards, group_rewards=group_rewards)
+                rollout = replace(rollout, advantages=advantages, reward_scale=scale)
             if effect.advantages is not None and coef:
                 shaped = blend(rollout.advantages, effect.advantages.detach(), coef)
                 if shaped.dim() == 2:
@@ -147,6 +154,8 @@ class Chain:
             shared |= {f"{link.name}/{name}": value.detach() for name, value in effect.shared.items()}
             metrics |= {f"{link.name}/{name}": metric for name, metric in effect.metrics.items()}
         return RolloutOutcome(
+            rewards=rollout.rewards,
+            group_rewards=rollout.group_rewards,
             advantages=None if rollout.advantages is stock else rollout.advantages,
             columns=columns,
             shared=shared,
@@ -172,20 +181,17 @@ class Chain:
             )
             effect = link.term(own, memories[name])
             affected = affected_before[name]
-            if effect.advantages is not None:
+            if effect.advantages is not None and coef:
                 require_finite(effect.advantages, batch.mask, name, batch.step, "advantages")
-                if coef:
-                    # the padding keeps its advantages: TRL multiplies its losses by the mask, and NaN * 0 is NaN
-                    shaped = torch.where(
-                        batch.mask, blend(batch.advantages, effect.advantages.detach(), coef), batch.advantages
-                    )
-                    affected = affected | (shaped != batch.advantages)
-                    batch = replace(batch, advantages=shaped)
-            if effect.loss is not None:
+                shaped = blend(batch.advantages, effect.advantages.detach(), coef)
+                # the padding keeps its advantages: TRL multiplies its losses by the mask, and NaN * 0 is NaN
+                shaped = torch.where(batch.mask, shaped, batch.advantages)
+                affected = affected | (shaped != batch.advantages)
+                batch = replace(batch, advantages=shaped)
+            if effect.loss is not None and coef:
                 require_finite(effect.loss, batch.mask, name, batch.step, "loss")
-                if coef:
-                    losses[name] = effect.loss
-                    affected = affected | (effect.loss.detach() != 0)
+                losses[name] = effect.loss
+                affected = affected | (effect.loss.detach() != 0)
             metrics |= {f"{name}/{key}": metric for key, metric in effect.metrics.items()}
             metrics[f"{name}/affected"] = (affected & batch.mask).float()
             if effect.on_hidden_gradient is not None:

@@ -4,7 +4,9 @@ import dataclasses
 import difflib
 import importlib
 import json
+import os
 import pkgutil
+import sys
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -40,6 +42,8 @@ def find_term(name: str) -> type[Term]:
     """The class behind a recipe's name: `clip_cov` is terms/clip_cov.py's ClipCov, `my_lab.floor.Floor` is itself."""
     if "." in name:
         module_path, _, class_name = name.rpartition(".")
+        if os.getcwd() not in sys.path:  # as TRL does for rewards: a user's file lies beside the recipe
+            sys.path.insert(0, os.getcwd())
         try:
             found = getattr(importlib.import_module(module_path), class_name)
         except (ImportError, AttributeError) as error:
@@ -89,8 +93,9 @@ def stored(value: object, annotation: object) -> object:
     if isinstance(value, list):
         return tuple(value)
     options = options_of(annotation)
-    is_whole = isinstance(value, int) and not isinstance(value, bool)
-    return float(value) if is_whole and float in options and int not in options else value
+    if isinstance(value, int) and not isinstance(value, bool) and float in options and int not in options:
+        return float(value)
+    return value
 
 
 def written(annotation: object) -> str:
@@ -134,8 +139,9 @@ def build_link(entry: object) -> Link:
     if isinstance(entry, Link):
         return entry
     if isinstance(entry, Term):
-        module = type(entry).__module__.rpartition(".")[2]
-        return Link(name=module, term=entry, coef=Constant(coefficient=entry.default_coef))
+        package, _, module = type(entry).__module__.rpartition(".")
+        name = module if package == terms.__name__ else type(entry).__name__  # as a recipe would name it
+        return Link(name=name, term=entry, coef=Constant(coefficient=entry.default_coef))
     if isinstance(entry, str):
         entry = {entry: {}}
     if not isinstance(entry, Mapping) or len(entry) != 1:
@@ -149,13 +155,13 @@ def build_link(entry: object) -> Link:
     parameters = dict(given or {})
     coef, label = parameters.pop("coef", None), parameters.pop("name", None)
     term = build_term(name, parameters)
-    if label is not None and (not isinstance(label, str) or "/" in label or not label):
+    if label is not None and not isinstance(label, str):
         raise ValueError(f"{name}: name must be text without '/', got {label!r}")
     try:
         strength: Coefficient = Constant(coefficient=term.default_coef) if coef is None else coefficient_from(coef)
     except ValueError as error:
         raise ValueError(f"{name}: coef: {error}") from error
-    return Link(name=label or name.rpartition(".")[2], term=term, coef=strength)
+    return Link(name=name.rpartition(".")[2] if label is None else label, term=term, coef=strength)
 
 
 def build_chain(entries: object) -> Chain:

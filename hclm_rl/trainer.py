@@ -128,7 +128,9 @@ class EntropyTermsMixin:
             output = super()._generate_and_score_completions(inputs)
             scores = self._hclm_trls_scores(output, generation)
             if scores is None and self._hclm.chain.needs_scores:
-                if self.args.steps_per_generation == 1:  # the loss's own pass is about to see the whole batch
+                if (
+                    self.args.steps_per_generation == self.num_iterations == 1
+                ):  # the loss's own pass sees it all at once
                     self._hclm.deferred = dict(output), generation
                     return output | {ROW: torch.arange(len(output["prompt_ids"]), device=self.accelerator.device)}
                 scores = self._hclm_own_scores(output, generation)
@@ -198,7 +200,7 @@ class EntropyTermsMixin:
             run.state.memory,
             self._hclm_coefs(),
             functools.partial(self._hclm_generator, "rollout"),
-            self._hclm_base_advantages,
+            self._hclm_renormalise,
         )
         run.shared = outcome.shared
         stage_metrics = StepMetrics()
@@ -207,7 +209,7 @@ class EntropyTermsMixin:
         for name, value in stage_metrics.flush(self.accelerator).items():
             self._metrics["train"][name].append(value)
         items = self.accelerator.reduce(mask.sum(), reduction="sum")
-        keys = {"hclm/rewards": rollout.rewards, "hclm/group_rewards": rollout.group_rewards, "hclm/items": items}
+        keys = {"hclm/rewards": outcome.rewards, "hclm/group_rewards": outcome.group_rewards, "hclm/items": items}
         if "old_logps" in output:  # RLOO keeps the sum over a response only
             keys["hclm/old_logps"] = generation.scores[0].logps
         if outcome.advantages is not None:
@@ -436,11 +438,14 @@ class EntropyTermsMixin:
             sent = self.accelerator.pad_across_processes(sent, dim=1)
         return self.accelerator.gather(sent.contiguous()).to(x.dtype)
 
-    def _hclm_base_advantages(self, rewards: Tensor) -> Tensor:
-        """This process's rewards (N,) -> its advantages as the base algorithm would have made them."""
-        n, everywhere = len(rewards), self._hclm_everywhere(rewards)
-        advantages = torch.nan_to_num(self._hclm_centre(everywhere) / self._hclm_reward_scale(everywhere), nan=0.0)
-        return advantages[self.accelerator.process_index * n :][:n]
+    def _hclm_renormalise(self, rewards: Tensor) -> tuple[Tensor, Tensor]:
+        """This process's rewards (N,) -> its advantages as the base algorithm would have made them, and their scale."""
+        everywhere = self._hclm_everywhere(rewards)
+        scale = self._hclm_reward_scale(everywhere)
+        advantages = torch.nan_to_num(self._hclm_centre(everywhere) / scale, nan=0.0)
+        first = self.accelerator.process_index * len(rewards)
+        own = slice(first, first + len(rewards))
+        return advantages[own], scale[own]
 
     def _hclm_language_model(self) -> PreTrainedModel:
         model = self.accelerator.unwrap_model(self.model)
@@ -450,9 +455,12 @@ class EntropyTermsMixin:
         """The output head with the factors that TRL's fused forward applies."""
         model = self._hclm_language_model()
         config, head = model.config.get_text_config(), model.get_output_embeddings()
-        scale = getattr(config, "logit_scale", None) or 1.0
-        if getattr(config, "logits_scaling", None):
-            scale = scale / config.logits_scaling
+        multipliers = ("logit_scale", "output_multiplier", "lm_head_multiplier")  # of Cohere, Muse, Falcon-H1
+        given = [getattr(config, name, None) for name in multipliers]
+        divisor = getattr(config, "logits_scaling", None)  # of Granite; HyperCLOVA X multiplies by it
+        if divisor is not None:
+            given.append(divisor if config.model_type == "hyperclovax" else 1 / divisor)
+        scale = next((float(value) for value in given if value is not None), 1.0)
         softcap = getattr(config, "final_logit_softcapping", None)
         return Head(weight=head.weight, bias=head.bias, temperature=self.temperature, softcap=softcap, scale=scale)
 

@@ -152,7 +152,7 @@ def always_the_same(link: str) -> torch.Generator:
 def first_stage(term: Term, view: Rollout, memory: dict, coef: float = 1.0, group_size: int = 4) -> RolloutOutcome:
     """Stage 1 of a chain of one link."""
     return one_link(term).on_rollout(
-        view, {"link": memory}, {"link": coef}, always_the_same, lambda rewards: centred(rewards, group_size)
+        view, {"link": memory}, {"link": coef}, always_the_same, lambda r: (centred(r, group_size), torch.ones_like(r))
     )
 
 

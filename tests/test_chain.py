@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hclm_rl import Chain, Constant, Effect, Link, NotFinite, Rollout, RolloutEffect, Term, TokenBatch
-from hclm_rl.chain import Outcome, RolloutOutcome, per_token
+from hclm_rl.chain import Outcome, RolloutOutcome, blend, per_token
 
 from .term_batches import always_the_same, centred, make_step, rollout, token_batch
 
@@ -81,7 +81,9 @@ def stage_one(
     names = [link.name for link in chain.links]
     memories = {name: {} for name in names} if memories is None else memories
     coefs = dict.fromkeys(names, coef)
-    return chain.on_rollout(view or rollout(STEP), memories, coefs, always_the_same, lambda r: centred(r, 4))
+    return chain.on_rollout(
+        view or rollout(STEP), memories, coefs, always_the_same, lambda r: (centred(r, 4), torch.full_like(r, 2.0))
+    )
 
 
 def stage_two(chain: Chain, coef: float = 1.0, memories: dict | None = None, **changes: object) -> Outcome:
@@ -123,6 +125,12 @@ def test_coef_is_the_share_of_the_way(stage):
     torch.testing.assert_close(run(chain, coef=0.5).advantages[at], (stock / 2 + 2)[at])
 
 
+def test_the_ends_of_the_way_are_exact():
+    # 0.1 + 1 * (0.3 - 0.1) is not 0.3 in floating point, and an infinity has no way to it
+    stock, shaped = torch.tensor([0.1, math.inf]), torch.tensor([0.3, 0.0])
+    assert blend(stock, shaped, 0.0) is stock and blend(stock, shaped, 1.0) is shaped
+
+
 def test_advantages_per_response_and_per_token_mix():
     weights = STEP.mask.cumsum(1).float()  # 1, 2, 3, ... along each response
     widened = Shaper(shape=lambda a: a.unsqueeze(1) * weights, stage=1)
@@ -132,14 +140,16 @@ def test_advantages_per_response_and_per_token_mix():
     # and back: half of (A w) and half of 0, after the first link went all the way
     chain = chain_of(widened=widened, narrow=narrow)
     coefs = {"widened": 1.0, "narrow": 0.5}
-    both = chain.on_rollout(rollout(STEP), {"widened": {}, "narrow": {}}, coefs, always_the_same, lambda r: r)
+    both = chain.on_rollout(rollout(STEP), {"widened": {}, "narrow": {}}, coefs, always_the_same, lambda r: (r, r))
     torch.testing.assert_close(both.advantages[STEP.mask], (STEP.advantages.unsqueeze(1) * weights / 2)[STEP.mask])
 
 
 def test_a_loss_keeps_its_gradient_and_is_absent_at_coef_0():
     loss = torch.ones(8, 6, requires_grad=True)
     chain = chain_of(says=Says(second=Effect(loss=loss)))
-    assert stage_two(chain, coef=0.3).losses["says"] is loss  # the trainer multiplies by the coefficient
+    outcome = stage_two(chain, coef=0.3)
+    assert outcome.losses["says"] is loss  # the trainer multiplies by the coefficient
+    assert outcome.metrics["says/affected"].sum() == 32  # of 48 slots, those that count
     assert stage_two(chain, coef=0.0).losses == {}
 
 
@@ -253,3 +263,25 @@ def test_two_links_may_not_share_a_name():
     assert str(error.value) == (
         "two entropy terms are called 'bonus'; give one of them another name, as in `- bonus: {name: bonus_2}`"
     )
+
+
+def test_what_comes_after_shaped_rewards_sees_them_their_groups_and_their_scale():
+    seen = []
+
+    @dataclass(frozen=True, kw_only=True)
+    class Looks(Term):
+        def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
+            seen.append(rollout)
+            return RolloutEffect()
+
+    @dataclass(frozen=True, kw_only=True)
+    class Doubles(Term):
+        def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
+            return RolloutEffect(rewards=2 * rollout.rewards)
+
+    outcome = stage_one(chain_of(doubles=Doubles(), looks=Looks()))
+    stock = rollout(STEP)
+    for given in (seen[0], outcome):
+        assert torch.equal(given.rewards, 2 * stock.rewards)
+        assert torch.equal(given.group_rewards, 2 * stock.group_rewards)
+    assert (seen[0].reward_scale == 2.0).all()  # what `renormalise` gives above

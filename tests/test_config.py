@@ -23,6 +23,7 @@ from hclm_rl import (
     build_chain,
     known_terms,
 )
+from hclm_rl.coefficients import Schedule
 from hclm_rl.config import find_term
 from hclm_rl.terms.clip_cov import ClipCov
 from hclm_rl.terms.entropy_bonus import EntropyBonus
@@ -57,7 +58,11 @@ class Stranger:
 
 def from_config(config_class: type, tmp_path: Path) -> Callable[[object], Chain]:
     def build(entries: object) -> Chain:
-        return build_chain(config_class(output_dir=str(tmp_path), entropy_terms=entries, **QUIET).entropy_terms)
+        config = config_class(output_dir=str(tmp_path), entropy_terms=entries, **QUIET)
+        try:
+            return build_chain(config.entropy_terms)
+        except ValueError:
+            pytest.fail("the config let it pass")
 
     return build
 
@@ -132,7 +137,7 @@ WRONG = [
     ([{f"{HERE}.Floor": {"patience": 1}}], f"{HERE}.Floor needs level; got patience"),
     ([f"{HERE}.Floor"], f"{HERE}.Floor needs level; got nothing"),
     (["qae", "qae"], "two entropy terms are called 'qae'; give one of them another name, as in `- qae: {name: qae_2}`"),
-    ([{"qae": {"name": "a/b"}}], "qae: name must be text without '/', got 'a/b'"),
+    ([{"qae": {"name": "a/b"}}], "the name of an entropy term must be text without '/', got 'a/b'"),
     ([{"qae": {"name": 3}}], "qae: name must be text without '/', got 3"),
     ([{"qae": 0.4}], "qae: its hyper-parameters are a mapping, as in {coef: 0.5}, got 0.4"),
     ([{"qae": {}, "kl_cov": {}}], "an entry of entropy_terms is a name or one {name: {hyper-parameter: value}}, got "),
@@ -240,6 +245,21 @@ def test_a_config_is_written_as_a_recipe_that_means_the_same(config_class, entri
     written = json.loads(config.to_json_string())["entropy_terms"]
     assert written == json.loads(json.dumps(config.to_dict()["entropy_terms"]))
     assert build_chain(written) == build_chain(entries)
+
+
+class Jump(Schedule):
+    """A coefficient of a user's own, which no recipe has a word for."""
+
+    def value(self, progress: float, state: dict, entropy: float | None = None) -> float:
+        return float(progress > 0.5)
+
+    def __repr__(self) -> str:
+        return "Jump()"
+
+
+def test_a_coefficient_of_ones_own_is_written_as_its_repr(tmp_path):
+    config = GRPOConfig(output_dir=str(tmp_path), entropy_terms=[{"qae": {"coef": Jump()}}], **QUIET)
+    assert json.loads(config.to_json_string())["entropy_terms"] == [{"qae": {"coef": "Jump()"}}]
 
 
 def test_the_terms_are_the_files():

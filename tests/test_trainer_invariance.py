@@ -57,6 +57,15 @@ def test_micro_batches_off_policy(term: str, policy: str, tmp_path: Path):
     assert largest_difference(whole, plain) > 100 * ROUNDING
 
 
+def test_two_iterations_accumulated_into_one_step(policy: str, tmp_path: Path):
+    # one rollout of 4, used twice within one optimiser step: the same gradient as using it once
+    changes = {"per_device_train_batch_size": 4, "max_steps": 1}
+    once = update(policy, tmp_path / "1", "clip_cov", **changes)
+    changes |= {"num_iterations": 2, "gradient_accumulation_steps": 2, "steps_per_generation": 1}
+    twice = update(policy, tmp_path / "2", "clip_cov", **changes)
+    assert largest_difference(once, twice) < ROUNDING
+
+
 def test_rloo_micro_batches_of_an_added_loss(policy: str, tmp_path: Path):
     # RLOO's loss is divided by the accumulation steps after _compute_loss, unlike GRPO's. Its generation draws the
     # same numbers in both runs, since the generation batch is the same eight prompts.

@@ -52,7 +52,7 @@ class ForkingTokens(Term):
         values = entropy[mask]
         if values.numel() == 0:
             return torch.zeros_like(entropy)
-        wanted = math.ceil(self.share * values.numel() - 1e-9)  # 0.2 * 15 is 3.0000000000000004
+        wanted = math.ceil(self.share * values.numel() - 1e-9)  # 0.28 * 25 is 7.000000000000001
         is_kept = mask & (entropy >= kth_largest(values, wanted))
         scale = values.numel() / is_kept.sum() if self.normalise_by == "kept" else 1.0
         return is_kept.float() * scale

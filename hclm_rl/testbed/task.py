@@ -53,6 +53,7 @@ def find_task(name: str, **kwargs: object) -> Task:
 
 def _known_tasks(*, nearest_to: str) -> list[str]:
     modules = pkgutil.iter_modules(importlib.import_module(PACKAGE).__path__)
-    names = [module.name for module in modules]
-    names = [name for name in names if hasattr(importlib.import_module(f"{PACKAGE}.{name}"), "make_task")]
+    found = [importlib.import_module(f"{PACKAGE}.{module.name}") for module in modules]
+    makers = [vars(module)["make_task"] for module in found if "make_task" in vars(module)]
+    names = {maker.__module__.rpartition(".")[2] for maker in makers}  # where defined, not where imported
     return sorted(names, key=lambda name: -difflib.SequenceMatcher(None, nearest_to, name).ratio())

@@ -91,7 +91,10 @@ def test_alignment_and_critical_coefficient_of_the_cards_token_influence(cuts):
     values = torch.cat([part.values[:, :2][part.values[:, :2] != 0] for part in said["influence"]])
     # six digits of e_i, times 4
     assert values.tolist() == pytest.approx([4 * INFLUENCE[i] for i in order], abs=2e-6)
-    assert sum(part.sum().item() for part in said["burning"]) == 2
+    burning = [tokens for part in said["burning"] for tokens in part[:, :2].tolist()]
+    # both tokens of response 0 lose entropy, none of response 1, and the other responses have no tokens
+    assert sorted(burning, reverse=True)[0] == [1, 1] and sum(map(sum, burning)) == 2
+    assert burning[[row for rows in cuts for row in rows].index(0)] == [1, 1]
 
 
 def test_the_size_of_the_loss_scales_the_critical_coefficient_and_not_the_alignment():
@@ -102,6 +105,12 @@ def test_the_size_of_the_loss_scales_the_critical_coefficient_and_not_the_alignm
 
 def test_a_vanishing_gradient_has_no_direction():
     said = told([[0, 1]], scale=0.0)
+    assert formed(said["alignment"]) == 0.0 and formed(said["critical_coef"]) == 0.0
+
+
+def test_no_force_holds_nothing():
+    # a micro-batch of responses without tokens, as if it were the whole step: both sums are empty
+    said = told([[4, 5]])
     assert formed(said["alignment"]) == 0.0 and formed(said["critical_coef"]) == 0.0
 
 

@@ -1,0 +1,224 @@
+"""`hclm-rl`: training runs from recipes, and what methods there are."""
+
+import argparse
+import ast
+import difflib
+import importlib.util
+import os
+import subprocess
+import sys
+import tokenize
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+ALGORITHMS: Final = ("grpo", "rloo")
+TERMS = Path(__file__).parent / "terms"
+ACCELERATE_FOLDERS = (Path("recipes/accelerate"), Path(__file__).parent.parent / "recipes" / "accelerate")
+KINDS = {"rewards": "reward", "advantages": "advantage", "loss": "loss"}  # the Effect's field that a term fills
+NEEDS = {
+    "needs_scores": "scoring pass",
+    "needs_hidden": "hidden states",
+    "needs_vocab": "next-token distribution",
+    "inert_on_policy": "several updates per rollout",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """A term as its source describes it; read without importing it."""
+
+    name: str
+    title: str  # what the module's docstring says before the paper
+    paper: str
+    kinds: list[str]
+    needs: list[str]
+    docstring: str
+    parameters: list[tuple[str, str, str, str]]  # name, type, default, comment
+
+
+def class_variables(of: ast.ClassDef) -> dict[str, object]:
+    """The ClassVars with the values that the class gives them."""
+    return {
+        node.target.id: ast.literal_eval(node.value)
+        for node in of.body
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value
+        if ast.unparse(node.annotation).startswith("ClassVar")
+    }
+
+
+def comments_of(file: Path) -> dict[int, str]:
+    """Line number -> its comment."""
+    with file.open("rb") as source:
+        tokens = tokenize.tokenize(source.readline)
+        return {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
+
+
+def read_method(name: str, file: Path, class_name: str) -> Method:
+    """Title and paper from the module's docstring, kind from the fields of the effects, needs from the ClassVars."""
+    module = ast.parse(file.read_text())
+    classes = {node.name: node for node in module.body if isinstance(node, ast.ClassDef)}
+    if class_name not in classes:
+        raise ValueError(f"{file} has no class {class_name}, only {', '.join(classes) or 'functions'}")
+    found = classes[class_name]
+    summary = " ".join((ast.get_docstring(module) or "").split("\n\n")[0].split())
+    title, _, paper = summary.rpartition(": ")
+    calls = [node for node in ast.walk(found) if isinstance(node, ast.Call)]
+    effects = [call for call in calls if ast.unparse(call.func) in ("Effect", "RolloutEffect")]
+    filled = {keyword.arg for effect in effects for keyword in effect.keywords}
+    variables, comments = class_variables(found), comments_of(file)
+
+    def comment_of(node: ast.AnnAssign) -> str:
+        lines = range(node.lineno, (node.end_lineno or node.lineno) + 1)
+        return " ".join(comments[line] for line in lines if line in comments)
+
+    fields = [node for node in found.body if isinstance(node, ast.AnnAssign)]
+    parameters = [
+        (
+            ast.unparse(node.target),
+            ast.unparse(node.annotation),
+            ast.unparse(node.value) if node.value else "required",
+            comment_of(node),
+        )
+        for node in fields
+        if not ast.unparse(node.annotation).startswith("ClassVar")
+    ]
+    about_coef = [comment_of(node) for node in fields if ast.unparse(node.target) == "default_coef"]
+    if not variables.get("is_diagnostic"):
+        default = str(variables.get("default_coef", 1.0))
+        meaning = "strength: a number or a schedule" + "".join(f"; {each}" for each in about_coef if each)
+        parameters.append(("coef", "float | schedule", default, meaning))
+    return Method(
+        name=name,
+        title=title or summary,
+        paper=paper,
+        kinds=[kind for field, kind in KINDS.items() if field in filled] or ["diagnostic"],
+        needs=[need for variable, need in NEEDS.items() if variables.get(variable)],
+        docstring="\n\n".join(" ".join(each.split()) for each in (ast.get_docstring(found) or "").split("\n\n")),
+        parameters=parameters,
+    )
+
+
+def known_methods() -> list[str]:
+    return sorted(file.stem for file in TERMS.glob("*.py") if not file.stem.startswith("_"))
+
+
+def find_method(name: str) -> Method:
+    """The shipped term of that name, or the class at a dotted path."""
+    if "." in name:
+        module, _, class_name = name.rpartition(".")
+        try:
+            spec = importlib.util.find_spec(module)
+        except ModuleNotFoundError:  # a parent package is missing
+            spec = None
+        if spec is None or not spec.origin:
+            raise ValueError(f"no module '{module}' for the method '{name}'")
+        return read_method(name, Path(spec.origin), class_name)
+    if name not in known_methods():
+        likeness = {known: difflib.SequenceMatcher(None, name, known).ratio() for known in known_methods()}
+        nearest = ", ".join(sorted(likeness, key=lambda known: -likeness[known]))
+        raise ValueError(f"unknown method '{name}'; known are, the nearest first: {nearest}")
+    return read_method(name, TERMS / f"{name}.py", "".join(word.capitalize() for word in name.split("_")))
+
+
+def show_methods(console: Console) -> None:
+    table = Table(title="Methods: names for entropy_terms", title_justify="left")
+    table.add_column("name", no_wrap=True)
+    for column in ("paper", "kind", "needs"):
+        table.add_column(column, overflow="fold")
+    for name in known_methods():
+        method = find_method(name)
+        kinds, needs = ", ".join(method.kinds), ", ".join(method.needs) or "-"
+        table.add_row(*map(escape, (name, method.paper, kinds, needs)))
+    console.print(table)
+    console.print("hclm-rl methods NAME shows a method with its hyper-parameters.")
+
+
+def show_method(console: Console, name: str) -> None:
+    method = find_method(name)
+    console.print(f"[bold]{escape(method.name)}[/bold]: {escape(method.title)}")
+    console.print(f"{escape(method.paper)}\nkind: {', '.join(method.kinds)}; needs: {', '.join(method.needs) or '-'}\n")
+    console.print(method.docstring + "\n", markup=False, highlight=False)
+    table = Table(title="Hyper-parameters", title_justify="left")
+    for column in ("name", "type", "default", "meaning"):
+        table.add_column(column, overflow="fold")
+    for row in method.parameters:
+        table.add_row(*map(escape, row))
+    console.print(table)
+
+
+def accelerate_file(name: str) -> Path:
+    """The accelerate configuration: a file, a name in recipes/accelerate, or one that TRL ships."""
+    trl = importlib.util.find_spec("trl")
+    shipped = [Path(folder) / "accelerate_configs" for folder in (trl.submodule_search_locations or [])] if trl else []
+    folders = [*ACCELERATE_FOLDERS, *shipped]
+    for candidate in (Path(name), *(folder / f"{name}.yaml" for folder in folders)):
+        if candidate.is_file():
+            return candidate
+    names = sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
+    raise ValueError(f"no accelerate configuration '{name}': give a file or one of {', '.join(names)}")
+
+
+def launch(algorithm: Literal["grpo", "rloo"], arguments: Sequence[str]) -> int:
+    """Runs the job here, or through `accelerate launch` where its configuration is named or there are several GPUs."""
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    own.add_argument("--accelerate_config")
+    own.add_argument("--num_processes")
+    options, rest = own.parse_known_args(list(arguments))
+    if options.num_processes and not options.accelerate_config:
+        raise ValueError("--num_processes needs --accelerate_config, which says how they are started")
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]
+    if options.accelerate_config:
+        command += ["--config_file", str(accelerate_file(options.accelerate_config))]
+    else:
+        import torch
+
+        if torch.cuda.device_count() < 2 or "LOCAL_RANK" in os.environ:
+            from hclm_rl.launch import main as train
+
+            return train(algorithm, rest)
+    command += ["--num_processes", options.num_processes] if options.num_processes else []
+    return subprocess.run([*command, "--module", "hclm_rl", algorithm, *rest]).returncode
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="hclm-rl", description="Entropy control in RL fine-tuning on top of TRL.")
+    parser.add_argument("--version", action="store_true", help="print the versions of hclm-rl and TRL")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for algorithm in ALGORITHMS:
+        about = f"train with {algorithm.upper()}: --config RECIPE, TRL's flags, --accelerate_config NAME|FILE"
+        commands.add_parser(algorithm, help=about, add_help=False)
+    methods = commands.add_parser("methods", help="list the entropy-control methods, or show one")
+    methods.add_argument("name", nargs="?", help="a method's name, or the dotted path of a class")
+    line = list(sys.argv[1:] if arguments is None else arguments)
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # dotted paths name files of the user's own folder
+    try:
+        for algorithm in ALGORITHMS:
+            if line[:1] == [algorithm]:
+                return launch(algorithm, line[1:])
+        options = parser.parse_args(line)
+        if options.version:
+            from importlib.metadata import version
+
+            from hclm_rl import __version__
+
+            print(f"hclm-rl {__version__} (trl {version('trl')})")
+        elif options.command == "methods":
+            console = Console()
+            show_method(console, options.name) if options.name else show_methods(console)
+        else:
+            parser.print_help()
+    except ValueError as error:
+        print(f"hclm-rl: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

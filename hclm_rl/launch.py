@@ -1,0 +1,295 @@
+"""The training job behind `hclm-rl grpo`, `hclm-rl rloo` and the scripts in recipes/: from a recipe to a run folder."""
+
+import importlib
+import json
+import os
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import datasets
+import torch
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers.trainer_utils import get_last_checkpoint
+from trl import rewards
+from trl.scripts.utils import DatasetMixtureConfig, get_dataset
+from trl.trainer.utils import get_peft_config, get_quantization_config
+
+from .arguments import REWARDS, Algorithm, RunArguments, Settings, make_parser, parse, recipe_of
+from .config import GRPOConfig, RLOOConfig, nearest_first
+from .report.runs import LOG_NAME, RECIPE_NAME, SUMMARY_NAME, read_log
+from .testbed import Task, evaluate, find_task
+from .testbed.policy import policy_path
+from .trainer import GRPOTrainer, RLOOTrainer
+
+__all__ = ["LogWriter", "RunArguments", "main", "make_parser", "prepare", "run"]
+
+Splits = datasets.DatasetDict | datasets.IterableDatasetDict
+Reward = str | Callable[..., list[float | None]]
+
+TESTBED = "testbed"  # as model_name_or_path: the shipped policy
+PACKAGES = ("trl", "transformers", "accelerate", "torch")
+
+
+def import_function(path: str, what: str) -> Callable:
+    module_path, _, name = path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module_path), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"no {what} at '{path}': {error}") from error
+    if not callable(found):
+        raise ValueError(f"no {what} at '{path}': it is {found!r}, which cannot be called")
+    return found
+
+
+def find_reward(name: str) -> Reward:
+    """TRL's function of that name, or the one at a dotted path."""
+    if name == "get_soft_overlong_punishment":  # the values of TRL's own script
+        return rewards.get_soft_overlong_punishment(max_completion_len=1280, soft_punish_cache=256)
+    if name in REWARDS:
+        return getattr(rewards, name)
+    if "." not in name:
+        raise ValueError(
+            f"unknown reward function '{name}'; known are {', '.join(nearest_first(name, REWARDS))}, "
+            "and a dotted path names one of your own"
+        )
+    return import_function(name, "reward function")
+
+
+def load_task(arguments: RunArguments) -> Task | None:
+    if not arguments.task:
+        return None
+    if arguments.dataset_name:
+        raise ValueError(f"the task '{arguments.task}' brings its own prompts: drop dataset_name, or drop task")
+    assert not isinstance(arguments.task_kwargs, str)
+    try:
+        return find_task(arguments.task, **(arguments.task_kwargs or {}))
+    except TypeError as error:
+        raise ValueError(f"task_kwargs of '{arguments.task}': {error}") from error
+
+
+def load_datasets(arguments: RunArguments, mixture: DatasetMixtureConfig) -> Splits:
+    """As in TRL's scripts."""
+    if mixture.datasets:
+        return get_dataset(mixture)
+    if not arguments.dataset_name:
+        raise ValueError("the data set is missing: set task (whose prompts are its own), dataset_name or datasets")
+    return datasets.load_dataset(
+        arguments.dataset_name, name=arguments.dataset_config, streaming=arguments.dataset_streaming
+    )
+
+
+def split_of(of: Splits, split: str) -> datasets.Dataset | datasets.IterableDataset:
+    if split not in of:
+        raise ValueError(
+            f"the data set has no split '{split}', only {', '.join(map(str, of))}; set dataset_train_split"
+        )
+    return of[split]
+
+
+def build_trainer(
+    algorithm: Algorithm, settings: Settings, callbacks: list[TrainerCallback]
+) -> tuple[GRPOTrainer | RLOOTrainer, Task | None]:
+    """Everything up to the first step; a ValueError says what the recipe lacks, mostly before a model is loaded."""
+    arguments, config, model, mixture = settings
+    task = load_task(arguments)
+    reward_funcs = [find_reward(name) for name in arguments.reward_funcs or []] or (task.reward_funcs if task else [])
+    if not reward_funcs:
+        raise ValueError(f"the reward is missing: set reward_funcs ({', '.join(REWARDS)}, or a dotted path), or task")
+    if task is None:
+        loaded = load_datasets(arguments, mixture)
+        train = split_of(loaded, arguments.dataset_train_split)
+        held_out = split_of(loaded, arguments.dataset_test_split) if config.eval_strategy != "no" else None
+    else:
+        train, held_out = task.train_dataset, task.eval_dataset if config.eval_strategy != "no" else None
+        longest = task.max_completion_length
+        config.max_completion_length = min(config.max_completion_length or longest, longest)
+    path = model.model_name_or_path or (TESTBED if arguments.task == "coins" else None)
+    if path is None:
+        raise ValueError("the model is missing: set model_name_or_path (a folder, a name on the hub, or `testbed`)")
+    assert not isinstance(config.model_init_kwargs, str)
+    config.model_init_kwargs = {
+        "revision": model.model_revision,
+        "trust_remote_code": config.trust_remote_code,
+        "attn_implementation": model.attn_implementation,
+        "dtype": model.dtype,
+        **(config.model_init_kwargs or {}),
+    }
+    if config.world_size != int(os.environ.get("WORLD_SIZE", 1)):
+        raise ValueError(
+            f"{os.environ['WORLD_SIZE']} processes were started and this one sees {config.world_size}: start them with "
+            "one of recipes/accelerate"
+        )
+    try:
+        trainer = {"grpo": GRPOTrainer, "rloo": RLOOTrainer}[algorithm](
+            model=policy_path() if path == TESTBED else path,
+            reward_funcs=reward_funcs,
+            args=config,
+            train_dataset=train,
+            eval_dataset=held_out,
+            quantization_config=get_quantization_config(model),
+            peft_config=get_peft_config(model),
+            callbacks=callbacks,
+        )
+    except OSError as error:  # as transformers says that there is no such model
+        raise ValueError(f"model_name_or_path '{path}' could not be loaded: {error}") from error
+    if arguments.eval_samples and (trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled()):
+        raise ValueError(
+            "eval_samples measures a model that is whole on the main process, unlike under FSDP and ZeRO-3"
+        )
+    return trainer, task
+
+
+class LogWriter(TrainerCallback):
+    """Writes one JSON object per logged step, each line at once, so that a run can be watched and survives a crash."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        if state.is_world_process_zero:
+            # a resumed run repeats the steps after its checkpoint
+            kept = [entry for entry in read_log(self.path)[0] if entry["step"] <= state.global_step]
+            self.path.write_text("".join(json.dumps(entry) + "\n" for entry in kept if state.global_step))
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: object,
+    ) -> None:
+        if state.is_world_process_zero:
+            entry = {"step": state.global_step, "max_steps": state.max_steps, **(logs or {})}
+            with self.path.open("a") as file:
+                file.write(json.dumps(entry, default=float) + "\n")
+
+
+def measure(
+    trainer: GRPOTrainer | RLOOTrainer, task: Task | None, arguments: RunArguments, config: GRPOConfig | RLOOConfig
+) -> dict | None:
+    """Means and standard errors on the task's held-out prompts, taken on the main process while the others wait."""
+    if not (task and arguments.eval_samples):
+        return None
+    measured = None
+    if trainer.accelerator.is_main_process:
+        assert isinstance(trainer.processing_class, PreTrainedTokenizerBase)
+        result = evaluate(
+            trainer.accelerator.unwrap_model(trainer.model),
+            trainer.processing_class,
+            task.eval_dataset,
+            task,
+            samples=arguments.eval_samples,
+            temperature=config.temperature,
+            seed=config.seed,
+            batch=arguments.eval_batch,
+        )
+        measured = {
+            "prompts": result.prompts,
+            "samples": result.samples,
+            "means": result.means(),
+            "standard_errors": result.standard_errors,
+        }
+    trainer.accelerator.wait_for_everyone()
+    return measured
+
+
+def checkpoint_of(config: GRPOConfig | RLOOConfig) -> str | None:
+    """The folder to resume from; `true` means the last one in output_dir."""
+    wanted = config.resume_from_checkpoint
+    if wanted in (None, False, "", "false", "False"):
+        return None
+    where = str(config.output_dir) if wanted in (True, "true", "True") else wanted
+    found = None
+    if Path(where).is_dir():
+        found = get_last_checkpoint(where) if where == config.output_dir else where
+    if found is None:
+        raise ValueError(f"resume_from_checkpoint: no checkpoint at '{where}'")
+    return found
+
+
+def prepare(
+    algorithm: Algorithm, settings: Settings, recipe: Path | None = None, overrides: str = ""
+) -> Callable[[], dict]:
+    """Checks everything and loads the model; gives the rest of the run, from measuring before to the last file.
+
+    `recipe` is copied into the run folder, `overrides` (what the command line adds to it) noted in the summary.
+    """
+    start = time.perf_counter()
+    arguments, config, model, _ = settings
+    folder = Path(config.output_dir or "trainer_output")
+    checkpoint = checkpoint_of(config)
+    trainer, task = build_trainer(algorithm, settings, [LogWriter(folder / LOG_NAME)])
+
+    def rest() -> dict:
+        is_main = trainer.accelerator.is_main_process
+        if is_main:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / SUMMARY_NAME).unlink(missing_ok=True)
+            if recipe:
+                (folder / RECIPE_NAME).write_text(recipe.read_text())
+        before = measure(trainer, task, arguments, config)
+        trained_from = time.perf_counter()
+        trainer.train(resume_from_checkpoint=checkpoint)
+        train_seconds = time.perf_counter() - trained_from
+        after = measure(trainer, task, arguments, config)
+        summary = {
+            "algorithm": algorithm,
+            "model": model.model_name_or_path or TESTBED,
+            "task": arguments.task,
+            "terms": json.loads(config.entropy_terms)
+            if isinstance(config.entropy_terms, str)
+            else config.entropy_terms,
+            "overrides": overrides,
+            "seed": config.seed,
+            "steps": trainer.state.global_step,
+            "processes": trainer.accelerator.num_processes,
+            "before": before,
+            "after": after,
+            "seconds": {"all": time.perf_counter() - start, "training": train_seconds},
+            "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        }
+        if arguments.save_final:
+            trainer.save_model(str(folder))
+        if config.push_to_hub:
+            trainer.push_to_hub(dataset_name=arguments.dataset_name)
+        if is_main:
+            (folder / SUMMARY_NAME).write_text(json.dumps(summary, indent=1, default=repr) + "\n")
+        trainer.end()
+        return summary
+
+    return rest
+
+
+def run(algorithm: Algorithm, settings: Settings) -> dict:
+    """The whole job; returns what summary.json holds."""
+    return prepare(algorithm, settings)()
+
+
+def main(algorithm: Algorithm, arguments: Sequence[str] | None = None) -> int:
+    """The command line: a mistake in the recipe is one sentence on stderr and exit code 2."""
+    given = sys.argv[1:] if arguments is None else arguments
+    line = [part for each in given for part in (each.split("=", 1) if each.startswith("--config=") else [each])]
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # dotted paths name files of the user's own folder
+    device = torch.accelerator.current_accelerator()
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and (device is None or device.type == "mps"):
+        os.environ.setdefault("ACCELERATE_USE_CPU", "true")  # else each process would train alone
+    try:
+        recipe = recipe_of(line)
+        at = line.index("--config") if recipe else len(line)
+        rest = prepare(algorithm, parse(algorithm, line), recipe, shlex.join(line[:at] + line[at + 2 :]))
+    except (ValueError, OSError, ImportError) as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"hclm-rl {algorithm}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    rest()
+    return 0

@@ -1,0 +1,99 @@
+"""Before and after, side by side: runs of one name but different seeds ("plain, seed 1") make one column."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .runs import Run
+
+MEASURES = {
+    "token_entropy": "token entropy (nats)",
+    "pass@1": "pass@1",
+    "pass@8": "pass@8",
+    "pass@32": "pass@32",
+    "distinct_correct": "distinct right answers per prompt",
+    "answer_entropy": "answer entropy (nats)",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Value:
+    """A mean and how uncertain it is: over prompts for one run, between seeds for several."""
+
+    mean: float
+    error: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    columns: list[str]
+    rows: list[tuple[str, list[str]]]  # a measure's label, and its value in each column
+    caption: str
+
+
+def group_of(name: str) -> str:
+    """The part of a run's name that its other seeds share."""
+    return name.split(",")[0]
+
+
+def by_group(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(group_of(run.name), []).append(run)
+    return groups
+
+
+def value_of(runs: Sequence[Run], when: str, measure: str) -> Value | None:
+    """`when` is "before" or "after"; None where no run measured it."""
+    measured = [run.summary[when] for run in runs if run.summary.get(when)]
+    means = [each["means"][measure] for each in measured if measure in each["means"]]
+    if not means:
+        return None
+    if len(means) == 1:
+        return Value(mean=means[0], error=measured[0]["standard_errors"][measure])
+    return Value(mean=statistics.mean(means), error=statistics.stdev(means))
+
+
+def written(values: Sequence[Value | None]) -> list[str]:
+    """A row's values with equally many decimals; "-" where nothing was measured."""
+    digits = 3 if max((abs(value.mean) for value in values if value), default=0.0) < 1.05 else 2
+    return [f"{value.mean:.{digits}f} ± {value.error:.{digits}f}" if value else "-" for value in values]
+
+
+def changes(runs: Sequence[Run]) -> list[tuple[str, str]]:
+    """(group, what training did to it) for what control is about: entropy, success and diversity."""
+    said = []
+    for name, of in by_group(runs).items():
+        parts = []
+        for measure in ("token_entropy", "pass@1", "pass@32", "distinct_correct"):
+            before, after = value_of(of, "before", measure), value_of(of, "after", measure)
+            if before and after and before.mean:
+                label = MEASURES[measure].partition(" (")[0]
+                parts.append(f"{label} {100 * (after.mean / before.mean - 1):+.0f} %".replace("-", "\u2212"))
+        if parts:
+            said.append((name, ", ".join(parts)))
+    return said
+
+
+def compare(runs: Sequence[Run]) -> Table | None:
+    """One column "before" if all groups started alike, and one a group after training; None if nothing was measured."""
+    groups = by_group(runs)
+    starts = {name: [value_of(of, "before", measure) for measure in MEASURES] for name, of in groups.items()}
+    known = [start for start in starts.values() if any(start)]
+    columns: list[tuple[str, Sequence[Run], str]] = []
+    if known and all(start == known[0] for start in known):
+        one = next(of for name, of in groups.items() if any(starts[name]))
+        columns.append(("before", one, "before"))
+    else:
+        columns += [(f"{name}, before", of, "before") for name, of in groups.items()]
+    columns += [(f"{name}, after", of, "after") for name, of in groups.items()]
+    values = {label: [value_of(of, when, m) for _, of, when in columns] for m, label in MEASURES.items()}
+    rows = [(label, written(row)) for label, row in values.items() if any(row)]
+    if not rows:
+        return None
+    measured = [run.summary[when] for run in runs for when in ("before", "after") if run.summary.get(when)]
+    prompts, samples = measured[0]["prompts"], measured[0]["samples"]
+    seeds = max(len(of) for of in groups.values())
+    spread = f"standard deviation over {seeds} seeds" if seeds > 1 else "standard error over prompts"
+    caption = f"Held out: {prompts} prompts, {samples} responses each, at the training temperature; ± {spread}."
+    return Table(columns=[name for name, _, _ in columns], rows=rows, caption=caption)

@@ -1,0 +1,129 @@
+"""`hclm-rl`: the list of methods, and how training is started."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import hclm_rl.launch
+from hclm_rl import __version__, cli, known_terms
+
+ROOT = Path(__file__).parent.parent
+
+# what each method shapes, by its paper: Clip-Cov and forking tokens drop tokens' advantages, QAE changes the baseline;
+# the bonus, KL-Cov's penalty and the log-det surrogate are added losses; the force is only measured
+KINDS = {
+    "clip_cov": ["advantage"],
+    "entropy_bonus": ["loss"],
+    "forking_tokens": ["advantage"],
+    "information_force": ["diagnostic"],
+    "kl_cov": ["loss"],
+    "log_det": ["loss"],
+    "qae": ["advantage"],
+}
+
+OWN_TERM = '''"""Own: Somebody, 2026, example.org"""
+
+from dataclasses import dataclass
+from hclm_rl import Effect, Term
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mine(Term):
+    """Does
+    something."""
+
+    share: float = 0.5  # of tokens
+
+    def __call__(self, batch, memory):
+        return Effect(loss=-batch.entropy)
+'''
+
+
+def test_all_methods_are_listed_with_paper_and_needs(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "140")
+    assert cli.main(["methods"]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if "│" in line]
+    assert [row.split("│")[1].strip() for row in rows] == known_terms()
+    shown = {row.split("│")[1].strip(): [cell.strip() for cell in row.split("│")[2:5]] for row in rows}
+    assert shown["kl_cov"] == [
+        "Cui et al., 2025, arXiv:2505.22617",
+        "loss",
+        "scoring pass, several updates per rollout",
+    ]
+    assert shown["log_det"] == ["HCLM, Tran, 2026, arXiv:2605.22940", "loss", "scoring pass, hidden states"]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_kind_is_read_from_what_the_term_asks_for(name: str):
+    assert cli.find_method(name).kinds == KINDS[name]
+
+
+def test_one_method_is_shown_with_defaults_and_units(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "140")
+    assert cli.main(["methods", "clip_cov"]) == 0
+    out = capsys.readouterr().out
+    rows = {line.split("│")[1].strip(): line for line in out.splitlines() if "│" in line}
+    assert "Drops the gradient of a few random tokens" in out
+    assert "│ 0.0002 " in rows["ratio"] and "of all response tokens, in (0, 1]; the paper's value" in rows["ratio"]
+    assert "in units of log-prob x advantage" in rows["lower"]
+    assert "│ 1.0 " in rows["coef"]
+
+
+def test_a_method_of_the_users_own_is_shown_by_dotted_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    (tmp_path / "own_terms.py").write_text(OWN_TERM)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert cli.main(["methods", "own_terms.Mine"]) == 0
+    out = capsys.readouterr().out
+    assert "Somebody, 2026, example.org" in out and "Does something." in out and "of tokens" in out
+    method = cli.find_method("own_terms.Mine")
+    assert (method.kinds, method.parameters[0]) == (["loss"], ("share", "float", "0.5", "of tokens"))
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        (["methods", "clipcov"], "hclm-rl: unknown method 'clipcov'; known are, the nearest first: clip_cov, "),
+        (["methods", "nowhere.Term"], "hclm-rl: no module 'nowhere' for the method 'nowhere.Term'"),
+        (
+            ["grpo", "--accelerate_config", "cpus"],
+            "hclm-rl: no accelerate configuration 'cpus': give a file or one of ",
+        ),
+        (["grpo", "--num_processes", "2"], "hclm-rl: --num_processes needs --accelerate_config"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_code_2(line: list[str], sentence: str, capsys: pytest.CaptureFixture):
+    assert cli.main(line) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(sentence) and err.count("\n") == 1
+
+
+def test_the_recipe_goes_to_the_training_job_as_it_is(monkeypatch: pytest.MonkeyPatch):
+    seen = []
+    monkeypatch.setattr(hclm_rl.launch, "main", lambda algorithm, line: seen.append((algorithm, line)) or 7)
+    assert cli.main(["rloo", "--config", "r.yaml", "--help"]) == 7  # even --help is the job's, which knows TRL's flags
+    assert seen == [("rloo", ["--config", "r.yaml", "--help"])]
+
+
+@pytest.mark.parametrize("name", ["cpu", str(ROOT / "recipes" / "accelerate" / "cpu.yaml"), "zero1"])
+def test_an_accelerate_configuration_starts_the_job_through_accelerate(name: str, monkeypatch: pytest.MonkeyPatch):
+    seen = []
+    monkeypatch.setattr(
+        subprocess, "run", lambda command: seen.append(command) or subprocess.CompletedProcess(command, 3)
+    )
+    line = ["grpo", "--config", "r.yaml", "--accelerate_config", name, "--num_processes", "4", "--seed", "5"]
+    assert cli.main(line) == 3
+    [command] = seen
+    file = Path(command[command.index("--config_file") + 1])
+    assert file.name == ("zero1.yaml" if name == "zero1" else "cpu.yaml") and file.is_file()
+    assert command[command.index("--num_processes") + 1] == "4"
+    assert command[command.index("--module") :] == ["--module", "hclm_rl", "grpo", "--config", "r.yaml", "--seed", "5"]
+
+
+def test_python_dash_m_is_the_same_program():
+    done = subprocess.run([sys.executable, "-m", "hclm_rl", "--version"], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout.split()[:2]) == (0, ["hclm-rl", __version__])

@@ -1,0 +1,48 @@
+"""The documentation's examples run as they stand."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hclm_rl.config import build_chain
+
+from .tiny import make
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (DOCS / page).read_text(), flags=re.DOTALL)
+
+
+@pytest.fixture
+def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The example files of docs/extending.md, in the folder that the run is started from."""
+    for source in blocks("extending.md", "python"):
+        (tmp_path / source.splitlines()[0].removeprefix("# ").split(",")[0]).write_text(source)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))  # find_term adds the folder, as TRL does for rewards
+    for module in ("floor", "rare"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    return tmp_path
+
+
+def test_the_smallest_term_is_under_twenty_lines(written: Path):
+    assert len((written / "floor.py").read_text().splitlines()) < 20
+
+
+def test_the_recipe_of_the_smallest_term(written: Path, policy: str):
+    [recipe] = blocks("extending.md", "yaml")
+    terms = yaml.safe_load(recipe)["entropy_terms"]
+    trainer = make(policy, written, terms=[*terms, "rare.RareTokens"])
+    trainer.train()
+    assert float(trainer.state.log_history[0]["EntropyFloor/coef"]) == 0.01
+    assert 0 < float(trainer.state.log_history[0]["RareTokens/affected"]) < 1
+
+
+@pytest.mark.parametrize("inline", re.findall(r"`(- \w+: \{.*\})`", (DOCS / "extending.md").read_text()))
+def test_inline_entries(inline: str):
+    assert build_chain(yaml.safe_load(inline)).links

@@ -1,0 +1,199 @@
+"""The training job: from a recipe to the files of a run, and what is said about a bad recipe."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hclm_rl.arguments import parse
+from hclm_rl.launch import main
+
+ROOT = Path(__file__).parent.parent
+RECIPE = """\
+task: coins
+task_kwargs: {prompts: 8, eval_prompts: 4}
+eval_samples: 8
+entropy_terms:
+  - entropy_bonus: {coef: 0.01}
+max_steps: 2
+num_generations: 4
+per_device_train_batch_size: 8
+learning_rate: 1e-3
+bf16: false
+gradient_checkpointing: false
+use_cpu: true
+logging_steps: 1
+save_strategy: "no"
+disable_tqdm: true
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(RECIPE)
+    return file
+
+
+def log_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def summary_of(folder: Path) -> dict:
+    return json.loads((folder / "summary.json").read_text())
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
+def test_a_run_leaves_log_summary_recipe_and_model(algorithm: str, recipe: Path, tmp_path: Path):
+    out = tmp_path / "run"
+    assert main(algorithm, ["--config", str(recipe), "--output_dir", str(out), "--seed", "3"]) == 0
+    log, summary = log_of(out), summary_of(out)
+    assert [entry["step"] for entry in log] == [1, 2, 2]  # the last is the Trainer's closing entry
+    assert all(entry["max_steps"] == 2 for entry in log)
+    assert all(0 < entry["entropy"] < 3.83 for entry in log[:2])  # log(46 words) = 3.829 nats
+    assert log[0]["entropy_bonus/coef"] == 0.01
+    assert (summary["algorithm"], summary["seed"], summary["steps"], summary["processes"]) == (algorithm, 3, 2, 1)
+    assert summary["terms"] == [{"entropy_bonus": {"coef": 0.01}}]
+    assert summary["overrides"] == f"--output_dir {out} --seed 3"
+    assert summary["versions"]["trl"].startswith("1.16.")
+    assert set(summary["before"]["means"]) >= {"token_entropy", "pass@1", "pass@8", "distinct_correct"}
+    assert (out / "recipe.yaml").read_text() == RECIPE
+    assert (out / "model.safetensors").is_file()
+
+
+def test_a_policy_that_does_not_move_measures_the_same_before_and_after(recipe: Path, tmp_path: Path):
+    out = tmp_path / "run"
+    line = ["--config", str(recipe), "--output_dir", str(out), "--learning_rate", "0", "--no_save_final"]
+    assert main("grpo", [*line, "--entropy_terms", "[]"]) == 0
+    summary = summary_of(out)
+    assert summary["terms"] == [] and not (out / "model.safetensors").exists()
+    assert summary["before"] == summary["after"]
+    assert (summary["before"]["prompts"], summary["before"]["samples"]) == (4, 8)
+    assert not any("entropy_bonus" in key for key in log_of(out)[0])
+
+
+def test_a_killed_run_resumes_and_its_log_has_each_step_once(recipe: Path, tmp_path: Path):
+    out = tmp_path / "run"
+    line = ["--config", str(recipe), "--output_dir", str(out), "--max_steps", "4", "--eval_samples", "0"]
+    line += ["--save_strategy", "steps", "--save_steps", "2"]
+    assert main("grpo", line) == 0
+    whole = log_of(out)
+    log = out / "log.jsonl"
+    log.write_text("".join(log.read_text().splitlines(keepends=True)[:4])[:-9])  # killed while step 4 was written
+    for checkpoint in (out / "checkpoint-2", "true"):  # at step 2, then at the end, where nothing is left to do
+        assert main("grpo", [*line, "--resume_from_checkpoint", str(checkpoint)]) == 0
+        resumed = [entry for entry in log_of(out) if "train_runtime" not in entry]
+        assert [entry["step"] for entry in resumed] == [1, 2, 3, 4]
+        assert [entry["entropy"] for entry in resumed] == [entry["entropy"] for entry in whole[:4]]
+
+
+def always_half(completions: list[str], **columns: object) -> list[float]:
+    return [0.5 for _ in completions]
+
+
+def test_rewards_and_terms_of_the_users_own_by_dotted_path(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "own_floor.py").write_text(
+        "from dataclasses import dataclass\nfrom hclm_rl import Effect, Term\n\n\n"
+        "@dataclass(frozen=True, kw_only=True)\nclass Floor(Term):\n"
+        "    def __call__(self, batch, memory):\n        return Effect(loss=-batch.entropy)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    line = ["--config", str(recipe), "--output_dir", "run", "--entropy_terms", '[{"own_floor.Floor": {"coef": 0.5}}]']
+    assert main("grpo", [*line, "--reward_funcs", f"{__name__}.always_half"]) == 0
+    first = log_of(tmp_path / "run")[0]
+    assert first["Floor/coef"] == 0.5 and first["reward"] == 0.5 and first["reward_std"] == 0
+
+
+def test_yaml_flags_and_text_that_is_a_number(recipe: Path):
+    arguments, config, model, _ = parse(
+        "grpo", ["--config", str(recipe), "--seed", "5", "--task_kwargs", '{"seed": 1}']
+    )
+    assert (config.learning_rate, config.seed, config.max_steps) == (1e-3, 5, 2)  # 1e-3 is text in YAML
+    assert arguments.task_kwargs == {"seed": 1}
+    assert model.model_name_or_path is None
+
+
+MISTAKES = {
+    "lerning_rate: 1": "unknown key 'lerning_rate' in the recipe; the nearest known ones are learning_rate, ",
+    "max_steps: 2.5": "max_steps must be int, got float 2.5",
+    "learning_rate: [1]": "learning_rate must be float, got list [1]",
+    "learning_rate: fast": "argument --learning_rate/--learning-rate: invalid float value: 'fast'",
+    "beta: {": "recipe.yaml is not valid YAML",
+    "task: coin": "no task 'coin'; known tasks, nearest first: coins, ",
+    "task_kwargs: {promts: 3}": "task_kwargs of 'coins': make_task() got an unexpected keyword argument 'promts'",
+    "task:": "eval_samples needs a task",
+    "task:\neval_samples: 0": "the reward is missing: set reward_funcs (accuracy_reward, ",
+    "task:\neval_samples: 0\nreward_funcs: accuracy_reward": "the data set is missing: set task",
+    "dataset_name: some/data": "the task 'coins' brings its own prompts: drop dataset_name, or drop task",
+    "reward_funcs: accuracy": "unknown reward function 'accuracy'; known are accuracy_reward, ",
+    "reward_funcs: nowhere.reward": "no reward function at 'nowhere.reward': No module named 'nowhere'",
+    "model_name_or_path: no/where": "model_name_or_path 'no/where' could not be loaded: ",
+    "resume_from_checkpoint: true": "resume_from_checkpoint: no checkpoint at '",
+    "entropy_terms: [clip_kov]": "unknown entropy term 'clip_kov'; known are, the nearest first: clip_cov, ",
+    "entropy_terms: [qae, qae]": "two entropy terms are called 'qae'",
+    "entropy_terms: [{clip_cov: {ratio: 1e-6}}]": "clip_cov: ratio must be float, got str '1e-6'; YAML reads",
+    "entropy_coef: 0.1": "TRL's entropy_coef beside entropy_terms",
+    "num_generations: 3": "generation_batch_size",
+}
+
+
+@pytest.mark.parametrize("change", MISTAKES)
+def test_a_mistake_is_one_sentence_on_stderr_and_exit_code_2(
+    change: str, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    keys = {line.split(":")[0] for line in change.splitlines()}
+    kept = [line for line in RECIPE.splitlines() if line.split(":")[0] not in keys]
+    if "entropy_terms" in keys:
+        kept.remove("  - entropy_bonus: {coef: 0.01}")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("\n".join([*kept, change, ""]))
+    monkeypatch.chdir(tmp_path)
+    assert main("grpo", ["--config", "recipe.yaml"]) == 2
+    err = capsys.readouterr().err
+    assert MISTAKES[change] in err and err.startswith("hclm-rl grpo: ") and err.count("\n") == 1
+    assert not (tmp_path / "trainer_output" / "log.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        (["--config", "nope.yaml"], "no recipe at 'nope.yaml'"),
+        (["--config"], "--config needs the path of a recipe"),
+        (["--taks", "coins"], "unknown key 'taks' on the command line; the nearest known ones are task, "),
+        (["coins"], "unexpected argument 'coins'"),
+        (["--task_kwargs", "{a"], "task_kwargs on the command line is JSON"),
+    ],
+)
+def test_a_mistake_on_the_command_line_likewise(line: list[str], sentence: str, capsys: pytest.CaptureFixture):
+    assert main("grpo", ["--use_cpu", "--bf16", "false", *line]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"hclm-rl grpo: {sentence}") and err.count("\n") == 1
+
+
+def test_the_script_ends_with_exit_code_2_without_a_traceback(recipe: Path):
+    command = [sys.executable, "recipes/grpo.py", "--config", str(recipe), "--lerning_rate", "1"]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("hclm-rl grpo: unknown key 'lerning_rate'") and done.stderr.count("\n") == 1
+
+
+def test_the_cpu_configuration_starts_two_processes_that_train_together(recipe: Path, tmp_path: Path):
+    recipe.write_text(RECIPE.replace("use_cpu: true\n", ""))  # the configuration alone must do it
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "recipes/accelerate/cpu.yaml"]
+    command += ["recipes/grpo.py", "--config", str(recipe), "--output_dir", str(tmp_path / "run")]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert summary_of(tmp_path / "run")["processes"] == 2
+    # 2 steps of 8 responses on each of 2 processes, in groups of 4: 8 prompts of 10 tokens, 32 responses of 2 to 17
+    tokens = log_of(tmp_path / "run")[1]["num_tokens"]
+    assert 2 * 2 * 8 * (10 + 2) <= tokens <= 2 * 2 * 8 * (10 + 17)
