@@ -179,8 +179,10 @@ def launch(algorithm: Literal["grpo", "rloo"], arguments: Sequence[str]) -> int:
         import torch
 
         if torch.cuda.device_count() < 2 or "LOCAL_RANK" in os.environ:
-            from hclm_rl.launch import main as train
-
+            try:
+                from hclm_rl.launch import main as train
+            except ImportError as error:  # a TRL outside the supported range, a missing package
+                raise ValueError(str(error)) from error
             return train(algorithm, rest)
     command += ["--num_processes", options.num_processes] if options.num_processes else []
     return subprocess.run([*command, "--module", "hclm_rl", algorithm, *rest]).returncode

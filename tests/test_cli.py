@@ -55,6 +55,14 @@ def test_all_methods_are_listed_with_paper_and_needs(capsys: pytest.CaptureFixtu
     assert shown["log_det"] == ["HCLM, Tran, 2026, arXiv:2605.22940", "loss", "scoring pass, hidden states"]
 
 
+def test_another_trl_is_refused_in_one_sentence():
+    code = "import sys, trl; trl.__version__ = '1.17.0'; from hclm_rl import cli; sys.exit(cli.main(['grpo']))"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2
+    sentence = "hclm_rl works with trl>=1.16,<1.17, and trl 1.17.0 is installed: pip install 'trl>=1.16,<1.17'"
+    assert done.stderr.strip() == f"hclm-rl: {sentence}"
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_the_kind_is_read_from_what_the_term_asks_for(name: str):
     assert cli.find_method(name).kinds == KINDS[name]

@@ -8,12 +8,20 @@ from peft import LoraConfig
 
 from hclm_rl import known_terms
 
-from .tiny import largest_difference, make, weights_after, weights_of
+from .tiny import LOSSES, largest_difference, make, weights_after, weights_of
 
-LOSSES = ["grpo", "dapo", "dr_grpo", "bnpo", "cispo", "sapo", "vespo", "luspo"]
 OFF_POLICY = {"num_iterations": 2, "beta": 0.04, "max_steps": 4}
 VARIANTS = {
     **{f"{loss} off-policy with KL": {"loss_type": loss, **OFF_POLICY} for loss in LOSSES},
+    **{
+        f"{loss} with LoRA and checkpointing": {
+            "loss_type": loss,
+            "lora": True,
+            "gradient_checkpointing": True,
+            **OFF_POLICY,
+        }
+        for loss in LOSSES
+    },
     "on-policy, accumulated": {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2},
     "two steps a generation batch": {"per_device_train_batch_size": 4, "steps_per_generation": 2},
     "sequence level": {"loss_type": "grpo", "importance_sampling_level": "sequence", "num_iterations": 2},
@@ -81,7 +89,7 @@ def test_each_term_at_coef_zero_is_trl_bit_for_bit(name: str, policy: str, stock
 def test_the_weights_moved(policy: str, stock: dict, tmp_path: Path):
     start = weights_of(make(policy, tmp_path))
     for variant, weights in stock.items():
-        if not variant.startswith("LoRA"):
+        if "LoRA" not in variant:
             assert largest_difference(start, weights) > 1e-4, variant
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from hclm_rl import known_terms
 
-from .tiny import largest_difference, weights_after
+from .tiny import LOSSES, largest_difference, weights_after
 
 WHOLE = {"per_device_train_batch_size": 8}
 CUT = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
@@ -38,6 +38,14 @@ def test_micro_batches(term: str, policy: str, tmp_path: Path):
     whole = update(policy, tmp_path / "1", term, **WHOLE)
     assert largest_difference(whole, update(policy, tmp_path / "2", term, **CUT)) < ROUNDING
     assert largest_difference(whole, update(policy, tmp_path / "4", term, **CUT_FINE)) < ROUNDING
+
+
+@pytest.mark.parametrize("loss", ["grpo", "dr_grpo", "cispo", "sapo", "vespo", "luspo"])  # bnpo divides by micro-batch
+def test_micro_batches_in_every_loss(loss: str, policy: str, tmp_path: Path):
+    terms = [{name: STRONG.get(name, {})} for name in known_terms()]
+    whole = weights_after(policy, tmp_path / "1", terms=terms, fixed=True, loss_type=loss, **WHOLE)
+    cut = weights_after(policy, tmp_path / "2", terms=terms, fixed=True, loss_type=loss, **CUT)
+    assert largest_difference(whole, cut) < ROUNDING
 
 
 @pytest.mark.parametrize("term", sorted(set(known_terms()) - {"information_force", "kl_cov"}))
@@ -81,7 +89,7 @@ def two_processes(policy: str, tmp_path_factory: pytest.TempPathFactory) -> Path
     """Folder with the weights of every case, trained by two processes on gloo."""
     out = tmp_path_factory.mktemp("two_processes")
     cases = {term: STRONG.get(term, {}) for term in known_terms()}
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29511"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["-m", "tests.two_processes", policy, str(out), json.dumps(cases)]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
     done = subprocess.run(command, env=environment, cwd=Path(__file__).parents[1], capture_output=True, text=True)
@@ -95,14 +103,11 @@ def test_two_processes_are_one(term: str, two_processes: Path, policy: str, tmp_
     assert largest_difference(update(policy, tmp_path, term, **WHOLE), both) < ROUNDING
 
 
-def test_two_processes_without_terms_are_trl_bit_for_bit(two_processes: Path):
-    stock, empty = (load_file(two_processes / f"{name}.safetensors") for name in ("stock", "empty"))
-    assert largest_difference(stock, empty) == 0.0
-
-
-def test_two_processes_at_coef_zero_are_trl_bit_for_bit(two_processes: Path):
-    stock, zero = (load_file(two_processes / f"{name}.safetensors") for name in ("stock", "zero"))
-    assert largest_difference(stock, zero) == 0.0
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("chain", ["empty", "zero"])
+def test_two_processes_without_terms_or_at_coef_zero_are_trl_bit_for_bit(chain: str, loss: str, two_processes: Path):
+    stock, ours = (load_file(two_processes / f"{name} {loss}.safetensors") for name in ("stock", chain))
+    assert largest_difference(stock, ours) == 0.0
 
 
 def test_two_processes_log_the_same_metrics_as_one(two_processes: Path, policy: str, tmp_path: Path):

@@ -8,8 +8,7 @@ import torch
 from hclm_rl.functional import split_token_weights
 
 from . import own_terms
-from .test_trainer_identity import LOSSES
-from .tiny import largest_difference, make, weights_after
+from .tiny import LOSSES, largest_difference, make, weights_after
 
 SURROGATES = {
     **{loss: {"loss_type": loss} for loss in LOSSES},

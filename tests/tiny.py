@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import hclm_rl
 
+LOSSES = ["grpo", "dapo", "dr_grpo", "bnpo", "cispo", "sapo", "vespo", "luspo"]
 WORDS = [str(i) for i in range(24)]
 PAIRS = {"grpo": (trl.GRPOTrainer, hclm_rl.GRPOTrainer), "rloo": (trl.RLOOTrainer, hclm_rl.RLOOTrainer)}
 CONFIGS = {"grpo": hclm_rl.GRPOConfig, "rloo": hclm_rl.RLOOConfig}

@@ -7,17 +7,19 @@ from pathlib import Path
 from accelerate import PartialState
 from safetensors.torch import save_file
 
-from .tiny import make, weights_of
+from .tiny import LOSSES, make, weights_of
 
 
 def main(policy: str, out: Path, cases: dict[str, dict]) -> None:
     state = PartialState(cpu=True)
     assert state.num_processes == 2
-    half = {"per_device_train_batch_size": 4, "loss_type": "dapo"}
-    runs = {term: {"terms": [{term: given}], "fixed": True} for term, given in cases.items()}
-    runs["stock"] = {"ours": False, "num_iterations": 2, "beta": 0.04}  # sampled, each process with its own seed
-    runs["empty"] = {"num_iterations": 2, "beta": 0.04}
-    runs["zero"] = {"terms": [{term: {"coef": 0.0}} for term in cases], "num_iterations": 2, "beta": 0.04}
+    half = {"per_device_train_batch_size": 4}
+    runs = {term: {"terms": [{term: given}], "fixed": True, "loss_type": "dapo"} for term, given in cases.items()}
+    for loss in LOSSES:  # sampled, each process with its own seed
+        off_policy = {"num_iterations": 2, "beta": 0.04, "loss_type": loss}
+        runs[f"stock {loss}"] = {"ours": False, **off_policy}
+        runs[f"empty {loss}"] = off_policy
+        runs[f"zero {loss}"] = {"terms": [{term: {"coef": 0.0}} for term in cases], **off_policy}
     for name, run in runs.items():
         trainer = make(policy, out / name, **half, **run)
         trainer.train()
