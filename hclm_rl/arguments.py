@@ -12,7 +12,8 @@ import yaml
 from trl.scripts.utils import DatasetMixtureConfig, ScriptArguments, TrlParser
 from trl.trainer.model_config import ModelConfig
 
-from .config import GRPOConfig, RLOOConfig, fits, nearest_first, written
+from .config import GRPOConfig, RLOOConfig, fits, written
+from .naming import nearest_first
 
 Algorithm = Literal["grpo", "rloo"]
 Settings = tuple["RunArguments", GRPOConfig | RLOOConfig, ModelConfig, DatasetMixtureConfig]
@@ -80,7 +81,7 @@ class RecipeParser(TrlParser):
         }
 
     def refuse_unknown(self, key: str, where: str) -> NoReturn:
-        nearest = ", ".join(nearest_first(key, list(self.known()))[:4])
+        nearest = ", ".join(nearest_first(key, self.known())[:4])
         raise ValueError(f"unknown key '{key}' {where}; the nearest known ones are {nearest}")
 
     def set_defaults_with_config(self, **config: object) -> list[str]:

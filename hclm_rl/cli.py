@@ -2,7 +2,6 @@
 
 import argparse
 import ast
-import difflib
 import importlib.util
 import os
 import subprocess
@@ -16,6 +15,8 @@ from typing import Final, Literal
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from hclm_rl.naming import nearest_first
 
 ALGORITHMS: Final = ("grpo", "rloo")
 TERMS = Path(__file__).parent / "terms"
@@ -120,8 +121,7 @@ def find_method(name: str) -> Method:
             raise ValueError(f"no module '{module}' for the method '{name}'")
         return read_method(name, Path(spec.origin), class_name)
     if name not in known_methods():
-        likeness = {known: difflib.SequenceMatcher(None, name, known).ratio() for known in known_methods()}
-        nearest = ", ".join(sorted(likeness, key=lambda known: -likeness[known]))
+        nearest = ", ".join(nearest_first(name, known_methods()))
         raise ValueError(f"unknown method '{name}'; known are, the nearest first: {nearest}")
     return read_method(name, TERMS / f"{name}.py", "".join(word.capitalize() for word in name.split("_")))
 

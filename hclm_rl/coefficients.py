@@ -11,12 +11,13 @@ gets that of the step just made, `value` that measured when the step's responses
 State goes through `json`: an infinity is written as `Infinity`, which Python reads back and a strict parser refuses.
 """
 
-import difflib
 import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
+
+from .naming import nearest_first
 
 State = dict[str, float]
 
@@ -191,11 +192,6 @@ KINDS: dict[str, Callable[..., Coefficient]] = {
 }
 
 
-def nearest_first(name: str, known: list[str]) -> str:
-    """The known names, the one most like `name` first."""
-    return ", ".join(sorted(known, key=lambda k: -difflib.SequenceMatcher(None, name, k).ratio()))
-
-
 def coefficient_from(spec: object) -> Coefficient:
     """A recipe's `coef`: a number, {"kind": "linear", "start": 0.01, "end": 0.0}, or a coefficient as it is."""
     if isinstance(spec, Coefficient):
@@ -205,11 +201,11 @@ def coefficient_from(spec: object) -> Coefficient:
     settings = {name: value for name, value in spec.items() if name != "kind"}
     kind = spec.get("kind")
     if not isinstance(kind, str) or kind not in KINDS:
-        raise ValueError(f"coef needs a known kind, got {kind!r}; known: {nearest_first(str(kind), list(KINDS))}")
+        raise ValueError(f"coef needs a known kind, got {kind!r}; known: {', '.join(nearest_first(str(kind), KINDS))}")
     known = inspect.signature(KINDS[kind]).parameters
     for name in settings:
         if name not in known:
-            raise ValueError(f"a {kind} coef has no {name!r}; it has: {nearest_first(str(name), list(known))}")
+            raise ValueError(f"a {kind} coef has no {name!r}; it has: {', '.join(nearest_first(str(name), known))}")
     missing = [name for name, p in known.items() if p.default is p.empty and name not in settings]
     if missing:
         raise ValueError(f"a {kind} coef needs {', '.join(missing)}; got {settings}")

@@ -1,7 +1,6 @@
 """From names to objects: TRL's configs plus `entropy_terms`, and the recipe's words for terms and coefficients."""
 
 import dataclasses
-import difflib
 import importlib
 import json
 import os
@@ -18,6 +17,7 @@ import trl
 from . import terms
 from .chain import Chain, Link
 from .coefficients import KINDS, Coefficient, Constant, coefficient_from
+from .naming import nearest_first
 from .types import Term
 
 ENTROPY_TERMS_HELP = (
@@ -31,11 +31,6 @@ ENTROPY_TERMS_HELP = (
 def known_terms() -> list[str]:
     """The names of all terms that the library has: the modules in hclm_rl/terms."""
     return sorted(module.name for module in pkgutil.iter_modules(terms.__path__))
-
-
-def nearest_first(name: str, known: Sequence[str]) -> list[str]:
-    """`known`, the most similar first."""
-    return sorted(known, key=lambda other: -difflib.SequenceMatcher(None, name, other).ratio())
 
 
 def find_term(name: str) -> type[Term]:

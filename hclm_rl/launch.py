@@ -21,7 +21,8 @@ from trl.scripts.utils import DatasetMixtureConfig, get_dataset
 from trl.trainer.utils import get_peft_config, get_quantization_config
 
 from .arguments import REWARDS, Algorithm, RunArguments, Settings, make_parser, parse, recipe_of
-from .config import GRPOConfig, RLOOConfig, nearest_first
+from .config import GRPOConfig, RLOOConfig
+from .naming import nearest_first
 from .report.runs import LOG_NAME, RECIPE_NAME, SUMMARY_NAME, read_log
 from .testbed import Task, evaluate, find_task
 from .testbed.policy import policy_path

@@ -187,7 +187,7 @@ class EntropyTermsMixin:
             progress=self._hclm_progress(),
             step=self.state.global_step,
             everywhere=self._hclm_everywhere,
-            here=lambda x: x if self.accelerator.num_processes == 1 else x[own, : mask.size(1)],
+            here=lambda x: x[own, : mask.size(1)] if x.dim() > 1 else x[own],
             total=lambda x: self.accelerator.reduce(x, reduction="sum"),
             **({} if scores is None or scores.hidden is None else {"hidden": lambda: scores.hidden}),
         )

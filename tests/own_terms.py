@@ -64,8 +64,9 @@ class Remembers(Term):
         mean = float(rollout.everywhere(rollout.rewards).mean())
         memory["history"] = [*memory.get("history", []), mean]
         memory["trace"] = memory.get("trace", torch.zeros(3)) * 0.9 + mean
-        noise = torch.rand(rollout.mask.shape, generator=rollout.generator)
-        return RolloutEffect(columns={"noise": noise})
+        noise = rollout.here(torch.rand(rollout.everywhere(rollout.mask).shape, generator=rollout.generator))
+        order = rollout.here(torch.arange(len(rollout.everywhere(rollout.rewards))))
+        return RolloutEffect(columns={"noise": noise, "order": order})
 
     def __call__(self, batch: TokenBatch, memory: dict) -> Effect:
         strength = float(memory["trace"][0]) + len(memory["history"])

@@ -103,6 +103,12 @@ def test_two_processes_are_one(term: str, two_processes: Path, policy: str, tmp_
     assert largest_difference(update(policy, tmp_path, term, **WHOLE), both) < ROUNDING
 
 
+def test_a_term_of_a_stranger_with_memory_and_randomness_on_two_processes(two_processes, policy: str, tmp_path: Path):
+    terms = ["tests.own_terms.Remembers"]
+    one = weights_after(policy, tmp_path, terms=terms, fixed=True, loss_type="dapo", **WHOLE)
+    assert largest_difference(one, load_file(two_processes / "remembers.safetensors")) < ROUNDING
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("chain", ["empty", "zero"])
 def test_two_processes_without_terms_or_at_coef_zero_are_trl_bit_for_bit(chain: str, loss: str, two_processes: Path):

@@ -15,6 +15,7 @@ def main(policy: str, out: Path, cases: dict[str, dict]) -> None:
     assert state.num_processes == 2
     half = {"per_device_train_batch_size": 4}
     runs = {term: {"terms": [{term: given}], "fixed": True, "loss_type": "dapo"} for term, given in cases.items()}
+    runs["remembers"] = {"terms": ["tests.own_terms.Remembers"], "fixed": True, "loss_type": "dapo"}
     for loss in LOSSES:  # sampled, each process with its own seed
         off_policy = {"num_iterations": 2, "beta": 0.04, "loss_type": loss}
         runs[f"stock {loss}"] = {"ours": False, **off_policy}

@@ -1,6 +1,5 @@
 """What a task gives to training and to evaluation, and how one is found by name."""
 
-import difflib
 import importlib
 import importlib.util
 import pkgutil
@@ -8,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import datasets
+
+from hclm_rl.naming import nearest_first
 
 PACKAGE = "hclm_rl.testbed"
 
@@ -56,4 +57,4 @@ def _known_tasks(*, nearest_to: str) -> list[str]:
     found = [importlib.import_module(f"{PACKAGE}.{module.name}") for module in modules]
     makers = [vars(module)["make_task"] for module in found if "make_task" in vars(module)]
     names = {maker.__module__.rpartition(".")[2] for maker in makers}  # where defined, not where imported
-    return sorted(names, key=lambda name: -difflib.SequenceMatcher(None, nearest_to, name).ratio())
+    return nearest_first(nearest_to, names)
