@@ -1,6 +1,6 @@
 """What a spectrum tells: the predictive test of the log-det force, and the ranks of a representation
 
-Everything here takes `spectrum`, eigenvalues of a covariance in any order, and no states: one eigendecomposition
+All but the last takes `spectrum`, eigenvalues of a covariance in any order, and no states: one eigendecomposition
 (about 20 times a Cholesky, so every 50 steps or so) serves all of it. The force of direction k is
 
     ||F||^2 = (1/N) sum_k g(lam_k),   g(x) = x / (x + eps)^2,   greatest at x = eps, where g = 1 / (4 eps)
@@ -9,6 +9,7 @@ so a direction well below eps is dead (force sqrt(lam) / (eps sqrt N)) and one w
 HCLM, Tran, 2026, arXiv:2605.22940, names the failures; test, bound and budget are derived here (docs/methods.md).
 Ranks: RankMe, Garrido et al., 2023, arXiv:2210.02885; alpha-ReQ, Agrawal et al., 2022; their use on language models,
 Li et al., 2025, arXiv:2509.23024. Never compare one rank with another's threshold.
+Diffusion spectral entropy, of a kernel between rows: Liao et al., 2023, arXiv:2312.04823.
 """
 
 import math
@@ -140,3 +141,23 @@ def alpha_req(lam: Spectrum, first: int = 12, last: int = 100) -> PowerLaw:
     intercept = y_mean - alpha * x_mean
     residual, total = (y - intercept - alpha * x).square().sum(), (y - y.mean()).square().sum()
     return PowerLaw(alpha.item(), intercept.item(), (1 - residual / total).item())
+
+
+def diffusion_spectral_entropy(
+    z: Float[Tensor, "N D"], bandwidth: float, time: float = 1.0, is_strict: bool = False
+) -> Scalar:
+    """H = -sum p log p, p = |mu|^time / sum |mu|^time, in nats; in [0, log N]. The paper's bits are H / log 2.
+
+    mu: eigenvalues of K = deg^-1/2 G deg^-1/2, G_ij = exp(-||z_i - z_j||^2 / (2 bandwidth^2)), deg its row sums.
+    `is_strict` normalises K once more by its own row sums: the anisotropic operator that the authors describe; K is
+    what their code decomposes. 0: all rows within one bandwidth; log N: each row alone; with a large `time` about the
+    log of the number of clusters. Freeze the bandwidth: one that follows z hides a contraction.
+    """
+    z = z.detach().double()
+    distance = torch.cdist(z, z)
+    kernel = (-0.5 * (distance / bandwidth).square()).exp()
+    for _ in range(2 if is_strict else 1):
+        root = kernel.sum(dim=1).rsqrt()
+        kernel = root.unsqueeze(1) * kernel * root
+    weights = torch.linalg.eigvalsh(kernel).abs().pow(time)
+    return torch.special.entr(weights / weights.sum() + torch.finfo(weights.dtype).eps).sum()

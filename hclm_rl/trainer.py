@@ -15,7 +15,7 @@ import inspect
 import logging
 import math
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -170,6 +170,12 @@ class EntropyTermsMixin:
         rewards = rewards.masked_fill(parts.isnan().all(dim=1), torch.nan)
         group = torch.arange(own.start, own.stop, device=parts.device) // self.num_generations
         mask = self._hclm_mask(output)
+        reads: dict[str, Callable] = {}
+        if scores is not None and scores.hidden is not None:
+            states = scores.hidden
+            reads["hidden"] = lambda: states
+            if run.chain.needs_vocab:
+                reads["over_vocab"] = lambda functional: over_vocab(functional, states, self._hclm_head())
         rollout = Rollout(
             ids=output["completion_ids"],
             mask=mask,
@@ -189,7 +195,7 @@ class EntropyTermsMixin:
             everywhere=self._hclm_everywhere,
             here=lambda x: x[own, : mask.size(1)] if x.dim() > 1 else x[own],
             total=lambda x: self.accelerator.reduce(x, reduction="sum"),
-            **({} if scores is None or scores.hidden is None else {"hidden": lambda: scores.hidden}),
+            **reads,
         )
         if scores is not None:
             sums = torch.stack([torch.where(mask, scores.entropy, 0).sum(), mask.sum()])

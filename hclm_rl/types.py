@@ -68,9 +68,10 @@ class Rollout:
     step: int = 0  # optimiser step
     generator: torch.Generator = field(default_factory=torch.Generator)  # the same state on every process
     hidden: Callable[[], Tensor] = no_hidden  # hidden() -> (N, T, D): the last states, those that PREDICTED each token
-    everywhere: Callable[[Tensor], Tensor] = lambda x: (
-        x
-    )  # (N, ...) -> the rows of all processes, T padded to the widest
+    # over_vocab(f), f: (n, V) log-probs of the sampling policy -> (n,), gives (N, T) without gradient, in chunks
+    over_vocab: Callable[[Callable[[Tensor], Tensor]], Tensor] = no_vocab
+    # everywhere(x): (N, ...) -> the rows of all processes, T padded to the widest
+    everywhere: Callable[[Tensor], Tensor] = lambda x: x
     here: Callable[[Tensor], Tensor] = lambda x: x  # the inverse of `everywhere`: this process's rows, cut to its T
     total: Callable[[Tensor], Tensor] = lambda x: x  # the sum of x over all processes
 

@@ -112,6 +112,7 @@ def rollout(step: Step, rows: slice = slice(None), **changes: object) -> Rollout
         step=3,
         generator=torch.Generator().manual_seed(1),
         hidden=lambda: step.old_hidden[rows],
+        over_vocab=lambda functional: over_vocab(functional, step.old_hidden[rows], Head(weight=step.head)),
     )
     return replace(whole, **changes)
 
@@ -150,10 +151,13 @@ def always_the_same(link: str) -> torch.Generator:
 
 
 def first_stage(term: Term, view: Rollout, memory: dict, coef: float = 1.0, group_size: int = 4) -> RolloutOutcome:
-    """Stage 1 of a chain of one link."""
-    return one_link(term).on_rollout(
-        view, {"link": memory}, {"link": coef}, always_the_same, lambda r: (centred(r, group_size), torch.ones_like(r))
-    )
+    """Stage 1 of a chain of one link; shaped rewards are centred within their groups, over all processes."""
+
+    def renormalise(rewards: Tensor) -> tuple[Tensor, Tensor]:
+        groups = view.everywhere(rewards).view(-1, group_size)[view.group]
+        return torch.nan_to_num(rewards - groups.nanmean(dim=1), nan=0.0), torch.ones_like(rewards)
+
+    return one_link(term).on_rollout(view, {"link": memory}, {"link": coef}, always_the_same, renormalise)
 
 
 def second_stage(

@@ -7,6 +7,7 @@ from hclm_rl.geometry import covariance, factor, leverage, log_det_force, moment
 from hclm_rl.spectra import (
     alpha_req,
     dead_fraction,
+    diffusion_spectral_entropy,
     dof,
     drift,
     drift_budget,
@@ -148,3 +149,32 @@ def test_power_law_that_is_one():
 def test_power_law_without_enough_positive_eigenvalues_is_nan():
     assert math.isnan(alpha_req(torch.ones(99)).alpha)
     assert math.isnan(alpha_req(torch.cat([torch.ones(99), torch.zeros(9)])).alpha)
+
+
+POINTS = torch.tensor([[0, 0], [1, 0], [0, 1], [3, 3]], dtype=F64)  # the card of diffusion spectral entropy
+
+
+@pytest.mark.parametrize(
+    ("bandwidth", "time", "is_strict", "bits"),
+    [
+        (1.0, 1.0, False, 1.679002),
+        (1.0, 2.0, False, 1.300472),
+        (1.0, 1.0, True, 1.679602),
+        (1.0, 2.0, True, 1.303832),
+        (0.1, 1.0, False, 2.0),  # every point alone
+        (10.0, 1.0, False, 0.203131),  # one blob
+    ],
+)
+def test_card_diffusion_spectral_entropy(bandwidth, time, is_strict, bits):
+    close(diffusion_spectral_entropy(POINTS, bandwidth, time, is_strict) / math.log(2), bits)
+
+
+def test_diffusion_spectral_entropy_counts_clusters():
+    # four points in pairs at distance 0, the pairs far apart: G is two blocks of ones, so K has the eigenvalues
+    # 1, 1, 0, 0 and H = log 2; the 2.2e-16 that is added to each p adds nothing visible
+    pairs = torch.tensor([[0.0], [0.0], [100.0], [100.0]])
+    entropy = diffusion_spectral_entropy(pairs, 1.0)
+    close(entropy, math.log(2), 1e-12)
+    assert entropy.dtype == F64
+    # rows in half precision are worked on in float64; the card's points are exact there
+    close(diffusion_spectral_entropy(POINTS.bfloat16(), 1.0), 1.163796)

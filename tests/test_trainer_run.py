@@ -9,12 +9,12 @@ import torch
 import trl
 
 import hclm_rl
-from hclm_rl import NotFinite, known_terms
+from hclm_rl import NotFinite
 
-from .test_trainer_invariance import STRONG
+from .test_trainer_invariance import STRONG, all_terms_in_order
 from .tiny import largest_difference, low_words, make, prompts, settings, weights_of
 
-ALL_TERMS = [{name: STRONG.get(name, {})} for name in known_terms()]
+ALL_TERMS = [{name: STRONG.get(name, {})} for name in all_terms_in_order()]
 CONTROLLED = {"entropy_bonus": {"name": "controlled", "coef": {"kind": "step_to_target", "target": 5.0, "delta": 0.1}}}
 STATEFUL = [*ALL_TERMS, "tests.own_terms.Remembers", CONTROLLED]
 

@@ -1,0 +1,82 @@
+"""Coding rate of the responses: MCR2, Yu et al., 2020, arXiv:2006.08558"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ..geometry import Factor, at_least_float32, cholesky, moments_everywhere
+from ..surrogates import coding_rate, coding_rate_within, second_moment, through_unit_rows, unit_rows
+from ..types import Effect, Metric, Rollout, RolloutEffect, Term, TokenBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodingRate(Term):
+    """Spreads the responses over directions: adds -coef * R, R = 0.5 logdet(I + D/e2 C) in nats, to the loss.
+
+    C = U^T U / n, u_i = h_i / ||h_i||, over the whole generation batch and all processes. h_i is the mean over a
+    response's tokens of the last hidden states (after the final norm, those that predicted the tokens), or each of
+    these states. The force u_i (C + e2/D I)^-1 / n, without its part along u_i and divided by ||h_i||, is injected
+    detached. Directions only: longer states win nothing. UNCENTRED: a common mean hides a collapse. Of the paper's
+    R - R_c only R is raised; R_c with prompts as classes is logged as `within`: falling while R stays, it says that
+    the responses to a prompt grow alike. It is bound by the number of responses per prompt. Several updates per
+    rollout reuse C of the sampling policy.
+    """
+
+    needs_scores: ClassVar[bool] = True
+    needs_hidden: ClassVar[bool] = True
+    # None is published for RL. Ours: at the testbed's start ||F|| at the token states is 0.064 (0.033 with
+    # rows="tokens"), so that coef * ||F|| is about that of log_det at 1e-4 (||F|| = 1.22).
+    default_coef: ClassVar[float] = 2e-3
+
+    rows: Literal["responses", "tokens"] = "responses"  # what is spread; ours, the paper has one vector per image
+    distortion: float = 0.5  # e2, the SQUARE of the paper's epsilon, > 0; the `eps` of the authors' code is e2 too
+
+    def __post_init__(self) -> None:
+        if not self.distortion > 0:
+            raise ValueError(f"distortion must be positive, got {self.distortion}")
+
+    def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
+        counts = rollout.mask.any(dim=1)
+        if self.rows == "tokens":
+            u = unit_rows(rollout.hidden()[rollout.mask])
+        else:
+            u = unit_rows(mean_states(rollout.hidden(), rollout.mask))
+        m = moments_everywhere(u, rollout.total, None if self.rows == "tokens" else counts)
+        if m.count < 1:
+            return RolloutEffect()
+        metrics: dict[str, Metric] = {"value": coding_rate(m, self.distortion)}
+        if self.rows == "responses":
+            kept = rollout.everywhere(counts)
+            classes = rollout.everywhere(rollout.group)[kept]
+            metrics["within"] = coding_rate_within(rollout.everywhere(u)[kept], classes, self.distortion)
+        shared = {
+            "cholesky": cholesky(second_moment(m), self.distortion / len(m.mean)),
+            "count": m.count,
+            "tokens": rollout.total(rollout.mask.sum()),
+            "value": metrics["value"],
+        }
+        return RolloutEffect(shared=shared, metrics=metrics)
+
+    def __call__(self, batch: TokenBatch, memory: dict) -> Effect:
+        if "cholesky" not in batch.shared:  # the step had no token
+            return Effect()
+        lower, mask = batch.shared["cholesky"], batch.mask
+        whole = Factor(lower, torch.zeros_like(lower[0]), batch.shared["count"], self.distortion / len(lower))
+        h = at_least_float32(batch.hidden()[mask]) if self.rows == "tokens" else mean_states(batch.hidden(), mask)
+        force = through_unit_rows(whole.force(unit_rows(h)), h)
+        gain = (force * (h - h.detach())).sum(dim=-1)  # worth 0: what is shared among the tokens is a gradient
+        if self.rows == "tokens":
+            per_token = gain.new_zeros(mask.shape).masked_scatter(mask, gain)
+        else:
+            per_token = (gain / mask.sum(dim=1).clamp(min=1)).unsqueeze(1)
+        # the trainer divides by the tokens of the step, the value and the sum of the gains do not
+        return Effect(loss=torch.where(mask, -(batch.shared["value"] + batch.shared["tokens"] * per_token), 0.0))
+
+
+def mean_states(hidden: Float[Tensor, "N T D"], mask: Bool[Tensor, "N T"]) -> Float[Tensor, "N D"]:
+    """h_i = mean over the response's tokens; 0 for a response without tokens."""
+    total = torch.where(mask.unsqueeze(2), at_least_float32(hidden), 0.0).sum(dim=1)
+    return total / mask.sum(dim=1, keepdim=True).clamp(min=1)

@@ -1,0 +1,52 @@
+"""EAR, Entropy-based Advantage Reshaping (of ETTRL): Liu et al., 2025, arXiv:2508.11356"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+
+from ..types import Rollout, RolloutEffect, Term
+
+CERTAIN = 1e-8  # nats, added to m: a group that is certain up to rounding gets Y = 1, not 0 / 0 or noise
+
+
+@dataclass(frozen=True, kw_only=True)
+class EntropyAdvantage(Term):
+    """Trusts the certain responses of a group more, and the uncertain ones less: A_i <- Y_i A_i.
+
+    Y_i = 1 + (m - Hbar_i) / m,  Hbar_i the mean entropy of the response's tokens at the sampling policy in nats, m the
+    mean of Hbar over the group. Certain winners are paid more, which lowers the entropy further. The paper's other
+    form, "clip", bounds advantages instead: A_i <- clip(A_i, -beta, beta); with GRPO's scaling |A_i| passes 2 only in
+    groups of six or more.
+    """
+
+    needs_scores: ClassVar[bool] = True
+
+    form: Literal["residual", "clip"] = "residual"  # the paper's Adv-Res and Adv-Clip, alternatives there
+    beta: float = 2.0  # bound of "clip", in units of the advantage, > 0; the paper's value
+    # least Y_i, <= 1, ours: None, the paper's, lets a response with Hbar_i > 2 m change the sign of its advantage
+    floor: float | None = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.beta > 0:
+            raise ValueError(f"beta must be positive, got {self.beta}")
+        if self.floor is not None and not self.floor <= 1:
+            raise ValueError(f"floor must be at most 1 or None, got {self.floor}")
+
+    def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
+        if self.form == "clip":
+            return RolloutEffect(advantages=rollout.advantages.clamp(-self.beta, self.beta))
+        # float64: what a row sums to must not show how many padded slots it has
+        entropy = torch.where(rollout.mask, rollout.scored()[1].double(), 0.0)
+        mean_entropy = entropy.sum(dim=1) / rollout.mask.sum(dim=1)  # NaN for a response without tokens
+        group = rollout.everywhere(mean_entropy).view(-1, rollout.group_rewards.size(1))[rollout.group]  # (N, G)
+        m = group.nanmean(dim=1)
+        weight = (1 + (m - mean_entropy) / (m + CERTAIN)).nan_to_num(nan=1.0)
+        is_negative = weight < 0
+        if self.floor is not None:
+            weight = weight.clamp(min=self.floor)
+        weight = weight.to(rollout.advantages.dtype)
+        return RolloutEffect(
+            advantages=rollout.advantages * (weight if rollout.advantages.dim() == 1 else weight.unsqueeze(1)),
+            metrics={"negative": is_negative.double().mean()},
+        )

@@ -1,0 +1,87 @@
+"""EPO, Entropy-regularized Policy Optimization: Xu et al., 2025, arXiv:2509.22576"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ..types import Effect, Rollout, RolloutEffect, Term, TokenBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epo(Term):
+    """An entropy bonus that is damped where a token leaves a band around the mean entropy of all steps so far.
+
+    Adds -coef (L_H - beta_k L_smooth) to the loss. L_H is the mean of H_t, L_smooth that of alpha P_t,
+    P_t = relu(kappa_l Hbar - H_t) + relu(H_t - kappa_r Hbar), both over the tokens of a turn, then over the turns of a
+    response, then over responses. Hbar is the mean of the token-mean entropies of the earlier steps, nats, at the
+    sampling policy; before there is one P_t = 0. beta_k = 1 + exp(-gamma k / floor(K / 2)) at step k of K.
+    A turn is an unbroken run of response tokens between what tools wrote. The net bonus above the band is
+    coef (1 - beta_k alpha): it stays a bonus unless beta_k alpha > 1.
+    """
+
+    needs_scores: ClassVar[bool] = True
+    default_coef: ClassVar[float] = 0.001  # lambda; the paper's value
+
+    alpha: float = 0.1  # strength of the penalty, >= 0; the paper's on ALFWorld, 0.05 on ScienceWorld
+    kappa_l: float = 0.0  # the band in units of Hbar, 0 <= kappa_l < kappa_r; the paper's: only the upper side acts
+    kappa_r: float = 2.0
+    gamma: float = 3.0  # decay of beta_k, >= 0; the paper's value
+    # "indicator": P_t is 1 outside the band, as in the released code; it has no gradient, so the bonus alone trains
+    penalty: Literal["distance", "indicator"] = "distance"
+    average: Literal["turns", "tokens"] = "turns"  # "tokens": the mean over all tokens, as in the released code
+
+    def __post_init__(self) -> None:
+        if not self.alpha >= 0:
+            raise ValueError(f"alpha must be >= 0, got {self.alpha}")
+        if not 0 <= self.kappa_l < self.kappa_r:
+            raise ValueError(f"the band must be 0 <= kappa_l < kappa_r, got {self.kappa_l} and {self.kappa_r}")
+        if not self.gamma >= 0:
+            raise ValueError(f"gamma must be >= 0, got {self.gamma}")
+
+    def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
+        mask, entropy = rollout.mask, rollout.scored()[1].double()
+        sums = [torch.where(mask, entropy, 0.0).sum(), mask.sum(), mask.any(dim=1).sum()]
+        total, tokens, responses = rollout.total(torch.stack([each.double() for each in sums])).tolist()
+        shared = {}
+        if "steps" in memory:
+            shared["reference"] = entropy.new_tensor(memory["entropy_sum"] / memory["steps"])
+        if tokens:
+            memory["entropy_sum"] = memory.get("entropy_sum", 0.0) + total / tokens
+            memory["steps"] = memory.get("steps", 0) + 1
+        weight = mask.double()
+        if self.average == "turns":
+            weight = share_of_turns(mask) * tokens / max(responses, 1.0)  # the trainer divides by the tokens again
+        return RolloutEffect(columns={"weight": weight.float()}, shared=shared, metrics=shared)
+
+    def __call__(self, batch: TokenBatch, memory: dict) -> Effect:
+        entropy = torch.where(batch.mask, batch.entropy, 0.0)
+        weight = batch.columns["weight"].to(entropy.dtype)
+        if "reference" not in batch.shared:
+            return Effect(loss=-weight * entropy)
+        lower, upper = (kappa * batch.shared["reference"].to(entropy.dtype) for kappa in (self.kappa_l, self.kappa_r))
+        is_outside = ((entropy < lower) | (entropy > upper)).to(entropy.dtype)
+        distance = torch.relu(lower - entropy) + torch.relu(entropy - upper)
+        penalty = self.alpha * (distance if self.penalty == "distance" else is_outside)
+        beta = penalty_weight(batch.step, batch.progress, self.gamma)
+        metrics = {"outside": is_outside, "beta": entropy.new_tensor(beta)}
+        return Effect(loss=-weight * (entropy - beta * penalty), metrics=metrics)
+
+
+def share_of_turns(mask: Bool[Tensor, "N T"]) -> Float[Tensor, "N T"]:
+    """1 / (T_j |tau_jt|) at each token of turn t of response j, which has T_j turns; 0 off the mask."""
+    is_start = mask & ~torch.nn.functional.pad(mask[:, :-1], (1, 0), value=False)
+    turn = is_start.cumsum(dim=1)  # from 1; a tool's tokens carry the number of the turn before them
+    lengths = torch.zeros(len(mask), mask.size(1) + 1, dtype=torch.float64, device=mask.device)
+    lengths = lengths.scatter_add(1, turn, mask.double()).gather(1, turn)
+    turns = is_start.sum(dim=1, keepdim=True)
+    return torch.where(mask, 1 / (turns * lengths).clamp(min=1), 0.0)
+
+
+def penalty_weight(step: int, progress: float, gamma: float) -> float:
+    """beta_k = 1 + exp(-gamma k / floor(K / 2)) at step k = `step` of K = step / progress: from 2 towards 1."""
+    steps = round(step / progress) if progress else 0
+    return 1 + math.exp(-gamma * step / max(steps // 2, 1))

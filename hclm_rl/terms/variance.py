@@ -1,0 +1,55 @@
+"""Variance of the hidden states: HCLM, Tran, 2026, arXiv:2605.22940"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from ..geometry import Moments, at_least_float32, covariance, floor_from, moments_everywhere
+from ..surrogates import diagonal, diagonal_force, variance, variance_force
+from ..types import Effect, Rollout, RolloutEffect, Term, TokenBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variance(Term):
+    """Pushes the hidden states away from their mean: adds -coef * H, H = tr(S), to the loss.
+
+    S is the covariance of the last hidden states (after the final norm, those that predicted the response tokens) over
+    the whole generation batch and all processes. The force 2 (z_i - mu) / N is injected as in `log_det`. It shrinks
+    with the direction, so a dying one is not helped: this is the surrogate to compare `log_det` with. It points along
+    z - mu, so longer states win too. `form="diagonal"`: H = 0.5 sum_j log(S_jj + eps) in nats, the log-det without
+    correlations, force (z_i - mu) / (diag S + eps) / N. Several updates per rollout reuse mu and S of the sampling
+    policy.
+    """
+
+    needs_scores: ClassVar[bool] = True
+    needs_hidden: ClassVar[bool] = True
+    # None is published. Ours: at the testbed's start ||F|| is 0.65, so that coef * ||F|| is about that of log_det at
+    # 1e-4 (||F|| = 1.22); it falls with the square of the states' scale, and form="diagonal" needs about 1e-3 for it.
+    default_coef: ClassVar[float] = 2e-4
+
+    form: Literal["trace", "diagonal"] = "trace"  # the paper's name is all we have; both forms are our reading of it
+    eps_relative: float = 1e-4  # "diagonal": eps = eps_relative * tr(S) / D, measured at the first step, frozen; > 0
+
+    def __post_init__(self) -> None:
+        if not self.eps_relative > 0:
+            raise ValueError(f"eps_relative must be positive, got {self.eps_relative}")
+
+    def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
+        m = moments_everywhere(rollout.hidden()[rollout.mask], rollout.total)
+        if m.count < 2 or not covariance(m).trace() > 0:
+            return RolloutEffect()
+        if self.form == "diagonal" and "eps" not in memory:
+            memory["eps"] = float(floor_from(m, self.eps_relative))
+        value = variance(m) if self.form == "trace" else diagonal(m, memory["eps"])
+        return RolloutEffect(
+            shared={"count": m.count, "mean": m.mean, "scatter": m.scatter},
+            metrics={"value": value},
+        )
+
+    def __call__(self, batch: TokenBatch, memory: dict) -> Effect:
+        if "scatter" not in batch.shared:  # the step had no spread to speak of
+            return Effect()
+        m = Moments(batch.shared["count"], batch.shared["mean"], batch.shared["scatter"])
+        rows = at_least_float32(batch.hidden()[batch.mask])
+        force = variance_force(rows, m) if self.form == "trace" else diagonal_force(rows, m, memory["eps"])
+        injected = -(m.count * force * rows).sum(dim=-1)  # the trainer's mean over the step is the 1 / N of F
+        return Effect(loss=injected.new_zeros(batch.mask.shape).masked_scatter(batch.mask, injected))
