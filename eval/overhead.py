@@ -2,8 +2,9 @@
 
 `make bench` measures on SmolLM2-135M. All trainers live in one process and take turns, one optimiser step each in a
 random order, so that the machine's ups and downs hit all alike. The ratio is that of the medians; beside it stand the
-quartiles of the ratios to stock TRL's step of the same round. Completions are fixed (no generation), which makes the
-step shorter and so the ratios stricter than in a real run. Peak memory is that of a process of its own per row.
+quartiles of the ratios to stock TRL's step of the same round; CPU seconds are steadier on a shared machine.
+Completions are fixed (no generation), so the step is shorter and the ratios stricter than in a real run. Peak memory is
+that of a process of its own per row.
 """
 
 import argparse
@@ -48,14 +49,15 @@ class TakesTurns(TrainerCallback):
     """Lets one trainer at a time take one optimiser step, and times it."""
 
     def __init__(self, turn: threading.Semaphore, done: threading.Semaphore) -> None:
-        self.turn, self.done, self.seconds = turn, done, []
+        self.turn, self.done = turn, done
+        self.seconds: list[tuple[float, float]] = []  # wall, CPU of the process
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.turn.acquire()
-        self.start = time.perf_counter()
+        self.start = time.perf_counter(), time.process_time()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.seconds.append(time.perf_counter() - self.start)
+        self.seconds.append((time.perf_counter() - self.start[0], time.process_time() - self.start[1]))
         self.done.release()
 
 
@@ -113,8 +115,8 @@ def tokenizer_of(model: Any) -> Any:
     return AutoTokenizer.from_pretrained(model.config._name_or_path)
 
 
-def take_turns(names: list[str], model: Any, setting: str, rounds: int, out: Path) -> dict[str, list[float]]:
-    """Seconds of every optimiser step of every row, the first two rounds left out as warm-up."""
+def take_turns(names: list[str], model: Any, setting: str, rounds: int, out: Path) -> dict[str, list]:
+    """(wall, CPU) seconds of every optimiser step of every row, the first two rounds left out as warm-up."""
     done = threading.Semaphore(0)
     turns = {name: threading.Semaphore(0) for name in names}
     callbacks = {name: TakesTurns(turns[name], done) for name in names}
@@ -162,17 +164,19 @@ def main() -> None:
         model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
         seconds = take_turns(args.rows, model, setting, args.rounds, args.out)
         table = Table(title=f"{setting}: one optimiser step of {RESPONSES} completions, {args.rounds - 2} rounds")
-        for column in ("chain", "median s", "ratio", "quartiles", "limit", "peak MiB", "ratio"):
+        for column in ("chain", "wall s", "ratio", "quartiles", "CPU s", "ratio", "limit", "peak MiB", "ratio"):
             table.add_column(column, justify="left" if column == "chain" else "right", no_wrap=True)
         stock = seconds["stock TRL"]
         memory = (
             {} if args.no_memory else {name: peak_memory(name, args.model, setting, args.out) for name in args.rows}
         )
         for name in args.rows:
-            ratios = [mine / its for mine, its in zip(seconds[name], stock, strict=True)]
+            ratios = [mine[0] / its[0] for mine, its in zip(seconds[name], stock, strict=True)]
             low, _, high = statistics.quantiles(ratios, n=4)
-            middle = statistics.median(seconds[name])
-            cells = [name, f"{middle:.3f}", f"{middle / statistics.median(stock):.3f}", f"{low:.3f}-{high:.3f}"]
+            wall, cpu = (statistics.median(each) for each in zip(*seconds[name], strict=True))
+            stock_wall, stock_cpu = (statistics.median(each) for each in zip(*stock, strict=True))
+            cells = [name, f"{wall:.3f}", f"{wall / stock_wall:.3f}", f"{low:.3f}-{high:.3f}"]
+            cells += [f"{cpu:.3f}", f"{cpu / stock_cpu:.3f}"]
             cells += [str(LIMITS.get(name, "")), f"{memory[name]:.0f}" if memory else ""]
             table.add_row(*cells, f"{memory[name] / memory['stock TRL']:.3f}" if memory else "")
         console.print(table)
