@@ -35,7 +35,7 @@ from .functional import split_token_weights
 from .metrics import StepMetrics
 from .rewards import checked
 from .state import JSON_NAME, ChainState
-from .types import Rollout, TokenBatch
+from .types import Rollout, TokenBatch, last_layer
 from .vocab import Head, over_vocab
 
 if not Version("1.16") <= Version(trl.__version__) < Version("1.17"):
@@ -173,7 +173,7 @@ class EntropyTermsMixin:
         reads: dict[str, Callable] = {}
         if scores is not None and scores.hidden is not None:
             states = scores.hidden
-            reads["hidden"] = lambda: states
+            reads["hidden"] = last_layer(states)
             if run.chain.needs_vocab:
                 reads["over_vocab"] = lambda functional: over_vocab(functional, states, self._hclm_head())
         rollout = Rollout(
@@ -272,7 +272,7 @@ class EntropyTermsMixin:
         old_logps = inputs.get("old_per_token_logps", inputs.get("hclm/old_logps"))
         columns = {key.removeprefix(COLUMN): value for key, value in inputs.items() if key.startswith(COLUMN)}
         affected = {key.removeprefix(AFFECTED): value for key, value in inputs.items() if key.startswith(AFFECTED)}
-        reads = {} if hidden is None else {"hidden": lambda: hidden}
+        reads = {} if hidden is None else {"hidden": last_layer(hidden)}
         if run.chain.needs_vocab and hidden is not None:
             reads["over_vocab"] = lambda functional: over_vocab(functional, hidden, self._hclm_head())
         batch = TokenBatch(

@@ -14,9 +14,20 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
-def no_hidden() -> Tensor:
+def no_hidden(layer: int = -1) -> Tensor:
     """Stands for the hidden states of a batch that has none."""
     raise ValueError("this batch has no hidden states: a term that reads them declares needs_hidden = True")
+
+
+def last_layer(states: Tensor) -> Callable[..., Tensor]:
+    """`hidden` of a batch whose last hidden states (after the final norm) were kept: layer -1, and no other."""
+
+    def hidden(layer: int = -1) -> Tensor:
+        if layer != -1:
+            raise ValueError(f"only layer -1, the last states after the final norm, is kept, got layer {layer}")
+        return states
+
+    return hidden
 
 
 def no_vocab(functional: Callable[[Tensor], Tensor]) -> Tensor:
@@ -67,7 +78,7 @@ class Rollout:
     progress: float = 0.0  # share of the training done, in [0, 1]
     step: int = 0  # optimiser step
     generator: torch.Generator = field(default_factory=torch.Generator)  # the same state on every process
-    hidden: Callable[[], Tensor] = no_hidden  # hidden() -> (N, T, D): the last states, those that PREDICTED each token
+    hidden: Callable[..., Tensor] = no_hidden  # hidden() -> (N, T, D): the last states, those that PREDICTED each token
     # over_vocab(f), f: (n, V) log-probs of the sampling policy -> (n,), gives (N, T) without gradient, in chunks
     over_vocab: Callable[[Callable[[Tensor], Tensor]], Tensor] = no_vocab
     # everywhere(x): (N, ...) -> the rows of all processes, T padded to the widest
@@ -101,7 +112,7 @@ class TokenBatch:
     progress: float = 0.0
     step: int = 0
     generator: torch.Generator = field(default_factory=torch.Generator)  # the only source of randomness of a term
-    hidden: Callable[[], Tensor] = no_hidden  # hidden() -> (B, T, D): the last states, with gradient
+    hidden: Callable[..., Tensor] = no_hidden  # hidden() -> (B, T, D): the last states, with gradient
     # over_vocab(f), f: (n, V) log-probs -> (n,), gives (B, T) with gradient, in chunks (vocab.py)
     over_vocab: Callable[[Callable[[Tensor], Tensor]], Tensor] = no_vocab
 
