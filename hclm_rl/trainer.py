@@ -361,7 +361,9 @@ class EntropyTermsMixin:
                 for name, metric in callback(own.detach()).items():
                     self._hclm.metrics.add(f"{link}/{name}", metric, mask)
 
-        through_head.register_hook(receive)
+            hook.remove()  # a callback may hold the batch, whose graph holds this hook: without this, a leak
+
+        hook = through_head.register_hook(receive)
 
     # ---- once per optimiser step
 

@@ -71,13 +71,13 @@ class InformationForce(Term):
         if "cholesky" not in batch.shared:
             return Effect()
         whole = Factor(batch.shared["cholesky"], batch.shared["mean"], batch.shared["count"], memory["eps"])
-        force = whole.force(batch.hidden()[batch.mask])
+        mask, force = batch.mask, whole.force(batch.hidden()[batch.mask])  # the callback keeps no graph alive
 
         def on_hidden_gradient(gradient: Tensor) -> Mapping[str, Metric]:
-            own = gradient[batch.mask].to(force)
+            own = gradient[mask].to(force)
             gains = influence(force, -own)
             dot, f2, g2 = gains.sum(), force_norm_per_token(force).square().sum(), own.square().sum()
-            per_token = gains.new_zeros(batch.mask.shape).masked_scatter(batch.mask, gains * whole.count)
+            per_token = gains.new_zeros(mask.shape).masked_scatter(mask, gains * whole.count)
             return {
                 "alignment": Total(sums=(dot, f2, g2), form=cosine),
                 "critical_coef": Total(sums=(-dot, f2), form=lambda top, bottom: top / bottom if bottom else 0.0),
