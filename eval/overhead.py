@@ -22,7 +22,7 @@ import torch
 import trl
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoModelForCausalLM, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 import hclm_rl
 from hclm_rl.testbed.task import find_task
@@ -62,7 +62,7 @@ class TakesTurns(TrainerCallback):
 
 
 def same_completions(prompts: list[str], trainer: Any) -> dict[str, Any]:
-    """The right answer's tokens after each prompt, with every other response wrong, so that advantages differ."""
+    """Eight fixed tokens after each prompt, the same for every trainer and step: nothing is generated."""
     tokenizer = trainer.processing_class
     prompt_ids = tokenizer(prompts)["input_ids"]
     texts = [f" {17 + 3 * i % 80}\n" for i in range(len(prompts))]
@@ -110,8 +110,6 @@ def build(name: str, model: Any, setting: str, steps: int, out: Path) -> Any:
 
 def tokenizer_of(model: Any) -> Any:
     """The tokenizer beside the model."""
-    from transformers import AutoTokenizer
-
     return AutoTokenizer.from_pretrained(model.config._name_or_path)
 
 
