@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import importlib
 import importlib.util
 import os
 import subprocess
@@ -19,6 +20,10 @@ from rich.table import Table
 from hclm_rl.naming import nearest_first
 
 ALGORITHMS: Final = ("grpo", "rloo")
+# command -> (the module whose main(arguments) runs it, imported when called for; what it does)
+COMMANDS: Final = {
+    "report": ("hclm_rl.report.command", "one self-contained page of runs side by side"),
+}
 TERMS = Path(__file__).parent / "terms"
 ACCELERATE_FOLDERS = (Path("recipes/accelerate"), Path(__file__).parent.parent / "recipes" / "accelerate")
 KINDS = {"rewards": "reward", "advantages": "advantage", "loss": "loss"}  # the Effect's field that a term fills
@@ -195,6 +200,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for algorithm in ALGORITHMS:
         about = f"train with {algorithm.upper()}: --config RECIPE, TRL's flags, --accelerate_config NAME|FILE"
         commands.add_parser(algorithm, help=about, add_help=False)
+    for command, (_, about) in COMMANDS.items():
+        commands.add_parser(command, help=about, add_help=False)
     methods = commands.add_parser("methods", help="list the entropy-control methods, or show one")
     methods.add_argument("name", nargs="?", help="a method's name, or the dotted path of a class")
     line = list(sys.argv[1:] if arguments is None else arguments)
@@ -204,6 +211,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for algorithm in ALGORITHMS:
             if line[:1] == [algorithm]:
                 return launch(algorithm, line[1:])
+        if line[:1] and line[0] in COMMANDS:
+            return importlib.import_module(COMMANDS[line[0]][0]).main(line[1:])
         options = parser.parse_args(line)
         if options.version:
             from importlib.metadata import version
