@@ -13,6 +13,11 @@ from torch import Tensor
 Scalar = Float[Tensor, ""]
 
 
+def in_double(x: Float[Tensor, "*S"]) -> Float[Tensor, "*S"]:
+    """float64 where the device has it (MPS does not): for sums that decide, so that their order does not."""
+    return x if x.device.type == "mps" else x.double()
+
+
 def masked_mean(x: Float[Tensor, "*S"], mask: Bool[Tensor, "*S"]) -> Scalar:
     """sum_{mask} x / |mask|; 0 where the mask is empty. Differentiable in x."""
     return torch.where(mask, x, 0).sum() / mask.sum().clamp(min=1)

@@ -36,7 +36,7 @@ from .metrics import StepMetrics
 from .rewards import checked
 from .state import JSON_NAME, ChainState
 from .types import Rollout, TokenBatch, last_layer
-from .vocab import Head, over_vocab
+from .vocab import Head, over_vocab, slope_along
 
 if not Version("1.16") <= Version(trl.__version__) < Version("1.17"):
     raise ImportError(
@@ -176,6 +176,9 @@ class EntropyTermsMixin:
             reads["hidden"] = last_layer(states)
             if run.chain.needs_vocab:
                 reads["over_vocab"] = lambda functional: over_vocab(functional, states, self._hclm_head())
+                reads["slope"] = lambda direction: slope_along(
+                    direction, states, output["completion_ids"], self._hclm_head()
+                )
         rollout = Rollout(
             ids=output["completion_ids"],
             mask=mask,

@@ -35,6 +35,11 @@ def no_vocab(functional: Callable[[Tensor], Tensor]) -> Tensor:
     raise ValueError("this batch has no over_vocab: a term that reads it declares needs_vocab = True")
 
 
+def no_slope(direction: Tensor) -> Tensor:
+    """Stands for `slope` of a rollout that has none."""
+    raise ValueError("this rollout has no slope: a term that reads it declares needs_vocab = True")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Total:
     """A metric made of sums over the whole optimiser step and all processes: `form(*sums)`, taken once, at the end.
@@ -81,6 +86,8 @@ class Rollout:
     hidden: Callable[..., Tensor] = no_hidden  # hidden() -> (N, T, D): the last states, those that PREDICTED each token
     # over_vocab(f), f: (n, V) log-probs of the sampling policy -> (n,), gives (N, T) without gradient, in chunks
     over_vocab: Callable[[Callable[[Tensor], Tensor]], Tensor] = no_vocab
+    # slope(direction (N, T, D)) -> (N, T): d log pi(token) as its hidden state moves along `direction`
+    slope: Callable[[Tensor], Tensor] = no_slope
     # everywhere(x): (N, ...) -> the rows of all processes, T padded to the widest
     everywhere: Callable[[Tensor], Tensor] = lambda x: x
     here: Callable[[Tensor], Tensor] = lambda x: x  # the inverse of `everywhere`: this process's rows, cut to its T

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -30,6 +30,15 @@ class Head:
             logits = self.softcap * torch.tanh(logits / self.softcap)
         return (logits / self.temperature).log_softmax(dim=-1)
 
+    def slopes(self, hidden: Float[Tensor, "n D"], direction: Float[Tensor, "n D"]) -> Float[Tensor, "n V"]:
+        """d log p of every token as `hidden` moves along `direction`: d logit - sum_v p_v d logit_v."""
+        moved = torch.nn.functional.linear(direction.to(hidden), self.weight).float() * self.scale
+        if self.softcap is not None:
+            logits = torch.nn.functional.linear(hidden, self.weight, self.bias).float() * self.scale
+            moved = moved * (1 - torch.tanh(logits / self.softcap).square())
+        moved = moved / self.temperature
+        return moved - (self.logps(hidden).exp() * moved).sum(dim=-1, keepdim=True)
+
 
 def over_vocab(
     functional: Callable[[Tensor], Tensor], hidden: Float[Tensor, "B T D"], head: Head, rows_at_once: int = 256
@@ -48,3 +57,24 @@ def over_vocab(
     else:
         values = [of_rows(chunk) for chunk in rows]
     return torch.cat(values).view(hidden.shape[:-1])
+
+
+def slope_along(
+    direction: Float[Tensor, "B T D"],
+    hidden: Float[Tensor, "B T D"],
+    ids: Int[Tensor, "B T"],
+    head: Head,
+    rows_at_once: int = 256,
+) -> Float[Tensor, "B T"]:
+    """d log p(token) / dh as its hidden state moves along `direction`: the directional derivative through the head.
+
+    For a plain head (W x)_y - sum_v p_v (W x)_v, x the direction; no gradient.
+    """
+
+    def of_rows(rows: Tensor, along: Tensor, tokens: Tensor) -> Tensor:
+        return head.slopes(rows, along).gather(1, tokens.unsqueeze(1)).squeeze(1)
+
+    width = hidden.size(-1)
+    pieces = (x.split(rows_at_once) for x in (hidden.reshape(-1, width), direction.reshape(-1, width), ids.reshape(-1)))
+    with torch.no_grad():
+        return torch.cat([of_rows(*piece) for piece in zip(*pieces, strict=True)]).view(ids.shape)

@@ -16,7 +16,7 @@ from trl.trainer.utils import nanstd
 
 from hclm_rl import Chain, Constant, Link, Rollout, Term, TokenBatch
 from hclm_rl.chain import Outcome, RolloutOutcome, per_token
-from hclm_rl.vocab import Head, over_vocab
+from hclm_rl.vocab import Head, over_vocab, slope_along
 
 LENGTHS = (6, 4, 6, 3, 5, 2, 1, 5)
 
@@ -113,6 +113,7 @@ def rollout(step: Step, rows: slice = slice(None), **changes: object) -> Rollout
         generator=torch.Generator().manual_seed(1),
         hidden=lambda: step.old_hidden[rows],
         over_vocab=lambda functional: over_vocab(functional, step.old_hidden[rows], Head(weight=step.head)),
+        slope=lambda direction: slope_along(direction, step.old_hidden[rows], step.ids[rows], Head(weight=step.head)),
     )
     return replace(whole, **changes)
 

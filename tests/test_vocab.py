@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
-from hclm_rl.vocab import Head, over_vocab
+from hclm_rl.vocab import Head, over_vocab, slope_along
 
 VOCABULARY, WIDTH = 97, 16
 
@@ -121,3 +121,17 @@ def test_half_precision_states_give_float32_values():
 
 def test_no_rows_at_all():
     assert over_vocab(shannon, torch.zeros(2, 0, WIDTH), Head(weight=torch.ones(VOCABULARY, WIDTH))).shape == (2, 0)
+
+
+@pytest.mark.parametrize("head_factors", [{}, {"softcap": 3.0, "scale": 0.5, "temperature": 0.7}])
+def test_slopes_are_directional_derivatives_through_the_head(head_factors):
+    generator = torch.Generator().manual_seed(0)
+    hidden, direction = torch.randn(2, 2, 5, WIDTH, generator=generator).unbind()
+    weight, bias = torch.randn(VOCABULARY, WIDTH, generator=generator), torch.randn(VOCABULARY, generator=generator)
+    ids, head = torch.randint(VOCABULARY, (2, 5), generator=generator), Head(weight=weight, bias=bias, **head_factors)
+
+    def own_logps(x: Tensor) -> Tensor:
+        return head.logps(x.reshape(-1, WIDTH)).view(2, 5, VOCABULARY).gather(2, ids.unsqueeze(2)).squeeze(2)
+
+    _, expected = torch.autograd.functional.jvp(own_logps, hidden, direction)
+    torch.testing.assert_close(slope_along(direction, hidden, ids, head, rows_at_once=3), expected)

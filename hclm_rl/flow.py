@@ -1,0 +1,176 @@
+"""Which tokens' updates move the policy's entropy, and weights that hold its change inside a band
+
+A policy with probabilities p_v over the vocabulary has the entropy H = -sum p log p; raising the logit of v by x
+changes H by -x S_v, with the discriminator
+
+    S_v = p_v (log p_v + H)                                            (Wang et al., 2026, arXiv:2602.03392)
+
+The policy gradient of a token a with advantage A and ratio 1 moves its logits along A (onehot(a) - p), hence H by
+
+    e = -A (S_a - sum_v p_v S_v)                                       per unit of step, exactly, to first order
+
+e < 0: the token's own update burns entropy. What updates of other tokens do to the same logits through shared
+parameters is left out, so the unit of e is not nats per optimiser step: `Ledger` learns the factor between the two
+from the entropies that the run then shows.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from .functional import Scalar, in_double
+
+
+def discriminator(logps: Float[Tensor, "*S"], entropy: Float[Tensor, "*S"]) -> Float[Tensor, "*S"]:
+    """S_a = p_a (log p_a + H) of the sampled tokens; its sign is that of p_a - exp(-H)."""
+    return logps.exp() * (logps + entropy)
+
+
+def mean_discriminator(logps: Float[Tensor, "n V"]) -> Float[Tensor, "n"]:
+    """sum_v p_v S_v, from the whole distribution: the functional to give to `over_vocab`."""
+    p = logps.exp()
+    entropy = -(p * logps).sum(dim=-1, keepdim=True)
+    return (p.square() * (logps + entropy)).sum(dim=-1)
+
+
+def entropy_influence(
+    logps: Float[Tensor, "N T"],
+    entropy: Float[Tensor, "N T"],
+    mean: Float[Tensor, "N T"],
+    advantages: Float[Tensor, "N T"],
+    mask: Bool[Tensor, "N T"],
+) -> Float[Tensor, "N T"]:
+    """e = -A (S_a - `mean`), `mean` = sum_v p_v S_v; 0 off the mask. Nats per unit of step along the token's logits."""
+    return torch.where(mask, -advantages * (discriminator(logps, entropy) - mean), 0)
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Sums of a step's influences, over all processes: what raises entropy, what burns it, and their squares."""
+
+    raising: Scalar  # sum of e > 0, >= 0
+    burning: Scalar  # sum of e < 0, <= 0
+    count: Scalar  # tokens
+
+    @property
+    def net(self) -> Scalar:
+        """Mean over the tokens: what the step as it stands would do."""
+        return (self.raising + self.burning) / self.count.clamp(min=1)
+
+
+def sides(influence: Float[Tensor, "N T"], mask: Bool[Tensor, "N T"], total: Callable[[Tensor], Tensor]) -> Sides:
+    """`influence` is 0 off the mask. One all-reduce."""
+    e = in_double(influence)
+    return Sides(*total(torch.stack([e.clamp(min=0).sum(), e.clamp(max=0).sum(), mask.sum().to(e)])))
+
+
+def uniform_weights(of: Sides, low: float, high: float) -> tuple[float, float]:
+    """(w of raising tokens, w of burning tokens), in [0, 1], with low <= net <= high where that can be reached.
+
+    The net is linear in either weight, so the band's edge is met in closed form: below `low` the burning side is
+    scaled down, above `high` the raising side, and neither is touched inside the band.
+    """
+    if not low <= high:
+        raise ValueError(f"low must not be above high, got {low} and {high}")
+    count = max(of.count.item(), 1.0)
+    up, down = of.raising.item() / count, of.burning.item() / count
+    if up + down < low and down < 0:
+        return 1.0, min(max((low - up) / down, 0.0), 1.0)
+    if up + down > high and up > 0:
+        return min(max((high - down) / up, 0.0), 1.0), 1.0
+    return 1.0, 1.0
+
+
+def least_weights(
+    influence: Float[Tensor, "N T"],
+    of: Sides,
+    low: float,
+    high: float,
+    total: Callable[[Tensor], Tensor],
+    floor: float = 0.0,
+    rounds: int = 40,
+) -> Float[Tensor, "N T"]:
+    """The weights in [floor, 1] nearest to 1, sum (w - 1)^2 least, whose net lies inside the band.
+
+    Off the band the solution is w = clip(1 - x |e|, floor, 1) on the side that leads out of it and 1 on the other, with
+    one x >= 0 for all tokens (Lagrange); the net rises or falls with x, so x is found by `rounds` bisections, each an
+    all-reduce of one number. All tokens of that side at `floor` where even that does not reach the band.
+    """
+    if not low <= high:
+        raise ValueError(f"low must not be above high, got {low} and {high}")
+    count, net = max(of.count.item(), 1.0), of.net.item()
+    if low <= net <= high:
+        return torch.ones_like(influence)
+    e = in_double(influence)
+    is_leading_out = e < 0 if net < low else e > 0
+    edge = low if net < low else high
+
+    def weights(x: float) -> Tensor:
+        return torch.where(is_leading_out, (1 - x * e.abs()).clamp(min=floor), 1.0)
+
+    def misses(x: float) -> bool:
+        reached = total((weights(x) * e).sum()).item() / count
+        return reached < edge if net < low else reached > edge
+
+    at = 1.0
+    for _ in range(60):  # an x beyond the solution
+        if not misses(at):
+            break
+        at *= 2
+    else:
+        return weights(at).to(influence)
+    inside, outside = at, 0.0
+    for _ in range(rounds):
+        middle = (inside + outside) / 2
+        inside, outside = (inside, middle) if misses(middle) else (middle, outside)
+    return weights(inside).to(influence)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ledger:
+    """Turns influences into nats per optimiser step by what the run has shown; all it knows is in a term's `memory`.
+
+    The measured entropies H of the generation batches are regressed on the influences C summed over the steps made:
+    H = offset + gain C, older batches forgotten at `decay`. Levels, not differences: the noise of a batch's mean
+    entropy is larger than what a step changes, and it cancels over a line but not over differences. `entropy` in
+    memory is the level filtered by that model: carried on by gain * net, drawn to each measurement by `trust`.
+    """
+
+    decay: float = 0.99  # per generation batch, in (0, 1]
+    trust: float = 0.3  # in a single measurement, in (0, 1]
+
+    def measure(self, memory: dict, step: int, entropy: float) -> None:
+        """`entropy`: nats, mean over the generation batch sampled before optimiser step `step`."""
+        if "measured" in memory and step > memory["step"]:
+            steps = step - memory["step"]
+            memory["realised"] = (entropy - memory["measured"]) / steps
+            memory["predicted"] = self.gain(memory) * memory["net"]
+            memory["summed"] += steps * memory["net"]
+            memory["entropy"] += steps * memory["predicted"]
+        else:
+            memory.setdefault("summed", 0.0)
+            memory.setdefault("entropy", entropy)
+        memory["entropy"] += self.trust * (entropy - memory["entropy"])
+        for name, value in zip(("n", "c", "h", "cc", "ch"), products(memory["summed"], entropy), strict=True):
+            memory[name] = self.decay * memory.get(name, 0.0) + value
+        memory["measured"], memory["step"] = entropy, step
+
+    @staticmethod
+    def plan(memory: dict, net: float) -> None:
+        """`net`: the mean influence of the steps until the next measurement, weights included."""
+        memory["net"] = net
+
+    @staticmethod
+    def gain(memory: dict) -> float:
+        """Nats per optimiser step for a net of 1; 0 until two batches with different sums were measured."""
+        n, c, h, cc, ch = (memory.get(name, 0.0) for name in ("n", "c", "h", "cc", "ch"))
+        spread = n * cc - c * c
+        return max((n * ch - c * h) / spread, 0.0) if spread > 1e-9 * n * cc else 0.0
+
+
+def products(c: float, h: float) -> tuple[float, float, float, float, float]:
+    """What a line through points (c, h) needs: 1, c, h, c^2, c h."""
+    return 1.0, c, h, c * c, c * h

@@ -1,0 +1,59 @@
+"""Entropy flow, as a gauge: which tokens' updates burn the policy's entropy; derived here from arXiv:2602.03392"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from ..chain import per_token
+from ..flow import Ledger, entropy_influence, mean_discriminator, sides
+from ..functional import in_double
+from ..types import Metric, Quantiles, Rollout, RolloutEffect, Term
+
+
+@dataclass(frozen=True, kw_only=True)
+class EntropyFlow(Term):
+    """Changes nothing; says which tokens' updates burn entropy, and how fast the entropy is about to change.
+
+    Influence of token a with advantage A on the policy entropy H at its position (flow.py):
+    e = -A (S_a - sum_v p_v S_v), S_v = p_v (log p_v + H). Over the whole generation batch, at the sampling policy:
+    `influence`, quantiles of e; `burning`, the share of tokens with e < 0; `net`, its mean; `cancelled` = 1 - |sum e| /
+    sum |e|, in [0, 1]: near 1 a small shift of the weights turns the flow; `predicted_change` = gain * net and
+    `realised_change`, both of the steps before this batch, in nats per optimiser step; `gain`, learnt from the run, 0
+    at first; `distinct`, the share of different responses in a group, which falls before pass@k does.
+    It sees the advantages that the links before it leave. Parameter sharing between tokens is ignored: a single step's
+    prediction is poor, that of some tens of steps is not (docs/results.md).
+    """
+
+    needs_scores: ClassVar[bool] = True
+    needs_vocab: ClassVar[bool] = True
+    is_diagnostic: ClassVar[bool] = True
+
+    def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
+        (logps, entropy), mask = rollout.scored(), rollout.mask
+        advantages = per_token(rollout.advantages, mask)
+        influence = entropy_influence(logps, entropy, rollout.over_vocab(mean_discriminator), advantages, mask)
+        of = sides(influence, mask, rollout.total)
+        sums = rollout.total(in_double(torch.where(mask, entropy, 0)).sum())
+        ledger = Ledger()
+        ledger.measure(memory, rollout.step, (sums / of.count.clamp(min=1)).item())
+        ledger.plan(memory, of.net.item())
+        metrics: dict[str, Metric] = {
+            "influence": Quantiles(values=influence),
+            "burning": (influence < 0).float(),
+            "net": of.net,
+            "cancelled": 1 - (of.raising + of.burning).abs() / (of.raising - of.burning).clamp(min=1e-30),
+            "gain": of.net.new_tensor(ledger.gain(memory)),
+            "distinct": distinct(rollout),
+        }
+        for name in ("predicted", "realised"):
+            if name in memory:
+                metrics[f"{name}_change"] = of.net.new_tensor(memory[name])
+        return RolloutEffect(metrics=metrics)
+
+
+def distinct(rollout: Rollout) -> torch.Tensor:
+    """Mean over groups of the number of different responses (token by token) over the number of responses."""
+    ids, group = rollout.everywhere(torch.where(rollout.mask, rollout.ids + 1, 0)), rollout.everywhere(rollout.group)
+    responses = torch.cat([group.unsqueeze(1), ids], dim=1)
+    return rollout.scored()[0].new_tensor(len(responses.unique(dim=0)) / len(responses))
