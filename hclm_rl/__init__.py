@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .chain import Chain, Link, NotFinite
-    from .coefficients import Constant, Cosine, Linear, StepToTarget
+    from .coefficients import Constant, Cosine, Linear, OnCollapse, StepToTarget
+    from .collapse import CollapseCallback, CollapseDetector
     from .config import GRPOConfig, RLOOConfig, build_chain, known_terms
     from .trainer import GRPOTrainer, RLOOTrainer
     from .types import Effect, Quantiles, Rollout, RolloutEffect, Term, TokenBatch, Total
@@ -15,7 +16,8 @@ __version__ = "0.1.0"
 # Imported on first use: torch and TRL take seconds, which `hclm-rl methods` need not wait for.
 _HOMES = {
     "chain": ("Chain", "Link", "NotFinite"),
-    "coefficients": ("Constant", "Cosine", "Linear", "StepToTarget"),
+    "coefficients": ("Constant", "Cosine", "Linear", "OnCollapse", "StepToTarget"),
+    "collapse": ("CollapseCallback", "CollapseDetector"),
     "config": ("GRPOConfig", "RLOOConfig", "build_chain", "known_terms"),
     "trainer": ("GRPOTrainer", "RLOOTrainer"),
     "types": ("Effect", "Quantiles", "Rollout", "RolloutEffect", "Term", "TokenBatch", "Total"),
@@ -23,6 +25,8 @@ _HOMES = {
 
 __all__ = [
     "Chain",
+    "CollapseCallback",
+    "CollapseDetector",
     "Constant",
     "Cosine",
     "Effect",
@@ -31,6 +35,7 @@ __all__ = [
     "Linear",
     "Link",
     "NotFinite",
+    "OnCollapse",
     "Quantiles",
     "RLOOConfig",
     "RLOOTrainer",

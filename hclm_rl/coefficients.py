@@ -15,9 +15,12 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from .naming import nearest_first
+
+if TYPE_CHECKING:
+    from .collapse import CollapseDetector
 
 State = dict[str, float]
 
@@ -184,11 +187,69 @@ class StepToTarget:
         return {"coefficient": min(max(moved, self.minimum), self.maximum), "last_entropy": entropy}
 
 
+@dataclass(frozen=True, kw_only=True)
+class OnCollapse:
+    """Off until the entropy collapses, then on until it has recovered: a switch with hysteresis.
+
+    Carries a `CollapseDetector` (collapse.py) of its own, fed with the entropy of each optimiser step. On at the first
+    verdict of `since` or worse (never for exploding, which also switches it off); off again once the smoothed entropy
+    is above `until` of its start.
+    """
+
+    on: float  # the coefficient while it is on
+    off: float = 0.0  # and while it is not
+    since: Literal["warning", "collapsing"] = "warning"
+    until: float = 0.7  # share of the start, above the detector's warning_below
+    detector: Mapping[str, float] | None = None  # fields of CollapseDetector that differ from its defaults
+
+    def __post_init__(self) -> None:
+        require_numbers(self, "on", "off", "until")
+        if self.since not in ("warning", "collapsing"):
+            raise ValueError(f'since must be "warning" or "collapsing", got {self.since!r}')
+        watch = self._watch()
+        if not self.until > watch.warning_below:
+            raise ValueError(
+                f"until must be above the detector's warning_below, {watch.warning_below}, got {self.until}: the "
+                "switch would flutter"
+            )
+
+    def _watch(self) -> "CollapseDetector":
+        from .collapse import CollapseDetector
+
+        try:
+            return CollapseDetector(**dict(self.detector or {}))  # type: ignore[arg-type]
+        except TypeError as error:
+            raise ValueError(f"detector of on_collapse: {error}") from error
+
+    @property
+    def needs_entropy(self) -> bool:
+        return False
+
+    def initial_state(self) -> State:
+        return {"is_on": 0.0}
+
+    def value(self, progress: float, state: State, entropy: float | None = None) -> float:
+        return self.on if state["is_on"] else self.off
+
+    def update(self, entropy: float, state: State) -> State:
+        from .collapse import STATES
+
+        seen = {name: value for name, value in state.items() if name != "is_on"}
+        verdict, seen = self._watch().update({"entropy": entropy}, int(seen.get("step", 0)) + 1, seen)
+        is_on = bool(state["is_on"])
+        if verdict.state == "exploding" or (is_on and seen["level"] > self.until * seen["start"]):
+            is_on = False
+        elif STATES.index(self.since) <= verdict.number:
+            is_on = True
+        return seen | {"is_on": float(is_on)}
+
+
 KINDS: dict[str, Callable[..., Coefficient]] = {
     "constant": Constant,
     "linear": Linear,
     "cosine": Cosine,
     "step_to_target": StepToTarget,
+    "on_collapse": OnCollapse,
 }
 
 

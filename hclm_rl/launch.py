@@ -21,6 +21,7 @@ from trl.scripts.utils import DatasetMixtureConfig, get_dataset
 from trl.trainer.utils import get_peft_config, get_quantization_config
 
 from .arguments import REWARDS, Algorithm, RunArguments, Settings, make_parser, parse, recipe_of
+from .collapse import CollapseCallback
 from .config import GRPOConfig, RLOOConfig
 from .naming import nearest_first
 from .report.runs import LOG_NAME, RECIPE_NAME, SUMMARY_NAME, read_log
@@ -228,7 +229,12 @@ def prepare(
     arguments, config, model, _ = settings
     folder = Path(config.output_dir or "trainer_output")
     checkpoint = checkpoint_of(config)
-    trainer, task = build_trainer(algorithm, settings, [LogWriter(folder / LOG_NAME)])
+    callbacks: list[TrainerCallback] = [LogWriter(folder / LOG_NAME)]
+    if arguments.watch_collapse != "off":
+        callbacks.append(CollapseCallback(action=arguments.watch_collapse))
+    trainer, task = build_trainer(algorithm, settings, callbacks)
+    # what it adds to a log entry is to reach the trackers and the log too
+    trainer.callback_handler.callbacks.sort(key=lambda callback: not isinstance(callback, CollapseCallback))
 
     def rest() -> dict:
         is_main = trainer.accelerator.is_main_process

@@ -8,29 +8,32 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..geometry import Factor, force_norm_per_token, influence, moments_everywhere
-from ..spectra import dead_fraction, force_bound, spectrum, weak_fraction
+from ..forces import StepForce, Surrogate, step_force
+from ..geometry import Factor, Moments, force_norm_per_token, influence
+from ..spectra import dof, drift_budget
 from ..types import Effect, Metric, Quantiles, Rollout, RolloutEffect, Term, TokenBatch, Total
-from .log_det import step_factor
 
 
 @dataclass(frozen=True, kw_only=True)
 class InformationForce(Term):
-    """Changes nothing; says whether the log-det force is alive and which tokens' updates burn it.
+    """Changes nothing; says whether a surrogate's force is alive and which tokens' updates burn it.
 
-    With F = dH/dZ for H = 0.5 logdet(S + eps I), over the whole step, and g_i the gradient of the step's loss L at the
-    hidden state of token i (through the output head, so without a surrogate's own injected force):
-    `force_norm` ||F||; `rho` = ||F|| / B in [0, 1], B its bound; `dof`, the number of live directions; `dead` and
-    `weak`, shares of directions, every `spectrum_every` steps; `leverage`, quantiles of l_i / dof;
-    `alignment` = -<F, g> / (||F|| ||g||): below 0 the loss burns entropy; `critical_coef` = <F, g> / ||F||^2: the
-    coefficient of `log_det` at which H would stand still; `influence`, quantiles of N <F_i, -g_i> over tokens, and
-    `burning`, the share of tokens with a negative one. First order, parameter sharing between tokens ignored.
+    With F = dH/dZ for a surrogate H, by default 0.5 logdet(S + eps I), over the whole step, and g_i the gradient of the
+    step's loss L at the hidden state of token i (through the output head, so without a surrogate's own injected force):
+    `value` H; `force_norm` ||F||; `gradient_norm` ||g||; `rho` = ||F|| / B in [0, 1], B its bound; `live`, the share of
+    directions that are; `dead` and `weak`, shares of directions, and for the log-det `drift_budget`, how far S may move
+    while ||F|| stays above half of its present norm, every `spectrum_every` steps; `leverage`, quantiles of l_i / dof,
+    and `dof`, for the log-det; `alignment` = -<F, g> / (||F|| ||g||): below 0 the loss burns entropy; `critical_coef` =
+    <F, g> / ||F||^2: the coefficient of the surrogate's term at which H would stand still; `influence`, quantiles of
+    N <F_i, -g_i> over tokens, and `burning`, the share of tokens with a negative one. First order, parameter sharing
+    between tokens ignored.
     """
 
     needs_scores: ClassVar[bool] = True
     needs_hidden: ClassVar[bool] = True
     is_diagnostic: ClassVar[bool] = True
 
+    surrogate: Surrogate = "log_det"  # which entropy of the hidden states (forces.py)
     eps_relative: float = 1e-4  # eps = eps_relative * tr(S) / D, measured at the first step and frozen; > 0; ours
     spectrum_every: int = 50  # optimiser steps between two eigenvalue decompositions, >= 1; ours
 
@@ -42,45 +45,73 @@ class InformationForce(Term):
 
     def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
         rows = rollout.hidden()[rollout.mask]
-        step = step_factor(moments_everywhere(rows, rollout.total), self.eps_relative, memory)
-        if step is None:
+        whole = step_force(self.surrogate, rows, rollout.total, memory, self.eps_relative)
+        if whole is None:
             return RolloutEffect()
-        spread, whole = step
+        m = whole.moments
         force = whole.force(rows)
-        leverage = whole.count * (force * (rows.to(force) - whole.mean)).sum(dim=-1)
-        power, leverage_sum = rollout.total(torch.stack([force.square().sum(), leverage.sum()]))
-        dof = leverage_sum / whole.count
-        bound = force_bound(whole.count.item(), rows.size(1), memory["eps"])
-        per_token = force.new_zeros(rollout.mask.shape).masked_scatter(rollout.mask, leverage / dof)
+        at_unit_length = whole.at_unit_length(force, rows)
+        power, bounded = rollout.total(torch.stack([force.square().sum(), at_unit_length.square().sum()]))
+        bound = whole.bound()
         metrics: dict[str, Metric] = {
-            "value": whole.log_det(),
+            "value": whole.value(),
             "force_norm": power.sqrt(),
-            "rho": power.sqrt() / bound,
-            "dof": dof,
-            "leverage": Quantiles(values=per_token),
+            "rho": bounded.sqrt() / bound if bound > 0 else torch.zeros_like(power),
         }
+        shared = {"count": m.count, "mean": m.mean}
+        if whole.lower is None:
+            shared["scatter"] = m.scatter
+        else:
+            shared["cholesky"] = whole.lower
+            leverage = m.count * (force * (rows.to(force) - m.mean)).sum(dim=-1)
+            mean_leverage = rollout.total(leverage.sum()) / m.count
+            metrics["dof"] = mean_leverage
+            metrics["leverage"] = Quantiles(
+                values=force.new_zeros(rollout.mask.shape).masked_scatter(rollout.mask, leverage / mean_leverage)
+            )
         if rollout.step >= memory.get("next_spectrum", 0):
             memory["next_spectrum"] = rollout.step + self.spectrum_every
-            eigenvalues = spectrum(spread)
-            metrics["dead"] = dead_fraction(eigenvalues, memory["eps"])
-            metrics["weak"] = weak_fraction(eigenvalues, memory["eps"])
-        shared = {"cholesky": whole.cholesky, "mean": whole.mean, "count": whole.count}
+            metrics |= self.of_spectrum(whole, power)
         return RolloutEffect(shared=shared, metrics=metrics)
 
+    def of_spectrum(self, whole: StepForce, power: Tensor) -> dict[str, Metric]:
+        """What needs eigenvalues."""
+        if self.surrogate == "feature_softmax":  # row by row: no direction is dead to it, or alive
+            return {}
+        eigenvalues, peak = whole.directions()
+        most = max(min(len(eigenvalues), whole.moments.count.item() - 1), 1)
+        metrics: dict[str, Metric] = {
+            "live": (dof(eigenvalues, peak) / most).to(power) if peak > 0 else torch.zeros_like(power),
+            "dead": (eigenvalues < peak).to(power).mean(),
+        }
+        if self.surrogate in ("log_det", "diagonal", "coding_rate"):
+            metrics["weak"] = (eigenvalues > 100 * peak).to(power).mean()
+        if self.surrogate == "log_det" and power > 0:
+            half = 0.5 * power.sqrt().item()
+            metrics["drift_budget"] = power.new_tensor(
+                drift_budget(eigenvalues, whole.moments.count.item(), peak, half)
+            )
+        return metrics
+
     def __call__(self, batch: TokenBatch, memory: dict) -> Effect:
-        if "cholesky" not in batch.shared:
+        if "mean" not in batch.shared:
             return Effect()
-        whole = Factor(batch.shared["cholesky"], batch.shared["mean"], batch.shared["count"], memory["eps"])
+        count, mean, eps = batch.shared["count"], batch.shared["mean"], memory["eps"]
+        if "cholesky" in batch.shared:
+            whole = Factor(batch.shared["cholesky"], mean, count, eps)
+        else:
+            whole = StepForce(self.surrogate, Moments(count, mean, batch.shared["scatter"]), eps)
         mask, force = batch.mask, whole.force(batch.hidden()[batch.mask])  # the callback keeps no graph alive
 
         def on_hidden_gradient(gradient: Tensor) -> Mapping[str, Metric]:
             own = gradient[mask].to(force)
             gains = influence(force, -own)
             dot, f2, g2 = gains.sum(), force_norm_per_token(force).square().sum(), own.square().sum()
-            per_token = gains.new_zeros(mask.shape).masked_scatter(mask, gains * whole.count)
+            per_token = gains.new_zeros(mask.shape).masked_scatter(mask, gains * count)
             return {
                 "alignment": Total(sums=(dot, f2, g2), form=cosine),
                 "critical_coef": Total(sums=(-dot, f2), form=lambda top, bottom: top / bottom if bottom else 0.0),
+                "gradient_norm": Total(sums=(g2,), form=math.sqrt),
                 "influence": Quantiles(values=per_token),
                 "burning": (per_token < 0).float(),
             }

@@ -1,0 +1,191 @@
+"""One interface to the forces of all surrogates, and the regime that a force is in
+
+    log_det          0.5 logdet(S + eps I)        on states
+    diagonal         0.5 sum_j log(S_jj + eps)    on states
+    variance         tr(S)                        on states
+    feature_softmax  mean entropy of softmax(z)   on each state alone
+    coding_rate      0.5 logdet(I + D/e2 C)       on unit states
+    von_neumann      -tr(C log C)                 on unit states
+
+A `StepForce` holds what the whole optimiser step says of the states; `force` is dH/dz of any of its rows, tangential
+for those on unit states. `bound` is the greatest norm that the force could have, so that rho = ||F|| / bound in [0, 1]
+says before training how far from its best the surrogate works. Bounds and regimes are derived here; the card's are
+those of the log-det and the names weak, misaligned, frozen, unstable (HCLM, Tran, 2026, arXiv:2605.22940).
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from . import surrogates
+from .geometry import Factor, Moments, Scalar, cholesky, covariance, floor_from, moments_everywhere
+from .spectra import force_bound, spectrum
+
+Surrogate = Literal["log_det", "diagonal", "variance", "feature_softmax", "coding_rate", "von_neumann"]
+SURROGATES: tuple[Surrogate, ...] = (
+    "log_det",
+    "diagonal",
+    "variance",
+    "feature_softmax",
+    "coding_rate",
+    "von_neumann",
+)
+ON_UNIT_STATES = ("coding_rate", "von_neumann")
+DISTORTION = 0.5  # of the coding rate: e2, the public code's value
+EMPTY = 1e-4  # of the mean variance: a direction below it is dead to surrogates without a floor of their own
+
+
+@dataclass(frozen=True)
+class StepForce:
+    """A surrogate and the statistics of the step: value, force and bound."""
+
+    surrogate: Surrogate
+    moments: Moments  # of the states, or of the unit states
+    eps: float  # floor of log_det and diagonal
+    values: Scalar | None = None  # mean feature-softmax entropy of the step, which moments do not hold
+    lower: Float[Tensor, "D D"] | None = None  # Cholesky factor of S + eps I, for log_det
+
+    def value(self) -> Scalar:
+        """H in nats; for the variance in squared units of the states."""
+        m = self.moments
+        match self.surrogate:
+            case "log_det":
+                return self.factor().log_det()
+            case "diagonal":
+                return surrogates.diagonal(m, self.eps)
+            case "variance":
+                return surrogates.variance(m)
+            case "coding_rate":
+                return surrogates.coding_rate(m, DISTORTION)
+            case "von_neumann":
+                return surrogates.von_neumann(m)
+            case "feature_softmax":
+                assert self.values is not None
+                return self.values
+
+    def factor(self) -> Factor:
+        lower = cholesky(covariance(self.moments), self.eps) if self.lower is None else self.lower
+        return Factor(lower, self.moments.mean, self.moments.count, self.eps)
+
+    def force(self, z: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
+        """F_i = dH/dz_i of rows of the step, detached."""
+        m, u = self.moments, surrogates.unit_rows(z)
+        match self.surrogate:
+            case "log_det":
+                return self.factor().force(z)
+            case "diagonal":
+                return surrogates.diagonal_force(z, m, self.eps)
+            case "variance":
+                return surrogates.variance_force(z, m)
+            case "feature_softmax":
+                return surrogates.feature_softmax_force(z, m.count.clamp(min=1))
+            case "coding_rate":
+                return surrogates.through_unit_rows(surrogates.coding_rate_force(u, m, DISTORTION), z)
+            case "von_neumann":
+                return surrogates.through_unit_rows(surrogates.von_neumann_force(u, m), z)
+
+    def at_unit_length(self, force: Float[Tensor, "N D"], z: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
+        """The force in the units of `bound`: that on a unit state is 1 / ||z|| times that on its direction."""
+        if self.surrogate not in ON_UNIT_STATES:
+            return force
+        return force * torch.linalg.vector_norm(z.to(force), dim=-1, keepdim=True)
+
+    def bound(self) -> float:
+        """The greatest ||F|| that N rows of this width could give (for the variance: that of this mean square)."""
+        count, width = self.moments.count.item(), len(self.moments.mean)
+        live = max(min(width, count - 1), 0)
+        match self.surrogate:
+            case "log_det":
+                return force_bound(count, width, self.eps)
+            case "diagonal":  # each feature at S_jj = eps
+                return math.sqrt(width / (4 * self.eps * max(count, 1)))
+            case "variance":  # all of the mean square around the mean
+                square = covariance(self.moments).trace() + self.moments.mean.square().sum()
+                return 2 * math.sqrt(square.item() / max(count, 1))
+            case "feature_softmax":
+                return greatest_softmax_force(width) / math.sqrt(max(count, 1))
+            case "coding_rate":  # each direction at l = e2 / D
+                return math.sqrt(min(width, count) * width / (4 * DISTORTION * max(count, 1)))
+            case "von_neumann":  # all directions alike; the tangential part is smaller
+                return 2 * math.log(max(live, 2)) / math.sqrt(max(count, 1))
+
+    def directions(self) -> tuple[Float[Tensor, "K"], float]:
+        """Variances of the directions that the force acts on, ascending, and the one at which it is greatest."""
+        if self.surrogate == "diagonal":
+            return covariance(self.moments).diagonal().double().sort().values, self.eps
+        if self.surrogate in ON_UNIT_STATES:
+            second = surrogates.second_moment(self.moments).double()
+            lam = torch.linalg.eigvalsh(second).clamp(min=0)
+            return lam, DISTORTION / len(lam) if self.surrogate == "coding_rate" else EMPTY / len(lam)
+        lam = spectrum(self.moments)
+        return lam, self.eps if self.surrogate == "log_det" else EMPTY * lam.mean().item()
+
+    def live(self) -> float:
+        """Share of directions that count: sum l / (l + peak) over min(D, N - 1); 1 for the row-wise feature softmax."""
+        if self.surrogate == "feature_softmax":
+            return 1.0
+        lam, peak = self.directions()
+        most = max(min(len(lam), self.moments.count.item() - 1), 1)
+        return (lam / (lam + peak)).sum().item() / most if peak > 0 else 0.0
+
+
+def greatest_softmax_force(width: int) -> float:
+    """max over p of ||p (log p + H)||, p on the simplex of `width` features: 0.3166 for 2, 0.6281 for 8.
+
+    Reached with one feature a and the others equal, (1 - a) / (width - 1): a one-dimensional search.
+    """
+    if width < 2:
+        return 0.0
+    a = torch.linspace(1e-6, 1 - 1e-6, 100_001, dtype=torch.float64)
+    b = (1 - a) / (width - 1)
+    entropy = -(a * a.log() + (1 - a) * b.log())
+    power = (a * (a.log() + entropy)).square() + (width - 1) * (b * (b.log() + entropy)).square()
+    return power.max().sqrt().item()
+
+
+def step_force(
+    surrogate: Surrogate,
+    rows: Float[Tensor, "N D"],
+    total: Callable[[Tensor], Tensor],
+    memory: dict,
+    eps_relative: float = 1e-4,
+) -> StepForce | None:
+    """The surrogate over the rows of all processes; None where they have no spread. Freezes eps in `memory`."""
+    moments = moments_everywhere(rows, total)
+    if moments.count < 2 or not covariance(moments).trace() > 0:
+        return None
+    if "eps" not in memory:
+        memory["eps"] = float(floor_from(moments, eps_relative))
+    values = lower = None
+    if surrogate == "feature_softmax":
+        values = total(surrogates.feature_softmax(rows).sum()) / moments.count
+    elif surrogate == "log_det":
+        lower = cholesky(covariance(moments), memory["eps"])
+    elif surrogate in ON_UNIT_STATES:
+        moments = moments_everywhere(surrogates.unit_rows(rows), total)
+    return StepForce(surrogate, moments, memory["eps"], values, lower)
+
+
+Regime = Literal["healthy", "weak", "misaligned", "frozen", "unstable"]
+LEAST_RATIO = 1e-2  # of coef ||F|| to ||grad L||; below it the term is weak
+WORST_ALIGNMENT = -0.9  # below it the loss undoes what the term does
+LEAST_LIVE = 0.05  # share of the directions; below it the force is frozen
+MOST_UNSTEADY = 1.0  # deviation of ||F|| over its mean, of the last 50 steps; above it the force is unstable
+
+
+def regime(coef: float, force: float, gradient: float, alignment: float, live: float) -> tuple[Regime, str]:
+    """The regime of the term `coef` * H, with the reason: norms of force and policy gradient at the hidden states."""
+    if live < LEAST_LIVE or force == 0:
+        return "frozen", f"{100 * live:.1f} % of the directions are live (least {100 * LEAST_LIVE:.0f} %)"
+    if gradient > 0 and coef * force / gradient < LEAST_RATIO:
+        ratio = coef * force / gradient
+        return "weak", f"coef x force is {ratio:.1e} of the policy gradient (least {LEAST_RATIO:g})"
+    if alignment < WORST_ALIGNMENT:
+        return "misaligned", f"alignment with the policy gradient {alignment:.2f} (least {WORST_ALIGNMENT:g})"
+    ratio = f"{coef * force / gradient:.1e} of the policy gradient" if gradient > 0 else "no policy gradient"
+    return "healthy", f"{100 * live:.0f} % of the directions live, coef x force {ratio}, alignment {alignment:+.2f}"

@@ -1,0 +1,122 @@
+"""What the doctor says of recipes whose state is known by construction."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from hclm_rl.cli import main
+from hclm_rl.doctor import Force, examine, force_of, mean_and_error, recommended
+
+RECIPE = """\
+task: coins
+task_kwargs: {prompts: 16}
+model_name_or_path: testbed
+num_generations: 8
+per_device_train_batch_size: 32
+bf16: false
+gradient_checkpointing: false
+use_cpu: true
+"""
+
+
+def recipe(folder: Path, terms: str = "[]", more: str = "") -> list[str]:
+    file = folder / "recipe.yaml"
+    file.write_text(f"{RECIPE}entropy_terms: {terms}\n{more}")
+    return ["--config", str(file)]
+
+
+def of(forces: list[Force], surrogate: str) -> Force:
+    [found] = [force for force in forces if force.surrogate == surrogate]
+    return found
+
+
+def test_every_surrogate_and_the_regimes_of_those_in_the_recipe(tmp_path: Path):
+    terms = """
+  - log_det: {coef: 1.0e-3}
+  - variance: {coef: 1.0e-9}
+  - coding_rate: {coef: 0.1}"""
+    found = examine(recipe(tmp_path, terms), prompts=4, steps=2)
+    assert [force.surrogate for force in found.forces] == [
+        "log_det", "diagonal", "variance", "feature_softmax", "coding_rate", "von_neumann",
+    ]  # fmt: skip
+    assert of(found.forces, "log_det").regime == "healthy" and of(found.forces, "log_det").coef == 1e-3
+    weak = of(found.forces, "variance")
+    assert weak.regime == "weak" and weak.is_in_recipe and "variance is weak" in found.verdict
+    # the advice is not weak itself
+    assert weak.recommended_coef * weak.force_norm / weak.gradient_norm > 1e-2
+    assert not of(found.forces, "diagonal").is_in_recipe
+    for force in found.forces:
+        assert 0 <= force.rho <= 1 and 0 < force.live <= 1 and force.gradient_norm > 0
+    assert found.entropy == pytest.approx(0.44, abs=0.1)  # of the warm start, docs/log.md
+    assert found.width == 64 and found.mistakes == []
+
+
+def test_a_floor_above_all_variances_is_frozen(tmp_path: Path):
+    found = examine(recipe(tmp_path, "[{log_det: {coef: 1.0, eps_relative: 1000000.0}}]"), prompts=4, steps=1)
+    force = of(found.forces, "log_det")
+    assert force.regime == "frozen" and force.live < 1e-4 and force.dead == 1.0
+
+
+@pytest.mark.parametrize(
+    ("terms", "more", "sentence"),
+    [
+        ("[kl_cov]", "", "kl_cov does nothing when each rollout is used for one update"),
+        ("[{entropy_bonus: {coef: 0.0}}]", "", "entropy_bonus has coef 0 throughout"),
+        ("[clip_cov]", "", "clip_cov selects 0.0002 of about"),
+        ("[{entropy_bonus: {coef: {kind: step_to_target, target: 3.0}}}]", "", "steers towards 3 nats"),
+        ("[log_det]", "per_device_train_batch_size: 8\n", "over about"),
+        ("[log_dat]", "", "log_dat"),
+        ("[entropy_bonus]", "entropy_coef: 0.1\n", "TRL's entropy_coef beside entropy_terms"),
+    ],
+)
+def test_mistakes_of_the_recipe(tmp_path: Path, terms: str, more: str, sentence: str):
+    settings = recipe(tmp_path, terms)
+    text = (tmp_path / "recipe.yaml").read_text()
+    if more:
+        key = more.split(":")[0]
+        text = "".join(line + "\n" for line in text.splitlines() if not line.startswith(key)) + more
+        (tmp_path / "recipe.yaml").write_text(text)
+    found = examine(settings, prompts=1, steps=1)
+    assert any(sentence in mistake for mistake in found.mistakes), found.mistakes
+    assert all("\n" not in mistake for mistake in found.mistakes)
+
+
+def test_the_page_and_json(tmp_path: Path, capsys: pytest.CaptureFixture):
+    line = [*recipe(tmp_path, "[{log_det: {coef: 1.0e-3}}]"), "--prompts", "2", "--steps", "1"]
+    assert main(["doctor", *line]) == 0
+    page = " ".join(capsys.readouterr().out.split())
+    assert "nothing to object to" in page and "von_neumann" in page and "{'loss'" not in page
+    assert main(["doctor", *line, "--json", "--max_completion_length", "9"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["forces"][0]["surrogate"] == "log_det" and told["verdict"] == "nothing to object to"
+
+
+def test_the_exit_code_of_a_sick_recipe(tmp_path: Path, capsys: pytest.CaptureFixture):
+    assert main(["doctor", *recipe(tmp_path, "[no_such_term]")]) == 1
+    assert "unknown" in capsys.readouterr().out
+    assert main(["doctor", "--steps", "0"]) == 2
+    assert "--steps must be at least 1" in capsys.readouterr().err
+
+
+def test_advice_by_hand():
+    # clear: mean 0.2, error 0.01; 1.1 x 0.2
+    assert recommended(0.2, 0.01, force=1.0, gradient=1.0)[0] == pytest.approx(0.22)
+    # negative or unclear: 1.1 x 1e-2 x ||g|| / ||F|| = 1.1e-2 x 3 / 2
+    for critical, error in ((-0.2, 0.01), (0.2, 0.2)):
+        assert recommended(critical, error, force=2.0, gradient=3.0)[0] == pytest.approx(0.0165)
+    # critical, but weak
+    assert recommended(1e-4, 1e-6, force=1.0, gradient=1.0)[0] == pytest.approx(0.011)
+    assert recommended(0.2, 0.01, force=0.0, gradient=1.0)[0] is None
+    assert recommended(0.2, 0.01, force=1.0, gradient=0.0)[0] is None
+
+
+def test_mean_and_error_by_hand():
+    assert mean_and_error([1.0, 3.0]) == pytest.approx((2.0, math.sqrt(2) / math.sqrt(2)))
+    mean, error = mean_and_error([5.0])
+    assert mean == 5.0 and math.isnan(error)
+
+
+def test_a_surrogate_without_metrics_has_no_force():
+    assert force_of("log_det", [{"entropy": 0.4, "log_det/affected": 0.0}], None) is None
