@@ -12,16 +12,18 @@ A table has one prompt a line: {"rewards": [...], "reference": [...], "policy": 
 
 import argparse
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from hclm_rl.forecast import curve_of
-from hclm_rl.frontier import BETAS, Distance, Point, distance, exact, frontier, reliable_kl, reward_at
+from hclm_rl.frontier import BETAS, Point, distance, exact, frontier, reliable_kl, reward_at
 from hclm_rl.report.runs import read_run
 from hclm_rl.testbed.policy import policy_path
 from hclm_rl.testbed.sampling import _plain_generation, _sample
@@ -60,16 +62,19 @@ def sample(
     seed: int,
     reference: PreTrainedModel | None = None,
     batch: int = 1024,
-) -> tuple[list[list[float]], list[float]]:
-    """Prompt by prompt: the rewards (1 for a right answer, else 0) of the samples, and KL(model || reference)."""
+) -> tuple[list[list[float]], list[float], float]:
+    """By prompt the rewards (1 for a right answer, else 0) and KL(model || reference); the mean token entropy."""
     texts = [row["prompt"] for row in rows for _ in range(samples)]
     rewards: list[float] = []
     ratios: list[float] = []
+    entropy = tokens = 0.0
     with torch.random.fork_rng(), _plain_generation(model):
         torch.manual_seed(seed)
         for start in range(0, len(texts), batch):
             prompts = texts[start : start + batch]
-            responses, _, mask = _sample(model, tokenizer, prompts, task.max_completion_length, temperature=1.0)
+            responses, entropies, mask = _sample(model, tokenizer, prompts, task.max_completion_length, temperature=1.0)
+            entropy += torch.where(mask, entropies, 0).sum().item()
+            tokens += mask.sum().item()
             kept = [ids[:length] for ids, length in zip(responses.tolist(), mask.sum(dim=1).tolist(), strict=True)]
             answers = tokenizer.batch_decode(kept, skip_special_tokens=True)
             of = [rows[(start + i) // samples] for i in range(len(prompts))]
@@ -79,7 +84,8 @@ def sample(
                 inputs = (encoded["input_ids"], encoded["attention_mask"], responses, mask)
                 ratios += (sums_of_logps(model, *inputs) - sums_of_logps(reference, *inputs)).tolist()
     groups = [slice(i * samples, (i + 1) * samples) for i in range(len(rows))]
-    return [rewards[group] for group in groups], [sum(ratios[group]) / samples for group in groups if ratios]
+    kls = [sum(ratios[group]) / samples for group in groups if ratios]
+    return [rewards[group] for group in groups], kls, entropy / tokens
 
 
 def points_of(folder: Path) -> list[tuple[int, Point]]:
@@ -104,19 +110,16 @@ def read_table(path: Path) -> tuple[list[Point], Point | None]:
     return curve, mean
 
 
-def show(title: str, rows: list[tuple[str, float, float, float, str]]) -> None:
-    table = Table(title=title, title_justify="left")
-    for column in ("policy", "KL, nats a response", "reward", "best at that KL", "gap", "notes"):
-        table.add_column(column)
-    for name, kl, reward, best, notes in rows:
-        table.add_row(name, f"{kl:.3f}", f"{reward:.3f}", f"{best:.3f}", f"{best - reward:.3f}", notes)
+COLUMNS = ("policy", "KL, nats a response", "reward", "best at that KL", "gap", "efficiency", "token entropy")
+
+
+def show(title: str, lines: list[tuple[str, float, float, float, float, float]]) -> None:
+    """Each line: policy, KL, reward, best reward at that KL, efficiency, token entropy."""
+    table = Table(*COLUMNS, title=title, title_justify="left")
+    for name, kl, reward, best, share, entropy in lines:
+        numbers = (kl, reward, best, best - reward, share, entropy)
+        table.add_row(name, *("-" if math.isnan(x) else f"{x:.3f}" for x in numbers))
     Console().print(table)
-
-
-def notes_of(found: Distance) -> str:
-    left_out = f"base never right on {found.never} prompts ({found.expanded} solved now), always on {found.always}"
-    unreliable = "" if found.is_reliable else "; KL beyond what the base's samples represent"
-    return f"efficiency {found.efficiency:.2f}; {left_out}{unreliable}"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -138,31 +141,36 @@ def main(arguments: list[str] | None = None) -> int:
         curve, policy = read_table(options.table)
         if policy:
             result[str(options.table)] = asdict(policy)
-            show("Exact", [("the table's", policy.kl, policy.reward, reward_at(curve, policy.kl), "")])
+            best = reward_at(curve, policy.kl)
+            show("Exact", [(options.table.name, policy.kl, policy.reward, best, math.nan, math.nan)])
     else:
         if options.samples < 64:
             parser.error(f"--samples must be at least 64, got {options.samples}")
         task = find_task(options.task, **options.task_kwargs)
         rows = [dict(row) for row in task.eval_dataset]
         reference, tokenizer = load(options.reference)
-        base, _ = sample(reference, tokenizer, rows, task, options.samples, options.seed)
+        base, _, entropy = sample(reference, tokenizer, rows, task, options.samples, options.seed)
         curve = frontier(base)
-        lines = []
+        start = curve[0].reward
+        lines = [(options.reference, 0.0, start, start, math.nan, entropy)]
         for path in options.policy:
             policy, own = load(path)
-            rewards, kls = sample(policy, own, rows, task, options.samples, options.seed + 1, reference.eval())
+            rewards, kls, entropy = sample(policy, own, rows, task, options.samples, options.seed + 1, reference.eval())
             found = distance(base, rewards, kls)
-            lines.append((path, found.kl, found.reward, found.best_reward, notes_of(found)))
-            result[path] = asdict(found)
+            lines.append((path, found.kl, found.reward, found.best_reward, found.efficiency, entropy))
+            result[path] = {**asdict(found), "token_entropy": entropy}
         for folder in options.run:
             points = points_of(folder)
             for step, point in points[:: max(len(points) // 10, 1)]:
-                lines.append(
-                    (f"{folder}, step {step}", point.kl, point.reward, reward_at(curve, point.kl), "from the log")
-                )
+                best = reward_at(curve, point.kl)
+                lines.append((f"{folder}, step {step}", point.kl, point.reward, best, math.nan, math.nan))
             result[str(folder)] = [{"step": step, **asdict(point)} for step, point in points]
-        limit = reliable_kl(options.samples)
-        show(f"{len(rows)} prompts, {options.samples} samples each; frontier to be trusted up to KL {limit:.2f}", lines)
+        show(f"{len(rows)} prompts, {options.samples} samples each", lines)
+        never, always = (sum(np.mean(of) == share for of in base) for share in (0, 1))
+        print(
+            f"The frontier is to be trusted up to a KL of {reliable_kl(options.samples):.2f}. The base solved {never} "
+            f"prompts never and {always} always; the efficiency leaves them out."
+        )
     if options.out:
         result["frontier"] = [asdict(point) for point in curve]
         options.out.write_text(json.dumps(result, indent=1) + "\n")

@@ -67,11 +67,13 @@ def exact(rewards: Values, reference: Values, policy: Values) -> Point:
 def frontier(
     prompts: Sequence[Values], betas: Values = BETAS, probabilities: Sequence[Values] | None = None
 ) -> list[Point]:
-    """Means over the prompts at each common beta: the optimum of the pooled problem, KL ascending."""
+    """Means over the prompts, KL ascending: the base itself at KL 0, then the optimum of the pooled problem a beta."""
     given = probabilities or [None] * len(prompts)
-    curve = []
+    rows = [np.asarray(rewards, dtype=float) for rewards in prompts]
+    means = [float(_distribution(row, p) @ row) for row, p in zip(rows, given, strict=True)]
+    curve = [Point(kl=0.0, reward=_mean(means))]
     for beta in sorted(betas, reverse=True):
-        points = [tilted(rewards, beta, p) for rewards, p in zip(prompts, given, strict=True)]
+        points = [tilted(rewards, beta, p) for rewards, p in zip(rows, given, strict=True)]
         curve.append(Point(kl=_mean([point.kl for point in points]), reward=_mean([point.reward for point in points])))
     return curve
 
@@ -177,8 +179,7 @@ def distance(base: Sequence[Values], policy: Sequence[Values], kls: Sequence[flo
         raise ValueError(f"base, policy and kls must be of the same prompts, at least one, got {sizes}")
     before, after = ([float(np.mean(rewards)) for rewards in of] for of in (base, policy))
     kl, reward = _mean(kls), _mean(after)
-    curve = [Point(kl=0.0, reward=_mean(before)), *frontier(base)]
-    best = reward_at(curve, kl)
+    best = reward_at(frontier(base), kl)
     is_binary = all(set(np.unique(rewards)) <= {0.0, 1.0} for rewards in (*base, *policy))
     counted = [i for i, p in enumerate(before) if 0 < p < 1] if is_binary else []
     spent = sum(kls[i] for i in counted)

@@ -58,7 +58,8 @@ class Law:
         return self._around(self.a, np.array([1.0, 0.0]), level)
 
     def _around(self, value: float, direction: np.ndarray, level: float) -> Interval:
-        half = stats.t.ppf((1 + level) / 2, self.points - 2) * math.sqrt(direction @ self.covariance @ direction)
+        quantile = float(stats.t.ppf((1 + level) / 2, self.points - 2))
+        half = quantile * math.sqrt(direction @ self.covariance @ direction)
         return value - half, value + half
 
 
@@ -96,7 +97,10 @@ def fit_law(entropy: Values, reward: Values, items: Values | None = None) -> Law
 
 def is_falling(steps: Values, entropy: Values) -> bool:
     """Whether entropy falls with the steps by more than its scatter explains."""
-    return bool(np.ptp(entropy) > 0 and stats.linregress(steps, entropy, alternative="less").pvalue < FALLS)
+    if np.ptp(entropy) == 0:
+        return False
+    _, _, _, p, _ = stats.linregress(steps, entropy, alternative="less")
+    return bool(p < FALLS)
 
 
 def step_effect(steps: Values, entropy: Values, reward: Values) -> float:

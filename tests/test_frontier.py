@@ -96,14 +96,15 @@ def test_levels_in_any_order_and_with_nothing_on_one():
 
 def test_two_prompts_meet_at_a_common_beta():
     easy, hard = [0.0, 0.0, 1.0, 1.0], [0.0] * 7 + [1.0]
-    curve = frontier([easy, hard], [1.0])
-    one, other = tilted(easy, 1.0), tilted(hard, 1.0)
-    assert (curve[0].kl, curve[0].reward) == pytest.approx(((one.kl + other.kl) / 2, (one.reward + other.reward) / 2))
+    curve = frontier([easy, hard], [0.5])
+    one, other = tilted(easy, 0.5), tilted(hard, 0.5)
+    assert (curve[0].kl, curve[0].reward) == (0, (0.5 + 0.125) / 2)
+    assert (curve[1].kl, curve[1].reward) == pytest.approx(((one.kl + other.kl) / 2, (one.reward + other.reward) / 2))
     # at the same mean KL, giving both prompts the same KL earns less
-    same = [least_reward(p, curve[0].kl) for p in (0.5, 0.125)]
-    assert sum(same) / 2 < curve[0].reward - 1e-3
+    same = [least_reward(p, curve[1].kl) for p in (0.5, 0.125)]
+    assert sum(same) / 2 < curve[1].reward - 1e-3
     kls = [point.kl for point in frontier([easy, hard])]
-    assert len(kls) == len(BETAS) == 60 and kls == sorted(kls)
+    assert len(kls) == 1 + len(BETAS) == 61 and kls == sorted(kls)
 
 
 def least_reward(p: float, kl: float) -> float:
@@ -143,7 +144,7 @@ def test_prompts_that_the_base_never_or_always_solves_are_counted_and_left_out()
 
 
 def test_interpolation():
-    curve = frontier([[0, 0, 1, 2]], [1.0, 0.5])
+    _, *curve = frontier([[0, 0, 1, 2]], [1.0, 0.5])
     assert reward_at(curve, (0.337589 + 0.871632) / 2) == pytest.approx((1.445107 + 1.822010) / 2, abs=1e-5)
     assert reward_at(curve, 9.0) == curve[-1].reward
 
@@ -169,7 +170,7 @@ def test_a_table_of_known_distributions(script: ModuleType, tmp_path: Path, caps
     assert script.main(["--table", str(table), "--out", str(out)]) == 0
     found = json.loads(out.read_text())
     assert found[str(table)]["kl"] == pytest.approx(0.381909, abs=1e-6)  # least_kl(0.6, 0.2): two outcomes only
-    assert "0.600" in capsys.readouterr().out and len(found["frontier"]) == 60
+    assert "0.600" in capsys.readouterr().out and len(found["frontier"]) == 61
 
 
 def test_the_log_of_a_run_gives_kl_a_response(script: ModuleType, tmp_path: Path):
