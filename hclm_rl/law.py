@@ -100,7 +100,7 @@ def is_falling(steps: Values, entropy: Values) -> bool:
     if np.ptp(entropy) == 0:
         return False
     _, _, _, p, _ = stats.linregress(steps, entropy, alternative="less")
-    return bool(p < FALLS)
+    return bool(p < FALLS)  # pyright: ignore[reportOperatorIssue]  (scipy's result has no types)
 
 
 def step_effect(steps: Values, entropy: Values, reward: Values) -> float:
