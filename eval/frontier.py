@@ -118,7 +118,7 @@ def show(title: str, lines: list[tuple[str, float, float, float, float, float]])
     table = Table(*COLUMNS, title=title, title_justify="left")
     for name, kl, reward, best, share, entropy in lines:
         numbers = (kl, reward, best, best - reward, share, entropy)
-        table.add_row(name, *("-" if math.isnan(x) else f"{x:.3f}" for x in numbers))
+        table.add_row("/".join(Path(name).parts[-2:]), *("-" if math.isnan(x) else f"{x:.3f}" for x in numbers))
     Console().print(table)
 
 
@@ -142,7 +142,7 @@ def main(arguments: list[str] | None = None) -> int:
         if policy:
             result[str(options.table)] = asdict(policy)
             best = reward_at(curve, policy.kl)
-            show("Exact", [(options.table.name, policy.kl, policy.reward, best, math.nan, math.nan)])
+            show("Exact", [(str(options.table), policy.kl, policy.reward, best, math.nan, math.nan)])
     else:
         if options.samples < 64:
             parser.error(f"--samples must be at least 64, got {options.samples}")
