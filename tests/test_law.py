@@ -154,3 +154,10 @@ def test_step_effect_by_the_frisch_waugh_theorem():
 def test_fits_that_cannot_be(entropy: list[float], reward: list[float], sentence: str):
     with pytest.raises(ValueError, match=sentence):
         fit_law(entropy, reward)
+
+
+def test_a_run_that_bends_while_its_entropy_falls_is_not_called_controlled():
+    falling = np.linspace(0.9, 0.1, 80)
+    bent = curve(falling, 0.01) + 0.1 * np.sin(np.linspace(0, 3, 80) + 0.5)
+    assert abs(step_effect(range(80), falling, bent)) > 3
+    assert departure(range(80), falling, bent) is None
