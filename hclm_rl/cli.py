@@ -23,6 +23,7 @@ ALGORITHMS: Final = ("grpo", "rloo")
 # command -> (the module whose main(arguments) runs it, imported when called for; what it does)
 COMMANDS: Final = {
     "doctor": ("hclm_rl.doctor", "before training: forces, regimes and mistakes of a recipe"),
+    "forecast": ("hclm_rl.forecast", "the reward ceiling that the first part of a run points to"),
     "report": ("hclm_rl.report.command", "one self-contained page of runs side by side"),
 }
 TERMS = Path(__file__).parent / "terms"
