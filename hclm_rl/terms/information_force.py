@@ -21,7 +21,7 @@ class InformationForce(Term):
     With F = dH/dZ for H = 0.5 logdet(S + eps I), over the whole step, and g_i the gradient of the step's loss L at the
     hidden state of token i (through the output head, so without a surrogate's own injected force):
     `force_norm` ||F||; `rho` = ||F|| / B in [0, 1], B its bound; `dof`, the number of live directions; `dead` and
-    `weak`, shares of directions, every `spectrum_every` steps; `leverage`, quantiles of l_i / dof;
+    `weak`, shares of directions, every `spectrum_every` steps; `leverage`, quantiles of l_i / dof; `force`, of ||F_i||;
     `alignment` = -<F, g> / (||F|| ||g||): below 0 the loss burns entropy; `critical_coef` = <F, g> / ||F||^2: the
     coefficient of `log_det` at which H would stand still; `influence`, quantiles of N <F_i, -g_i> over tokens, and
     `burning`, the share of tokens with a negative one. First order, parameter sharing between tokens ignored.
@@ -52,12 +52,14 @@ class InformationForce(Term):
         dof = leverage_sum / whole.count
         bound = force_bound(whole.count.item(), rows.size(1), memory["eps"])
         per_token = force.new_zeros(rollout.mask.shape).masked_scatter(rollout.mask, leverage / dof)
+        norms = force.new_zeros(rollout.mask.shape).masked_scatter(rollout.mask, force_norm_per_token(force))
         metrics: dict[str, Metric] = {
             "value": whole.log_det(),
             "force_norm": power.sqrt(),
             "rho": power.sqrt() / bound,
             "dof": dof,
             "leverage": Quantiles(values=per_token),
+            "force": Quantiles(values=norms),
         }
         if rollout.step >= memory.get("next_spectrum", 0):
             memory["next_spectrum"] = rollout.step + self.spectrum_every
