@@ -36,7 +36,8 @@ def file_of(folder: Path, step: int) -> Path:
 
 def traced_steps(folder: Path) -> list[int]:
     """The optimiser steps, counted from 1 as in the log, of which the run in `folder` has a trace."""
-    return sorted(int(file.stem.removeprefix("step-")) for file in (Path(folder) / FOLDER).glob("step-*.parquet"))
+    numbers = [file.stem.removeprefix("step-") for file in (Path(folder) / FOLDER).glob("step-*.parquet")]
+    return sorted(int(number) for number in numbers if number.isdecimal())
 
 
 def read_trace(folder: Path, step: int) -> pa.Table:
