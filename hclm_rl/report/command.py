@@ -37,8 +37,11 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--png", action="store_true", help="write every figure as a PNG beside the page too")
     options = parser.parse_args(arguments)
     runs = named(options.runs)
+    first = next((folder for folder in runs.values() if folder.is_dir()), None)
+    if first is None:
+        raise ValueError(f"no run at {', '.join(map(str, runs.values()))}: RUN is the output_dir of a run")
     try:
-        page = write_report(runs, options.out or next(iter(runs.values())) / "report.html", png=options.png)
+        page = write_report(runs, options.out or first / "report.html", png=options.png)
     except ImportError as error:
         raise ValueError(str(error)) from error
     print(page)

@@ -1,7 +1,8 @@
 """How the page's figures look: colours, panels in a grid, SVG and PNG, drawn by matplotlib without a window."""
 
 import io
-from collections.abc import Sequence
+import statistics
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from .table import by_group, group_of
 COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito: told apart by everyone
 LINES = ("-", "--", ":", "-.")
 SMOOTHED_OVER = 9  # logged steps
+OUTER, OUTER_RATIOS = 0.02, 0.1  # share of the logged values left out of the scale on either side
 FEW = 4 * SMOOTHED_OVER  # so few points are drawn one by one
 COLUMNS = 3
 WIDTH, PANEL_HEIGHT = 11.25, 2.9  # inches
@@ -39,6 +41,7 @@ class Panel:
 
     label: str
     keys: Sequence[str]
+    is_ratio: bool = False  # running medians, since a denominator near 0 drags a mean anywhere
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,21 +76,22 @@ def colours(runs: Sequence[Run]) -> dict[str, str]:
     return {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(by_group(runs))}
 
 
-def smoothed(values: Sequence[float], width: int = SMOOTHED_OVER) -> list[float]:
-    """Mean over the `width` values around each; fewer at the ends."""
+def smoothed(
+    values: Sequence[float], width: int = SMOOTHED_OVER, middle: Callable[[Sequence[float]], float] = statistics.fmean
+) -> list[float]:
+    """Mean (or another middle) of the `width` values around each; fewer at the ends."""
     half = width // 2
-    windows = [values[max(0, i - half) : i + half + 1] for i in range(len(values))]
-    return [sum(window) / len(window) for window in windows]
+    return [middle(values[max(0, i - half) : i + half + 1]) for i in range(len(values))]
 
 
-def shown_range(values: Sequence[float], means: Sequence[float]) -> tuple[float, float]:
-    """Least and largest value to show: all means, and all logged values but the outermost 2 % on either side."""
+def shown_range(values: Sequence[float], middles: Sequence[float], outer: float) -> tuple[float, float]:
+    """Least and largest value to show: the running middle, and the logged values but a share `outer` on either side."""
     ordered = sorted(values)
-    outer = len(ordered) // 50
-    return min(*means, ordered[outer]), max(*means, ordered[len(ordered) - 1 - outer])
+    left_out = int(outer * len(ordered))
+    return min(*middles, ordered[left_out]), max(*middles, ordered[len(ordered) - 1 - left_out])
 
 
-def draw_curve(axes: Axes, run: Run, key: str, colour: str, line: str) -> tuple[float, float] | None:
+def draw_curve(axes: Axes, run: Run, key: str, colour: str, line: str, is_ratio: bool) -> tuple[float, float] | None:
     """The logged values faintly, and smoothed; a few of them one by one. Gives the range to show."""
     steps, values = run.curve(key)
     if not values:
@@ -95,17 +99,17 @@ def draw_curve(axes: Axes, run: Run, key: str, colour: str, line: str) -> tuple[
     if len(values) < FEW:
         axes.plot(steps, values, color=colour, linestyle=line, linewidth=1.4, marker="o", markersize=3)
         return min(values), max(values)
-    means = smoothed(values)
+    middles = smoothed(values, middle=statistics.median if is_ratio else statistics.fmean)
     axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
-    axes.plot(steps, means, color=colour, linestyle=line, linewidth=1.8)
-    return shown_range(values, means)
+    axes.plot(steps, middles, color=colour, linestyle=line, linewidth=1.8)
+    return shown_range(values, middles, OUTER_RATIOS if is_ratio else OUTER)
 
 
 def draw_panel(axes: Axes, runs: Sequence[Run], panel: Panel) -> None:
     """All runs' curves; from 0 where nothing is below it, else with a line at 0."""
     palette = colours(runs)
     drawn = [
-        draw_curve(axes, run, key, palette[group_of(run.name)], LINES[i % len(LINES)])
+        draw_curve(axes, run, key, palette[group_of(run.name)], LINES[i % len(LINES)], panel.is_ratio)
         for i, key in enumerate(panel.keys)
         for run in runs
     ]
@@ -122,9 +126,10 @@ def draw_panel(axes: Axes, runs: Sequence[Run], panel: Panel) -> None:
     axes.set_ylabel(panel.label)
 
 
-def legend(figure: Figure, runs: Sequence[Run], lines: Sequence[str] = ()) -> None:
-    """One colour a group, and one line style for each of several quantities of a panel."""
-    palette = colours(runs)
+def legend(figure: Figure, runs: Sequence[Run], keys: Sequence[str], lines: Sequence[str] = ()) -> None:
+    """One colour a group that logged one of `keys`, and one line style for each of several quantities of a panel."""
+    drawn = {group_of(run.name) for run in runs if any(has([run], key) for key in keys)}
+    palette = {name: colour for name, colour in colours(runs).items() if name in drawn}
     handles = [Line2D([], [], color=colour, linewidth=1.8, label=name) for name, colour in palette.items()]
     if len(lines) > 1:
         styles = [Line2D([], [], color="#5f6368", linestyle=LINES[i % 4], label=name) for i, name in enumerate(lines)]
@@ -153,5 +158,5 @@ def panels_figure(runs: Sequence[Run], panels: Sequence[Panel], lines: Sequence[
         figure, axes = grid_of(len(known))
         for panel, own in zip(known, axes, strict=True):
             draw_panel(own, runs, panel)
-        legend(figure, runs, lines)
+        legend(figure, runs, [key for panel in known for key in panel.keys], lines)
     return figure

@@ -100,7 +100,7 @@ def read_summary(path: Path) -> tuple[dict, str | None]:
     strange = [key for key, is_readable in IS_READABLE.items() if key in summary and not is_readable(summary[key])]
     readable = {key: value for key, value in summary.items() if key not in strange}
     if strange:
-        return readable, f"{path.name} is of another version: its {', '.join(strange)} cannot be read and is left out."
+        return readable, f"{path.name} is of another version: {', '.join(strange)} cannot be read and are left out."
     return readable, None
 
 

@@ -24,7 +24,7 @@ from .figures import (
     spaced,
 )
 from .runs import Run
-from .table import MEASURES, by_group, group_of, value_of
+from .table import MEASURES, Value, by_group, group_of, value_of
 
 BEFORE_COLOUR = "#9aa0a6"
 STATE = "collapse/state"
@@ -52,7 +52,6 @@ CURVES = {
     "reward": "mean reward",
     "completions/mean_length": "mean length (tokens)",
 }
-RUNNING_MEAN = "Thin: as logged, on the training prompts. Thick: running mean."
 
 
 def keys_ending(runs: Sequence[Run], metric: str) -> list[str]:
@@ -69,7 +68,11 @@ def by_metric(runs: Sequence[Run], metrics: dict[str, str]) -> tuple[list[Panel]
     """A panel a metric, its lines one a link that logged it; and the links, in the order of their line styles."""
     found = {metric: keys_ending(runs, metric) for metric in metrics}
     links = links_of([key for keys in found.values() for key in keys])
-    return [Panel(label=label, keys=[f"{link}/{metric}" for link in links]) for metric, label in metrics.items()], links
+    panels = [
+        Panel(label=label, keys=[f"{link}/{metric}" for link in links], is_ratio=metric == "critical_coef")
+        for metric, label in metrics.items()
+    ]
+    return panels, links
 
 
 def stretches(run: Run) -> list[tuple[int, float, float]]:
@@ -90,12 +93,14 @@ def curves(runs: Sequence[Run]) -> Section | None:
     figure = panels_figure(runs, [Panel(label=label, keys=[key]) for key, label in CURVES.items()])
     if figure is None:
         return None
-    if len(runs) == 1:
-        for axes in figure.axes:
-            for state, start, end in stretches(runs[0]):
-                if state:
-                    axes.axvspan(start, end, color=STATES[state][1], alpha=0.15, linewidth=0)
-    return Section(name="training", title="During training", figure=figure, caption=RUNNING_MEAN)
+    caption = "Thin: as logged, on the training prompts. Thick: running mean."
+    alarming = [each for each in stretches(runs[0]) if each[0]] if len(runs) == 1 else []
+    for axes in figure.axes if alarming else []:
+        for state, start, end in alarming:
+            axes.axvspan(start, end, color=STATES[state][1], alpha=0.15, linewidth=0)
+    if alarming:
+        caption += " Shaded: the stretches of an alarm, in its colour below."
+    return Section(name="training", title="During training", figure=figure, caption=caption)
 
 
 def alarms(runs: Sequence[Run]) -> Section | None:
@@ -157,8 +162,8 @@ def forces(runs: Sequence[Run]) -> Section | None:
         return None
     caption = (
         "Alignment below 0: the update burns entropy. c*: the coefficient of log_det at which its entropy would stand "
-        "still; a noisy ratio, whose outermost 2 % are left out. A dead direction has lost its force, a weak one is "
-        "too wide to feel it; docs/methods.md has the formulas."
+        "still; a noisy ratio, so its thick line is a running median and its scale leaves extremes out. A dead "
+        "direction has lost its force, a weak one is too wide to feel it; docs/methods.md has the formulas."
     )
     return Section(name="forces", title="Information force", figure=figure, caption=caption)
 
@@ -209,47 +214,66 @@ def predictions(runs: Sequence[Run]) -> Section | None:
             changes = [f"{link}/realised_change", f"{link}/predicted_change"]
             draw_panel(axes[2 * i], runs, Panel(label=f"{link} (nats per step)", keys=changes))
             draw_scatter(axes[2 * i + 1], runs, link)
-        legend(figure, runs, ["realised", "predicted"])
+        keys = [f"{link}/predicted_change" for link in links]
+        legend(figure, runs, keys, ["realised", "predicted"])
     known = [(name, link, pairs_of(of, link)) for name, of in by_group(runs).items() for link in links]
     said = [f"{name}, {link}: {agreement(pairs)}." for name, link, pairs in known if pairs]
     caption = "Change of the token entropy in an optimiser step, as predicted and as realised. " + " ".join(said)
     return Section(name="predictions", title="Predicted and realised entropy change", figure=figure, caption=caption)
 
 
+def bar_series(runs: Sequence[Run]) -> list[tuple[str, str, float, dict[str, Value | None]]]:
+    """(label, colour, opacity, values): one grey "before" if all groups started alike, then each group's "after"."""
+    groups, palette = by_group(runs), colours(runs)
+    values = {
+        when: {name: {m: value_of(of, when, m) for m in MEASURES} for name, of in groups.items()}
+        for when in ("before", "after")
+    }
+    starts = [start for start in values["before"].values() if any(start.values())]
+    series = []
+    if starts and all(start == starts[0] for start in starts):
+        series.append(("before", BEFORE_COLOUR, 1.0, starts[0]))
+    else:
+        known = [name for name in groups if any(values["before"][name].values())]
+        series += [(f"{name}, before", palette[name], 0.4, values["before"][name]) for name in known]
+    return series + [(f"{name}, after", palette[name], 1.0, values["after"][name]) for name in groups]
+
+
 def bars(runs: Sequence[Run]) -> Section | None:
     """Before and after on the held-out prompts."""
-    groups, palette = by_group(runs), colours(runs)
-    panels = [("pass@1", "pass@8", "pass@32"), ("distinct_correct",), ("token_entropy",), ("answer_entropy",)]
-    before = {measure: value_of(runs, "before", measure) for measure in MEASURES}
-    after = {name: {m: value_of(of, "after", m) for m in MEASURES} for name, of in groups.items()}
-    series = [("before", BEFORE_COLOUR, before), *((f"{name}, after", palette[name], after[name]) for name in groups)]
-    if not any(value for _, _, values in series for value in values.values()):
+    series = bar_series(runs)
+    known = [measure for measure in MEASURES if any(values[measure] for _, _, _, values in series)]
+    if not known:
         return None
+    at_k = [measure for measure in known if measure.startswith("pass@")]
+    panels = [at_k] * bool(at_k) + [[measure] for measure in known if measure not in at_k]
     with rc_context({**STYLE, "axes.grid.axis": "y"}):
         figure = Figure(figsize=(WIDTH, 3.3), layout=spaced())
-        grid = figure.add_gridspec(1, len(panels), width_ratios=[2.4, 1, 1, 1])
+        grid = figure.add_gridspec(1, len(panels), width_ratios=[0.4 + 0.7 * len(of) for of in panels])
         for i, measures in enumerate(panels):
             axes = figure.add_subplot(grid[i])
             width = 0.8 / len(series)
-            for j, (label, colour, values) in enumerate(series):
+            for j, (label, colour, alpha, values) in enumerate(series):
                 places = [k + (j - (len(series) - 1) / 2) * width for k in range(len(measures))]
-                known = [(x, values[m]) for x, m in zip(places, measures, strict=True)]
-                heights = [(x, value) for x, value in known if value is not None]
+                both = [(x, values[m]) for x, m in zip(places, measures, strict=True)]
+                heights = [(x, value) for x, value in both if value is not None]
                 axes.bar(
                     [x for x, _ in heights],
                     [value.mean for _, value in heights],
                     width=width * 0.92,
                     yerr=[value.error for _, value in heights],
                     color=colour,
+                    alpha=alpha,
                     error_kw={"linewidth": 1, "ecolor": "#3c4043"},
                     label=label,
                 )
             axes.tick_params(axis="x", length=0)
-            if len(measures) > 1:
+            if i == 0:
+                figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=6, frameon=False)
+            if measures == at_k:
                 axes.set_xticks(range(len(measures)), measures)
                 axes.set_ylabel("pass@k")
                 axes.set_ylim(0, 1.02)
-                figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=6, frameon=False)
             else:
                 axes.set_xticks([])
                 axes.margins(y=0.08)

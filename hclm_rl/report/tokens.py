@@ -38,10 +38,9 @@ class Scale:
 
     def legend(self) -> list[tuple[str, str]]:
         """(colour, what it means)"""
-        ends = [self.white - self.reach, self.white, self.white + self.reach]
-        if self.white == 0 and self.is_never_negative:
-            ends = ends[1:]
-        return [(self.colour(end), f"{end:.3g}") for end in ends]
+        low, high = self.white - self.reach, self.white + self.reach
+        below = [] if self.white == 0 and self.is_never_negative else [(self.colour(low), f"\u2264 {low:.3g}")]
+        return [*below, (self.colour(self.white), f"{self.white:.3g}"), (self.colour(high), f"\u2265 {high:.3g}")]
 
 
 @dataclass(frozen=True, kw_only=True)
