@@ -82,10 +82,10 @@ def spread(steps: Sequence[int], count: int = STEPS) -> list[int]:
 def first_rows(table: pa.Table) -> list[dict]:
     """The tokens of the first responses to the first prompts."""
     kept: list[int] = []
-    for prompt in sorted(pc.unique(table["prompt"]).to_pylist())[:PROMPTS]:
-        of_prompt = table.filter(pc.equal(table["prompt"], prompt))
-        kept += sorted(pc.unique(of_prompt["response"]).to_pylist())[:RESPONSES]
-    return table.filter(pc.is_in(table["response"], pa.array(kept))).to_pylist()
+    for prompt in sorted(table["prompt"].unique().to_pylist())[:PROMPTS]:
+        of_prompt = table.filter(pc.field("prompt") == prompt)
+        kept += sorted(of_prompt["response"].unique().to_pylist())[:RESPONSES]
+    return table.filter(pc.field("response").isin(kept)).to_pylist()
 
 
 def scales_of(rows: Sequence[dict]) -> list[Scale]:
