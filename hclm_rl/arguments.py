@@ -46,7 +46,9 @@ class RunArguments(ScriptArguments):
     eval_batch: int = field(default=1024, metadata={"help": "Responses that the measurement generates at once."})
     watch_collapse: Literal["off", "warn", "stop"] = field(
         default="warn",
-        metadata={"help": "Log collapse/state and warn when the entropy collapses or explodes; stop: end training then."},
+        metadata={
+            "help": "Log collapse/state and warn when the entropy collapses or explodes; stop: end training then."
+        },
     )
     save_final: bool = field(default=True, metadata={"help": "Whether to write the trained model into output_dir."})
 

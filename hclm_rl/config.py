@@ -10,6 +10,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import trl
@@ -18,6 +19,7 @@ from . import terms
 from .chain import Chain, Link
 from .coefficients import KINDS, Coefficient, Constant, coefficient_from
 from .naming import nearest_first
+from .trace import Trace
 from .types import Term
 
 ENTROPY_TERMS_HELP = (
@@ -26,6 +28,11 @@ ENTROPY_TERMS_HELP = (
     "same as JSON. `coef` is the strength (a number or a schedule), `name` the name in logs. A dotted path names a "
     "class of your own. `hclm-rl methods` lists what there is."
 )
+
+TRACE_STEPS_HELP = (
+    "Optimiser steps, counted from 1, whose tokens go one by one into <output_dir>/trace (see hclm_rl/trace.py)."
+)
+TRACE_EVERY_HELP = "Every how many optimiser steps the tokens go into <output_dir>/trace; beside trace_steps."
 
 
 def known_terms() -> list[str]:
@@ -216,20 +223,27 @@ def refuse_two_controls(config: "GRPOConfig", chain: Chain) -> None:
 
 @dataclass
 class GRPOConfig(trl.GRPOConfig):
-    """TRL's GRPOConfig plus `entropy_terms`.
+    """TRL's GRPOConfig plus `entropy_terms`, `trace_steps` and `trace_every`.
 
     Args:
         entropy_terms (`list` or `str`, *optional*):
             Entropy-control terms, from left to right; see docs/extending.md for all forms. Checked here, before any
             model is loaded.
+        trace_steps (`list[int]`, *optional*):
+            Optimiser steps, counted from 1 as in the log, whose tokens are written to `<output_dir>/trace`.
+        trace_every (`int`, *optional*):
+            The same for every so many steps.
     """
 
     entropy_terms: list | str | None = field(default=None, metadata={"help": ENTROPY_TERMS_HELP})
+    trace_steps: list[int] | None = field(default=None, metadata={"help": TRACE_STEPS_HELP})
+    trace_every: int | None = field(default=None, metadata={"help": TRACE_EVERY_HELP})
 
     def __post_init__(self) -> None:
         chain = build_chain(self.entropy_terms)
         if chain.links:
             refuse_two_controls(self, chain)
+        Trace(folder=Path(), steps=tuple(self.trace_steps or ()), every=self.trace_every)  # refuses what is no step
         super().__post_init__()
 
     def to_dict(self) -> dict[str, Any]:
@@ -238,18 +252,25 @@ class GRPOConfig(trl.GRPOConfig):
 
 @dataclass
 class RLOOConfig(trl.RLOOConfig):
-    """TRL's RLOOConfig plus `entropy_terms`.
+    """TRL's RLOOConfig plus `entropy_terms`, `trace_steps` and `trace_every`.
 
     Args:
         entropy_terms (`list` or `str`, *optional*):
             Entropy-control terms, from left to right; see docs/extending.md for all forms. Checked here, before any
             model is loaded.
+        trace_steps (`list[int]`, *optional*):
+            Optimiser steps, counted from 1 as in the log, whose tokens are written to `<output_dir>/trace`.
+        trace_every (`int`, *optional*):
+            The same for every so many steps.
     """
 
     entropy_terms: list | str | None = field(default=None, metadata={"help": ENTROPY_TERMS_HELP})
+    trace_steps: list[int] | None = field(default=None, metadata={"help": TRACE_STEPS_HELP})
+    trace_every: int | None = field(default=None, metadata={"help": TRACE_EVERY_HELP})
 
     def __post_init__(self) -> None:
         build_chain(self.entropy_terms)
+        Trace(folder=Path(), steps=tuple(self.trace_steps or ()), every=self.trace_every)
         super().__post_init__()
 
     def to_dict(self) -> dict[str, Any]:

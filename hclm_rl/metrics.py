@@ -18,6 +18,13 @@ def mean_of(total: float, count: float) -> float:
     return total / count if count else math.nan
 
 
+def token_values(metric: Metric) -> Tensor | None:
+    """The (rows, T) values of a metric that has one for each token; else None."""
+    if isinstance(metric, Quantiles):
+        return metric.values
+    return metric if isinstance(metric, Tensor) and metric.dim() == 2 else None
+
+
 @dataclass
 class StepMetrics:
     """What the links said during one optimiser step. Every process must add the same names."""

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 import trl
-from accelerate.utils import is_peft_model
+from accelerate.utils import gather_object, is_peft_model
 from packaging.version import Version
 from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
@@ -32,10 +32,11 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from .chain import Chain, Outcome, per_token
 from .config import build_chain, refuse_two_controls
 from .functional import split_token_weights
-from .metrics import StepMetrics
+from .metrics import StepMetrics, token_values
 from .rewards import checked
 from .state import JSON_NAME, ChainState
-from .types import Rollout, TokenBatch, last_layer
+from .trace import Trace
+from .types import Metric, Rollout, TokenBatch, last_layer
 from .vocab import Head, over_vocab, slope_along
 
 if not Version("1.16") <= Version(trl.__version__) < Version("1.17"):
@@ -49,7 +50,8 @@ from trl.trainer.utils import nanstd
 logger = logging.getLogger(__name__)
 
 IDLE_STEPS_BEFORE_WARNING = 50  # optimiser steps in which a link affected no token
-AFFECTED, COLUMN = "hclm/affected/", "hclm/column/"  # keys in the batch dict, which TRL shuffles and splits with it
+# keys in the batch dict, which TRL shuffles and splits with it
+AFFECTED, COLUMN, TRACED = "hclm/affected/", "hclm/column/", "hclm/traced/"
 ROW = "hclm/row"  # a response's place before the shuffle
 
 
@@ -78,6 +80,7 @@ class _Run:
 
     chain: Chain
     state: ChainState
+    trace: Trace
     metrics: StepMetrics = field(default_factory=StepMetrics)
     shared: dict[str, Tensor] = field(default_factory=dict)
     coefs: tuple[int, dict[str, float]] | None = None  # the optimiser step and the strengths in it
@@ -87,6 +90,12 @@ class _Run:
     inputs: dict[str, Any] | None = None  # set while TRL computes a training loss: the copy whose advantages we shape
     outcome: Outcome | None = None
     micro_batches: int = 0
+    generated: dict[int, int] = field(default_factory=dict)  # optimiser step: generation batches that began in it
+
+    @property
+    def is_on(self) -> bool:
+        """Whether there is anything to do beside TRL."""
+        return bool(self.chain.links) or self.trace.is_on
 
 
 class EntropyTermsMixin:
@@ -104,7 +113,9 @@ class EntropyTermsMixin:
         if chain.links and isinstance(config, trl.GRPOConfig):
             refuse_two_controls(config, chain)
         refuse_what_the_run_lacks(chain, given.get("model"), config)
-        self._hclm = _Run(chain=chain, state=ChainState.fresh(chain))
+        steps, every = getattr(config, "trace_steps", None), getattr(config, "trace_every", None)
+        trace = Trace(folder=Path(getattr(config, "output_dir", None) or ""), steps=tuple(steps or ()), every=every)
+        self._hclm = _Run(chain=chain, state=ChainState.fresh(chain), trace=trace)
         super().__init__(*args, **kwargs)
         for i, (name, reward_func) in enumerate(zip(self.reward_func_names, self.reward_funcs, strict=True)):
             if not isinstance(reward_func, torch.nn.Module):
@@ -121,7 +132,7 @@ class EntropyTermsMixin:
         return reward_parts
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
-        if not (self._hclm.chain.links and self.model.training):
+        if not (self._hclm.is_on and self.model.training):
             return super()._generate_and_score_completions(inputs)
         generation = self._hclm.generation = _Generation()
         try:
@@ -224,13 +235,16 @@ class EntropyTermsMixin:
         if outcome.advantages is not None:
             keys["advantages"] = outcome.advantages
         keys |= {AFFECTED + link: affected for link, affected in outcome.affected.items()}
+        if run.trace.is_on:
+            traced = self._hclm_traced(group, rewards[own], output["advantages"], outcome.metrics)
+            keys |= {TRACED + name: values for name, values in traced.items()}
         return keys | {COLUMN + name: column for name, column in outcome.columns.items()}
 
     # ---- stage 2: the micro-batch
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         run = self._hclm
-        if not (run.chain.links and self.model.training):
+        if not (run.is_on and self.model.training):
             return super()._compute_loss(model, inputs)
         run.inputs = dict(inputs)  # TRL hands out the same dict in every iteration over a generation batch
         try:
@@ -299,12 +313,14 @@ class EntropyTermsMixin:
             generators = functools.partial(self._hclm_generator, f"micro-batch {run.micro_batches}")
             outcome = run.chain(batch, run.state.memory, self._hclm_coefs(), generators, affected)
         run.outcome = outcome
+        shaped = inputs["advantages"] if outcome.advantages is None else outcome.advantages
+        if run.trace.wants(self.state.global_step + 1):
+            self._hclm_trace(inputs, batch, shaped)
         run.metrics.add("hclm_entropy", entropy, mask)
         for name, metric in outcome.metrics.items():
-            run.metrics.add(name, metric, mask)
+            self._hclm_record(name, metric, mask)
         if outcome.on_hidden_gradient:
             self._hclm_watch_gradient(outcome, through_head[0], mask)
-        shaped = inputs["advantages"] if outcome.advantages is None else outcome.advantages
         if shaped.dim() == 1:
             return logps
         if self._hclm_is_sequence_level():
@@ -362,17 +378,50 @@ class EntropyTermsMixin:
             own = gradient[:, -width - 1 : -1] / self.accelerator.num_processes  # processes are averaged afterwards
             for link, callback in outcome.on_hidden_gradient.items():
                 for name, metric in callback(own.detach()).items():
-                    self._hclm.metrics.add(f"{link}/{name}", metric, mask)
-
+                    self._hclm_record(f"{link}/{name}", metric, mask)
             hook.remove()  # a callback may hold the batch, whose graph holds this hook: without this, a leak
 
         hook = through_head.register_hook(receive)
+
+    def _hclm_record(self, name: str, metric: Metric, mask: Tensor) -> None:
+        """A metric of the micro-batch at hand goes to the log, and token by token to the trace."""
+        self._hclm.metrics.add(name, metric, mask)
+        values = token_values(metric)
+        if values is not None and self._hclm.trace.wants(self.state.global_step + 1):
+            self._hclm.trace.add(name, values)
+
+    def _hclm_traced(self, group: Tensor, rewards: Tensor, advantages: Tensor, metrics: Mapping[str, Metric]) -> dict:
+        """What the trace takes from the first stage: (N,) or (N, T), to travel with its rows."""
+        run, step, n = self._hclm, self.state.global_step, len(rewards)
+        earlier = run.generated.get(step, 0)  # generation batches of the same step, whose numbers are taken
+        run.generated = {step: earlier + 1}
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        response = torch.arange(n, device=rewards.device) + (earlier * world + rank) * n
+        prompt = group + earlier * world * n // self.num_generations
+        told = {name: token_values(metric) for name, metric in metrics.items()}
+        return {
+            "prompt": prompt,
+            "response": response,
+            "reward": rewards,
+            "advantage_before": advantages,
+            **{name: values for name, values in told.items() if values is not None},
+        }
+
+    def _hclm_trace(self, inputs: Mapping[str, Any], batch: TokenBatch, advantages: Tensor) -> None:
+        """Opens the micro-batch's part of the trace."""
+        given = {key.removeprefix(TRACED): value for key, value in inputs.items() if key.startswith(TRACED)}
+        rows = zip(inputs["prompt_ids"], inputs["prompt_mask"].bool(), strict=True)
+        prompts = [ids[is_text].tolist() for ids, is_text in rows]
+        position = torch.arange(batch.ids.size(1), device=batch.ids.device).expand(batch.ids.shape)
+        columns = {"position": position, "id": batch.ids, "logp": batch.logps, "old_logp": batch.old_logps}
+        columns |= {"entropy": batch.entropy, "advantage": advantages}
+        self._hclm.trace.start(batch.mask, given | columns, zip(given["prompt"].tolist(), prompts, strict=True))
 
     # ---- once per optimiser step
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         loss = super().training_step(*args, **kwargs)
-        if self._hclm.chain.links and self.accelerator.sync_gradients:
+        if self._hclm.is_on and self.accelerator.sync_gradients:
             self._hclm_end_step()
         return loss
 
@@ -396,6 +445,15 @@ class EntropyTermsMixin:
         for name, value in metrics.items():
             self._metrics["train"][name].append(value)
         run.micro_batches = 0
+        step = self.state.global_step + 1
+        if run.trace.wants(step):
+            tokenizer = getattr(self.processing_class, "tokenizer", self.processing_class)  # a processor has one
+            run.trace.write(step, tokenizer, self._hclm_to_main)
+
+    def _hclm_to_main(self, objects: list) -> list:
+        """The objects of all processes on the main one, and none on the others."""
+        everything = gather_object(objects) if self.accelerator.num_processes > 1 else objects
+        return everything if self.accelerator.is_main_process else []
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)

@@ -1,14 +1,26 @@
 """The page and what it reads: whole runs, seeds, and runs that broke off."""
 
 import json
+import shutil
+import statistics
+import subprocess
+import time
+from html.parser import HTMLParser
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from hclm_rl.report import read_run, write_report
-from hclm_rl.report.figures import smoothed
+from hclm_rl.report.command import main, named
+from hclm_rl.report.figures import shown_range, smoothed
 from hclm_rl.report.runs import Run, read_log
+from hclm_rl.report.sections import agreement, bar_series, stretches
 from hclm_rl.report.table import changes, compare
+from hclm_rl.report.tokens import Scale, scales_of, spread
+from hclm_rl.trace import file_of
+
+from .synthetic_run import HOSTILE, write_full_run
 
 MEANS = {"token_entropy": 0.4, "pass@1": 0.5, "distinct_correct": 12.0}
 ERRORS = {"token_entropy": 0.01, "pass@1": 0.02, "distinct_correct": 0.5}
@@ -118,3 +130,200 @@ def test_runs_that_started_differently_keep_their_own_before(tmp_path: Path):
 def test_smoothing_is_a_centred_mean_that_shrinks_at_the_ends():
     # width 3: (0 + 3) / 2, (0 + 3 + 6) / 3, (3 + 6 + 3) / 3, (6 + 3) / 2
     assert smoothed([0.0, 3.0, 6.0, 3.0], width=3) == [1.5, 3.0, 4.0, 4.5]
+    assert smoothed([0.0, 300.0, 6.0, 3.0], width=3, middle=statistics.median) == [150.0, 6.0, 6.0, 4.5]
+
+
+def test_the_scale_leaves_out_the_outermost_values_but_no_mean():
+    values = [-500.0, *range(48), 500.0]
+    assert shown_range(values, [3.0, 47.5], outer=0.02) == (0.0, 47.5)  # 1 of 50 on either side
+
+
+def logged(values: list[float]) -> Run:
+    return Run(name="a", folder=Path(), log=[{"step": i + 1, "collapse/state": v} for i, v in enumerate(values)])
+
+
+def test_neighbours_in_one_state_are_one_band_up_to_the_next():
+    # 0.4 and 1.6: a state averaged over the steps between two log entries; 7: beyond the last
+    run = logged([0.0, 0.4, 1.0, 1.6, 2.0, 7.0])
+    assert stretches(run) == [(0, 1, 3), (1, 3, 4), (2, 4, 6), (3, 6, 6)]
+
+
+def test_agreement_of_predictions_in_words():
+    # signs agree in three of four; deviations (-1.5, -.5, .5, 1.5) and (-2, 0, 0, 2): 6 / sqrt(5 * 8) = 0.949
+    said = agreement([(-1.0, -2.0), (0.0, 0.0), (1.0, 0.0), (2.0, 2.0)])
+    assert said == "same sign in 75 % of 4 logged steps, correlation 0.95"
+    assert agreement([(1.0, 1.0), (1.0, -1.0)]) == "same sign in 50 % of 2 logged steps"
+
+
+def test_bars_before_are_one_if_all_started_alike(tmp_path: Path):
+    other = summary()
+    other["before"] = {**other["before"], "means": MEANS | {"token_entropy": 0.9}}
+    alike = [Run(name=name, folder=tmp_path, summary=summary()) for name in ("a", "b")]
+    assert [label for label, *_ in bar_series(alike)] == ["before", "a, after", "b, after"]
+    unlike = [alike[0], Run(name="b", folder=tmp_path, summary=other)]
+    assert [label for label, *_ in bar_series(unlike)] == ["a, before", "b, before", "a, after", "b, after"]
+
+
+class Page(HTMLParser):
+    """The tags of a page with their attributes, and the text between them."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+        self.text: list[str] = []
+        self.feed(file.read_text())
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def headings(page: Page) -> list[str]:
+    text = "\n".join(page.text)
+    titles = ["During training", "Alarms", "Entropy terms", "Information force", "Predicted and realised", "Spectra"]
+    return [title for title in [*titles, "Completions"] if f"\n{title}" in text]
+
+
+def test_a_full_run_of_500_steps_in_under_ten_seconds(tmp_path: Path):
+    folder = write_full_run(tmp_path / "run", steps=500)
+    began = time.process_time()
+    page = Page(write_report({"run": folder}, tmp_path / "report.html", png=True))
+    assert time.process_time() - began < 10
+    assert len(headings(page)) == 7
+    names = ["alarms", "forces", "predictions", "spectra", "terms", "training"]
+    assert sorted(file.name for file in tmp_path.glob("*.png")) == [f"report-{name}.png" for name in names]
+    assert all(file.read_bytes().startswith(b"\x89PNG") for file in tmp_path.glob("*.png"))
+
+
+def test_what_no_run_logged_is_left_out(tmp_path: Path):
+    page = Page(write_report({"plain": write_run(tmp_path / "plain")}, tmp_path / "report.html"))
+    assert headings(page) == ["During training"]
+    assert not any(tag == "input" for tag, _ in page.tags)
+
+
+def test_tokens_are_escaped_and_keep_their_numbers(tmp_path: Path):
+    folder = write_full_run(tmp_path / "run", steps=40)
+    page = Page(write_report({"run": folder}, tmp_path / "report.html"))
+    assert {tag for tag, _ in page.tags}.isdisjoint({"script", "link", "img"})
+    tokens = [attributes for tag, attributes in page.tags if tag == "span" and "title" in attributes]
+    assert len(tokens) == 3 * 8 * 20  # steps, responses, tokens
+    assert all(set(attributes) == {"title", "style"} for attributes in tokens)  # no token became an attribute
+    hovers = [attributes["title"].splitlines()[0] for attributes in tokens[:20]]
+    # every third token of the synthetic trace is hostile, in turn by its position
+    assert [hovers[3 * i] for i in range(6)] == [f"{HOSTILE[i]!r}, id {3 * i}, position {3 * i}" for i in range(6)]
+    row = pq.read_table(file_of(folder, 1)).to_pylist()[0]
+    assert f"entropy {row['entropy']:.4g}" in tokens[0]["title"].splitlines()
+    assert "<script>alert(1)</script>" in page.text and "What is <b>it</b>?" in page.text
+    labels = [attributes.get("id") for tag, attributes in page.tags if tag == "input"]
+    assert labels == ["colour0", "colour1", "colour2"]  # entropy, weight, influence
+
+
+def test_colours_of_a_signed_quantity_and_of_a_weight():
+    signed = Scale(column="x", label="x", white=0.0, reach=2.0)
+    # full colour is a quarter of white: 255 + 0.75 (213 - 255) = 223.5, (94: 134.25), (0: 63.75); and 64, 149, 197
+    assert [signed.colour(value) for value in (-9.0, 0.0, 2.0, None)] == ["#e08640", "#ffffff", "#4095c5", "#fff"]
+    rows = [{"entropy": 0.0, "weight": 1.0, "a/b": 7.0}, {"entropy": 2.0, "weight": 0.5, "a/b": 7.0}]
+    scales = scales_of(rows)
+    assert [(scale.column, scale.white, scale.reach) for scale in scales] == [("entropy", 0, 2), ("weight", 1, 0.5)]
+    assert [value for _, value in scales[0].legend()] == ["0", "\u2265 2"]
+    assert [value for _, value in scales[1].legend()] == ["\u2264 0.5", "1", "\u2265 1.5"]
+
+
+def test_steps_shown_are_the_ends_and_the_middle():
+    assert spread([1, 2]) == [1, 2] and spread([1, 5, 20, 30, 90]) == [1, 20, 90]
+
+
+def test_a_trace_cut_off_is_one_sentence_beside_the_other_steps(tmp_path: Path):
+    folder = write_full_run(tmp_path / "run", steps=40)
+    file = file_of(folder, 20)
+    file.write_bytes(file.read_bytes()[:-30])
+    text = write_report({"run": folder}, tmp_path / "report.html").read_text()
+    assert "The trace of step 20 is incomplete and left out." in text
+    assert "Step 40</h3>" in text and "Step 20</h3>" not in text
+
+
+def test_a_run_of_another_version_is_shown_as_far_as_it_goes(tmp_path: Path):
+    folder = write_run(tmp_path / "old")
+    old = summary() | {"after": {"pass@1": 0.5}, "seconds": 12.0}
+    (folder / "summary.json").write_text(json.dumps(old))
+    log = folder / "log.jsonl"
+    log.write_text('{"global_step": 1, "entropy": 0.3}\n' + log.read_text())
+    page = write_report({"old": folder}, tmp_path / "report.html").read_text()
+    assert "log.jsonl is of another version: 1 of its lines name no step and are left out." in page
+    assert "summary.json is of another version: after, seconds cannot be read and are left out." in page
+    assert "0.400 ± 0.010" in page and page.count("<svg") == 2  # before, and the curves
+    (folder / "summary.json").write_text("[]")
+    assert read_run("old", folder).problems[1] == "summary.json is not a summary of a run."
+
+
+def test_not_a_number_in_the_log_is_a_gap(tmp_path: Path):
+    folder = write_run(tmp_path / "run")
+    with (folder / "log.jsonl").open("a") as log:
+        log.write('{"step": 25, "entropy": NaN, "reward": Infinity}\n')
+    assert read_run("run", folder).curve("reward")[0] == [5, 10, 15, 20]
+
+
+def test_runs_are_called_by_the_end_of_their_path_that_tells_them_apart(tmp_path: Path):
+    for name in ("x/plain", "y/plain", "y/other", "z=1"):
+        (tmp_path / name).mkdir(parents=True)
+    given = [str(tmp_path / name) for name in ("x/plain", "y/plain", "y/other", "z=1")]
+    assert list(named(given)) == ["x/plain", "y/plain", "other", "z=1"]
+    assert named([f"plain, seed 1={given[0]}", given[2]]) == {
+        "plain, seed 1": tmp_path / "x/plain",
+        "other": tmp_path / "y/other",
+    }
+    assert list(named(given[:1])) == ["plain"]
+    with pytest.raises(ValueError, match="two runs are called 'a'"):
+        named([f"a={given[0]}", f"a={given[1]}"])
+
+
+def test_the_command_writes_beside_the_first_run_that_is_there(tmp_path: Path, capsys: pytest.CaptureFixture):
+    folder = write_run(tmp_path / "plain")
+    assert main([str(tmp_path / "typo"), str(folder), "--png"]) == 0
+    assert capsys.readouterr().out.strip() == str(folder / "report.html")
+    assert {file.name for file in folder.glob("*.png")} == {"report-measured.png", "report-training.png"}
+    assert not (tmp_path / "typo").exists()
+    with pytest.raises(ValueError, match=r"no run at .*typo: RUN is the output_dir of a run"):
+        main([str(tmp_path / "typo")])
+
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+
+
+def in_browser(page: Path, *flags: str) -> subprocess.CompletedProcess:
+    """The page opened from disk without a network; what the console says goes to stderr."""
+    assert BROWSER is not None
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--enable-logging=stderr"]
+    command += [f"--user-data-dir={page.parent / 'profile'}", "--host-resolver-rules=MAP * ~NOTFOUND", *flags]
+    return subprocess.run([*command, page.as_uri()], capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="needs Chromium or Chrome on the PATH")
+def test_the_page_renders_in_a_browser_without_network(tmp_path: Path):
+    from matplotlib.image import imread
+
+    folder = write_full_run(tmp_path / "run", steps=500)
+    page = write_report({"run": folder}, tmp_path / "report.html")
+    broken = tmp_path / "broken.html"
+    broken.write_text(page.read_text().replace("<body>", "<body><script>missing()</script><img src='nothing.png'>"))
+    said = in_browser(broken, "--dump-dom").stderr
+    assert "CONSOLE" in said and "missing is not defined" in said  # an error would be seen
+    shown = in_browser(page, "--dump-dom")
+    assert "CONSOLE" not in shown.stderr, shown.stderr
+    assert shown.stdout.count("<svg") == 6 and "Completions" in shown.stdout
+    colours = []
+    for checked in range(3):
+        chosen = tmp_path / f"chosen{checked}.html"
+        text = page.read_text().replace(" checked>", ">")
+        text = text.replace(f'id="colour{checked}"', f'id="colour{checked}" checked')
+        # the buttons and the legends change with the choice too: without them, only the tokens can differ
+        chosen.write_text(text.replace("<body>", "<body><style>.choice, .legend { visibility: hidden; }</style>"))
+        in_browser(chosen, "--window-size=1200,5000", f"--screenshot={tmp_path / 'page.png'}")
+        image = imread(tmp_path / "page.png")
+        assert image.shape[:2] == (5000, 1200)
+        assert (image[:, :, :3].min(axis=2) < 0.9).mean() > 0.02  # not blank
+        colours.append(image)
+    assert (colours[0] != colours[1]).any() and (colours[1] != colours[2]).any()  # the choice recolours the tokens

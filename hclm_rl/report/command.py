@@ -7,16 +7,41 @@ from pathlib import Path
 from . import write_report
 
 
+def named(given: Sequence[str]) -> dict[str, Path]:
+    """{name: folder} of FOLDER or NAME=FOLDER; a folder is called by the end of its path that no other shares."""
+    folders = [Path(each) if Path(each).exists() else Path(each.rpartition("=")[2]) for each in given]
+    names = ["" if Path(each).exists() else each.rpartition("=")[0] for each in given]
+    ends = [folder.resolve().parts for folder in folders]
+    longest = max(map(len, ends))
+    for i, end in enumerate(ends):
+        if not names[i]:
+            others = [other for j, other in enumerate(ends) if j != i]
+            taken = next((k for k in range(1, longest) if all(other[-k:] != end[-k:] for other in others)), longest)
+            names[i] = "/".join(end[-taken:])
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"two runs are called '{twice}': name each folder once, or give names as in NAME=FOLDER")
+    return dict(zip(names, folders, strict=True))
+
+
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="hclm-rl report", description="One self-contained HTML page of runs.")
     parser.add_argument(
-        "runs", nargs="+", type=Path, metavar="RUN", help="a run's output_dir; several stand side by side"
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="a run's output_dir, or NAME=FOLDER; several stand side by side, and names such as `plain, seed 1` and "
+        "`plain, seed 2` make one curve's seeds",
     )
     parser.add_argument("--out", type=Path, help="the page; default: report.html in the first run")
+    parser.add_argument("--png", action="store_true", help="write every figure as a PNG beside the page too")
     options = parser.parse_args(arguments)
-    names = {str(folder): folder for folder in options.runs}
+    runs = named(options.runs)
+    first = next((folder for folder in runs.values() if folder.is_dir()), None)
+    if first is None:
+        raise ValueError(f"no run at {', '.join(map(str, runs.values()))}: RUN is the output_dir of a run")
     try:
-        page = write_report(names, options.out or options.runs[0] / "report.html")
+        page = write_report(runs, options.out or first / "report.html", png=options.png)
     except ImportError as error:
         raise ValueError(str(error)) from error
     print(page)

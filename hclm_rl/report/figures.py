@@ -1,19 +1,27 @@
-"""The page's figures as inline SVG, drawn by matplotlib without a window."""
+"""How the page's figures look: colours, panels in a grid, SVG and PNG, drawn by matplotlib without a window."""
 
 import io
-from collections.abc import Sequence
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
 
 from .runs import Run
-from .table import MEASURES, by_group, group_of, value_of
+from .table import by_group, group_of
 
 COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito: told apart by everyone
-BEFORE_COLOUR = "#9aa0a6"
+LINES = ("-", "--", ":", "-.")
 SMOOTHED_OVER = 9  # logged steps
+OUTER, OUTER_RATIOS = 0.02, 0.1  # share of the logged values left out of the scale on either side
+FEW = 4 * SMOOTHED_OVER  # so few points are drawn one by one
+COLUMNS = 3
+WIDTH, PANEL_HEIGHT = 11.25, 2.9  # inches
 STYLE: dict = {
     "font.size": 10,
     "axes.spines.top": False,
@@ -27,15 +35,40 @@ STYLE: dict = {
 }
 
 
-def svg_of(figure: Figure) -> str:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return buffer.getvalue().partition("<svg")[1] + buffer.getvalue().partition("<svg")[2]
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """One pair of axes: logged quantities over the optimiser steps; the second and later ones in other line styles."""
+
+    label: str
+    keys: Sequence[str]
+    is_ratio: bool = False  # running medians, since a denominator near 0 drags a mean anywhere
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A heading, a figure, and what is to be known to read it. `name` is part of the PNG's name."""
+
+    name: str
+    title: str
+    figure: Figure
+    caption: str
+
+    def svg(self) -> str:
+        buffer = io.StringIO()
+        with rc_context(STYLE):
+            self.figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+        _, start, rest = buffer.getvalue().partition("<svg")
+        return start + rest
+
+    def png(self, file: Path) -> Path:
+        with rc_context(STYLE):
+            self.figure.savefig(file, dpi=150, metadata={"Software": None})
+        return file
 
 
 def spaced() -> ConstrainedLayoutEngine:
     """Panels with room between one's curve and the next one's label."""
-    return ConstrainedLayoutEngine(wspace=0.05)
+    return ConstrainedLayoutEngine(wspace=0.05, hspace=0.05)
 
 
 def colours(runs: Sequence[Run]) -> dict[str, str]:
@@ -43,82 +76,87 @@ def colours(runs: Sequence[Run]) -> dict[str, str]:
     return {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(by_group(runs))}
 
 
-def smoothed(values: Sequence[float], width: int = SMOOTHED_OVER) -> list[float]:
-    """Mean over the `width` values around each; fewer at the ends."""
+def smoothed(
+    values: Sequence[float], width: int = SMOOTHED_OVER, middle: Callable[[Sequence[float]], float] = statistics.fmean
+) -> list[float]:
+    """Mean (or another middle) of the `width` values around each; fewer at the ends."""
     half = width // 2
-    windows = [values[max(0, i - half) : i + half + 1] for i in range(len(values))]
-    return [sum(window) / len(window) for window in windows]
+    return [middle(values[max(0, i - half) : i + half + 1]) for i in range(len(values))]
 
 
-def draw_curve(axes: Axes, runs: Sequence[Run], quantity: str, label: str) -> None:
-    """The logged values faintly, and smoothed."""
-    palette, named = colours(runs), set()
-    for run in runs:
-        steps, values = run.curve(quantity)
-        group = group_of(run.name)
-        axes.plot(steps, values, color=palette[group], alpha=0.25, linewidth=0.8)
-        axes.plot(steps, smoothed(values), color=palette[group], linewidth=1.8, label=None if group in named else group)
-        named.add(group)
-    axes.set_xlabel("optimiser step")
-    axes.set_ylabel(label)
+def shown_range(values: Sequence[float], middles: Sequence[float], outer: float) -> tuple[float, float]:
+    """Least and largest value to show: the running middle, and the logged values but a share `outer` on either side."""
+    ordered = sorted(values)
+    left_out = int(outer * len(ordered))
+    return min(*middles, ordered[left_out]), max(*middles, ordered[len(ordered) - 1 - left_out])
+
+
+def draw_curve(axes: Axes, run: Run, key: str, colour: str, line: str, is_ratio: bool) -> tuple[float, float] | None:
+    """The logged values faintly, and smoothed; a few of them one by one. Gives the range to show."""
+    steps, values = run.curve(key)
+    if not values:
+        return None
+    if len(values) < FEW:
+        axes.plot(steps, values, color=colour, linestyle=line, linewidth=1.4, marker="o", markersize=3)
+        return min(values), max(values)
+    middles = smoothed(values, middle=statistics.median if is_ratio else statistics.fmean)
+    axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
+    axes.plot(steps, middles, color=colour, linestyle=line, linewidth=1.8)
+    return shown_range(values, middles, OUTER_RATIOS if is_ratio else OUTER)
+
+
+def draw_panel(axes: Axes, runs: Sequence[Run], panel: Panel) -> None:
+    """All runs' curves; from 0 where nothing is below it, else with a line at 0."""
+    palette = colours(runs)
+    drawn = [
+        draw_curve(axes, run, key, palette[group_of(run.name)], LINES[i % len(LINES)], panel.is_ratio)
+        for i, key in enumerate(panel.keys)
+        for run in runs
+    ]
+    ranges = [each for each in drawn if each is not None]
+    low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
+    if low >= 0:
+        axes.set_ylim(0, 1.08 * high or 1.0)
+    else:
+        margin = 0.08 * (max(high, 0) - low)
+        axes.set_ylim(low - margin, max(high, 0) + margin)
+        axes.axhline(0, color="#5f6368", linewidth=0.8)
     axes.set_xlim(left=0)
-    axes.set_ylim(0, 1.08 * max(axes.get_ylim()[1], 1e-6))
+    axes.set_xlabel("optimiser step")
+    axes.set_ylabel(panel.label)
 
 
-def curves(runs: Sequence[Run]) -> str | None:
-    """Token entropy, reward and the strength of each term over training; None if nothing was logged."""
-    runs = [run for run in runs if run.log]
-    if not runs:
+def legend(figure: Figure, runs: Sequence[Run], keys: Sequence[str], lines: Sequence[str] = ()) -> None:
+    """One colour a group that logged one of `keys`, and one line style for each of several quantities of a panel."""
+    drawn = {group_of(run.name) for run in runs if any(has([run], key) for key in keys)}
+    palette = {name: colour for name, colour in colours(runs).items() if name in drawn}
+    handles = [Line2D([], [], color=colour, linewidth=1.8, label=name) for name, colour in palette.items()]
+    if len(lines) > 1:
+        styles = [Line2D([], [], color="#5f6368", linestyle=LINES[i % 4], label=name) for i, name in enumerate(lines)]
+        handles += styles
+    figure.legend(handles=handles, loc="outside upper left", ncols=6, frameon=False)
+
+
+def has(runs: Sequence[Run], key: str) -> bool:
+    """Whether some run logged it."""
+    return any(run.curve(key)[0] for run in runs)
+
+
+def grid_of(count: int, columns: int = COLUMNS) -> tuple[Figure, list[Axes]]:
+    """A figure with `count` panels, full rows first."""
+    rows = -(-count // columns)
+    figure = Figure(figsize=(WIDTH, rows * PANEL_HEIGHT + 0.4), layout=spaced())
+    return figure, [figure.add_subplot(rows, columns, i + 1) for i in range(count)]
+
+
+def panels_figure(runs: Sequence[Run], panels: Sequence[Panel], lines: Sequence[str] = ()) -> Figure | None:
+    """The panels of which some run logged a quantity; None if there are none."""
+    known = [panel for panel in panels if any(has(runs, key) for key in panel.keys)]
+    if not known:
         return None
-    strengths = sorted({key for run in runs for entry in run.log for key in entry if key.endswith("/coef")})
-    panels = [("entropy", "token entropy (nats)"), ("reward", "mean reward")]
-    panels += [(key, f"coefficient of {key.removesuffix('/coef')}") for key in strengths[:2]]
     with rc_context(STYLE):
-        figure = Figure(figsize=(3.75 * len(panels), 3.3), layout=spaced())
-        for i, (quantity, label) in enumerate(panels):
-            axes = figure.add_subplot(1, len(panels), i + 1)
-            draw_curve(axes, runs, quantity, label)
-            if i == 0:
-                axes.legend(frameon=False)
-        return svg_of(figure)
-
-
-def bars(runs: Sequence[Run]) -> str | None:
-    """Before and after on the held-out prompts; None if nothing was measured."""
-    groups, palette = by_group(runs), colours(runs)
-    panels = [("pass@1", "pass@8", "pass@32"), ("distinct_correct",), ("token_entropy",), ("answer_entropy",)]
-    before = {measure: value_of(runs[:1], "before", measure) for measure in MEASURES}
-    after = {name: {m: value_of(of, "after", m) for m in MEASURES} for name, of in groups.items()}
-    series = [("before", BEFORE_COLOUR, before), *((f"{name}, after", palette[name], after[name]) for name in groups)]
-    if not any(value for _, _, values in series for value in values.values()):
-        return None
-    with rc_context({**STYLE, "axes.grid.axis": "y"}):
-        figure = Figure(figsize=(11.25, 3.3), layout=spaced())
-        grid = figure.add_gridspec(1, len(panels), width_ratios=[2.4, 1, 1, 1])
-        for i, measures in enumerate(panels):
-            axes = figure.add_subplot(grid[i])
-            width = 0.8 / len(series)
-            for j, (label, colour, values) in enumerate(series):
-                places = [k + (j - (len(series) - 1) / 2) * width for k in range(len(measures))]
-                known = [(x, values[m]) for x, m in zip(places, measures, strict=True)]
-                heights = [(x, value) for x, value in known if value is not None]
-                axes.bar(
-                    [x for x, _ in heights],
-                    [value.mean for _, value in heights],
-                    width=width * 0.92,
-                    yerr=[value.error for _, value in heights],
-                    color=colour,
-                    error_kw={"linewidth": 1, "ecolor": "#3c4043"},
-                    label=label,
-                )
-            axes.tick_params(axis="x", length=0)
-            if len(measures) > 1:
-                axes.set_xticks(range(len(measures)), measures)
-                axes.set_ylabel("pass@k")
-                axes.set_ylim(0, 1.02)
-                figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=6, frameon=False)
-            else:
-                axes.set_xticks([])
-                axes.margins(y=0.08)
-                axes.set_ylabel(MEASURES[measures[0]])
-        return svg_of(figure)
+        figure, axes = grid_of(len(known))
+        for panel, own in zip(known, axes, strict=True):
+            draw_panel(own, runs, panel)
+        legend(figure, runs, [key for panel in known for key in panel.keys], lines)
+    return figure

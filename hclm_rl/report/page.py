@@ -5,6 +5,7 @@ from pathlib import Path
 
 from .runs import Run, read_run
 from .table import changes, compare
+from .tokens import tokens
 
 TEMPLATE = "page.html.j2"
 
@@ -26,36 +27,44 @@ def recipes_of(runs: list[Run]) -> list[tuple[str, str]]:
     return [(" and ".join(of), recipe) for recipe, of in names.items()]
 
 
-def write_report(runs: dict[str, Path], out: Path) -> Path:
+def write_report(runs: dict[str, Path], out: Path, *, png: bool = False) -> Path:
     """Writes the page of the run folders {name: folder} to the file `out`; a broken run is shown as far as it goes.
 
-    Runs called "plain, seed 1", "plain, seed 2" are taken as seeds of one. Needs the extra `report`.
+    Runs called "plain, seed 1", "plain, seed 2" are taken as seeds of one. With `png`, every figure is also a file
+    beside the page: report-training.png and so on. Needs the extra `report`.
     """
     try:
         import jinja2
         import markupsafe
 
-        from .figures import bars, curves
+        from .sections import SECTIONS, bars
     except ImportError as error:
         raise ImportError(f"the report needs {error.name}: pip install 'hclm-rl[report]'") from error
     if not runs:
         raise ValueError("runs must name at least one run folder, got none")
     read = [read_run(name, Path(folder)) for name, folder in runs.items()]
-    figures = {"curves": curves(read), "bars": bars(read)}
+    measured = bars(read)
+    sections = [section for section in (draw(read) for draw in SECTIONS) if section is not None]
+    of_tokens = tokens(read)
+    problems = [(run.name, problem) for run in read for problem in run.problems]
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    template = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined).get_template(
-        TEMPLATE
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    page = template.render(
+    page = environment.get_template(TEMPLATE).render(
         runs=read,
         changes=changes(read),
         table=compare(read),
         terms={run.name: terms_of(run) for run in read},
         recipes=recipes_of(read),
-        figures={name: markupsafe.Markup(svg) if svg else None for name, svg in figures.items()},
-        problems=[(run.name, problem) for run in read for problem in run.problems],
+        measured=markupsafe.Markup(measured.svg()) if measured else None,
+        sections=[(section, markupsafe.Markup(section.svg())) for section in sections],
+        tokens=of_tokens,
+        problems=problems + (of_tokens.problems if of_tokens else []),
     )
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page, encoding="utf-8")
+    out.write_text(page, encoding="utf-8", errors="replace")
+    for section in [*([measured] if measured else []), *sections] if png else []:
+        section.png(out.with_name(f"{out.stem}-{section.name}.png"))
     return out

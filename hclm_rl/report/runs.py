@@ -1,8 +1,11 @@
 """What a run folder holds, read without torch: the log, the summary, the recipe; whole or cut off in the middle."""
 
 import json
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeGuard
 
 LOG_NAME, SUMMARY_NAME, RECIPE_NAME = "log.jsonl", "summary.json", "recipe.yaml"
 
@@ -23,9 +26,18 @@ class Run:
         return self.log[-1]["step"] if self.log else 0
 
     def curve(self, name: str) -> tuple[list[int], list[float]]:
-        """Steps and values of a logged quantity."""
-        points = [(entry["step"], entry[name]) for entry in self.log if isinstance(entry.get(name), int | float)]
+        """Steps and values of a logged quantity, where it was logged and is finite."""
+        points = [(entry["step"], entry[name]) for entry in self.log if is_number(entry.get(name))]
         return [step for step, _ in points], [value for _, value in points]
+
+    def pairs(self, left: str, right: str) -> list[tuple[float, float]]:
+        """The values of two quantities where both were logged."""
+        both = [(entry.get(left), entry.get(right)) for entry in self.log]
+        return [(a, b) for a, b in both if is_number(a) and is_number(b)]
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def read_log(path: Path) -> tuple[list[dict], str | None]:
@@ -33,17 +45,63 @@ def read_log(path: Path) -> tuple[list[dict], str | None]:
     entries: list[dict] = []
     if not path.is_file():
         return entries, f"{path.name} is missing: the run has not logged a step."
-    text = path.read_text(errors="replace")
-    for number, line in enumerate(text.splitlines(), start=1):
+    strange = 0
+    for number, line in enumerate(path.read_text(errors="replace").splitlines(), start=1):
         try:
             entry = json.loads(line)
         except json.JSONDecodeError:
-            entry = None
-        if not isinstance(entry, dict) or not isinstance(entry.get("step"), int):
             after = f"after step {entries[-1]['step']}" if entries else "before the first step"
             return entries, f"{path.name} breaks off {after}: line {number} is incomplete."
-        entries.append(entry)
+        if isinstance(entry, dict) and isinstance(entry.get("step"), int):
+            entries.append(entry)
+        else:
+            strange += 1
+    if strange:
+        return entries, f"{path.name} is of another version: {strange} of its lines name no step and are left out."
     return entries, None if entries else f"{path.name} is empty: the run has not logged a step."
+
+
+def is_measurement(value: object) -> bool:
+    """What `hclm-rl` writes as `before` and `after`: None, or means with their errors."""
+    if value is None:
+        return True
+    if not (isinstance(value, dict) and all(isinstance(value.get(key), int) for key in ("prompts", "samples"))):
+        return False
+    means, errors = value.get("means"), value.get("standard_errors")
+    if not (isinstance(means, dict) and isinstance(errors, dict)):
+        return False
+    return all(is_number(mean) and is_number(errors.get(name)) for name, mean in means.items())
+
+
+IS_READABLE: dict[str, Callable[[object], bool]] = {
+    "algorithm": lambda value: isinstance(value, str),
+    "model": lambda value: isinstance(value, str),
+    "terms": lambda value: isinstance(value, list | None),
+    "overrides": lambda value: isinstance(value, str),
+    "seed": lambda value: isinstance(value, int),
+    "steps": lambda value: isinstance(value, int),
+    "before": is_measurement,
+    "after": is_measurement,
+    "seconds": lambda value: isinstance(value, dict) and is_number(value.get("training")),
+    "versions": lambda value: isinstance(value, dict),
+}
+
+
+def read_summary(path: Path) -> tuple[dict, str | None]:
+    """What of the summary can be read, and a sentence if that is not all."""
+    if not path.is_file():
+        return {}, f"{path.name} is missing: the run has not ended."
+    try:
+        summary = json.loads(path.read_text(errors="replace"))
+    except json.JSONDecodeError:
+        return {}, f"{path.name} is incomplete."
+    if not isinstance(summary, dict):
+        return {}, f"{path.name} is not a summary of a run."
+    strange = [key for key, is_readable in IS_READABLE.items() if key in summary and not is_readable(summary[key])]
+    readable = {key: value for key, value in summary.items() if key not in strange}
+    if strange:
+        return readable, f"{path.name} is of another version: {', '.join(strange)} cannot be read and are left out."
+    return readable, None
 
 
 def read_run(name: str, folder: Path) -> Run:
@@ -51,16 +109,9 @@ def read_run(name: str, folder: Path) -> Run:
     if not folder.is_dir() or not any(folder.iterdir()):
         state = "is empty" if folder.is_dir() else "does not exist"
         return Run(name=name, folder=folder, problems=[f"The folder {folder} {state}: there is nothing to show."])
-    log, problem = read_log(folder / LOG_NAME)
-    problems = [problem] if problem else []
-    summary, summary_path = {}, folder / SUMMARY_NAME
-    if not summary_path.is_file():
-        problems.append(f"{SUMMARY_NAME} is missing: the run has not ended.")
-    else:
-        try:
-            summary = json.loads(summary_path.read_text())
-        except json.JSONDecodeError:
-            problems.append(f"{SUMMARY_NAME} is incomplete.")
+    log, log_problem = read_log(folder / LOG_NAME)
+    summary, summary_problem = read_summary(folder / SUMMARY_NAME)
+    problems = [problem for problem in (log_problem, summary_problem) if problem]
     recipe_path = folder / RECIPE_NAME
-    recipe = recipe_path.read_text() if recipe_path.is_file() else ""
+    recipe = recipe_path.read_text(errors="replace") if recipe_path.is_file() else ""
     return Run(name=name, folder=folder, log=log, summary=summary, recipe=recipe, problems=problems)

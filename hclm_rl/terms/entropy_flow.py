@@ -1,4 +1,4 @@
-"""Entropy flow, as a gauge: which tokens' updates burn the policy's entropy; derived here from arXiv:2602.03392"""
+"""Entropy flow, a gauge derived here from the discriminator of: Wang et al., 2026, arXiv:2602.03392"""
 
 from dataclasses import dataclass
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""Force reweighting, entropy change as a constraint: derived here from HCLM, Tran, 2026, arXiv:2605.22940"""
+"""Force reweighting, entropy change as a constraint; derived here from: HCLM, Tran, 2026, arXiv:2605.22940"""
 
 import math
 from dataclasses import dataclass

@@ -22,11 +22,11 @@ class InformationForce(Term):
     step's loss L at the hidden state of token i (through the output head, so without a surrogate's own injected force):
     `value` H; `force_norm` ||F||; `gradient_norm` ||g||; `rho` = ||F|| / B in [0, 1], B its bound; `live`, the share of
     directions that are; `dead` and `weak`, shares of directions, and for the log-det `drift_budget`, how far S may move
-    while ||F|| stays above half of its present norm, every `spectrum_every` steps; `leverage`, quantiles of l_i / dof,
-    and `dof`, for the log-det; `alignment` = -<F, g> / (||F|| ||g||): below 0 the loss burns entropy; `critical_coef` =
-    <F, g> / ||F||^2: the coefficient of the surrogate's term at which H would stand still; `influence`, quantiles of
-    N <F_i, -g_i> over tokens, and `burning`, the share of tokens with a negative one. First order, parameter sharing
-    between tokens ignored.
+    while ||F|| stays above half of its present norm, every `spectrum_every` steps; `force`, quantiles of ||F_i||;
+    `leverage`, of l_i / dof, and `dof`, for the log-det; `alignment` = -<F, g> / (||F|| ||g||): below 0 the loss burns
+    entropy; `critical_coef` = <F, g> / ||F||^2: the coefficient of the surrogate's term at which H would stand still;
+    `influence`, quantiles of N <F_i, -g_i> over tokens, and `burning`, the share of tokens with a negative one. First
+    order, parameter sharing between tokens ignored.
     """
 
     needs_scores: ClassVar[bool] = True
@@ -53,10 +53,15 @@ class InformationForce(Term):
         at_unit_length = whole.at_unit_length(force, rows)
         power, bounded = rollout.total(torch.stack([force.square().sum(), at_unit_length.square().sum()]))
         bound = whole.bound()
+
+        def spread_out(of_rows: Tensor) -> Tensor:
+            return force.new_zeros(rollout.mask.shape).masked_scatter(rollout.mask, of_rows)
+
         metrics: dict[str, Metric] = {
             "value": whole.value(),
             "force_norm": power.sqrt(),
             "rho": bounded.sqrt() / bound if bound > 0 else torch.zeros_like(power),
+            "force": Quantiles(values=spread_out(force_norm_per_token(force))),
         }
         shared = {"count": m.count, "mean": m.mean}
         if whole.lower is None:
@@ -66,9 +71,7 @@ class InformationForce(Term):
             leverage = m.count * (force * (rows.to(force) - m.mean)).sum(dim=-1)
             mean_leverage = rollout.total(leverage.sum()) / m.count
             metrics["dof"] = mean_leverage
-            metrics["leverage"] = Quantiles(
-                values=force.new_zeros(rollout.mask.shape).masked_scatter(rollout.mask, leverage / mean_leverage)
-            )
+            metrics["leverage"] = Quantiles(values=spread_out(leverage / mean_leverage))
         if rollout.step >= memory.get("next_spectrum", 0):
             memory["next_spectrum"] = rollout.step + self.spectrum_every
             metrics |= self.of_spectrum(whole, power)

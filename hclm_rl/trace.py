@@ -1,0 +1,144 @@
+"""What happened to every response token in chosen optimiser steps: one parquet table a step.
+
+A row is a token that counts. Its columns: `prompt` and `response` (numbers in the generation batch of all processes),
+`position`, `id`, `token` (text), `prompt_text`, `reward` (of the response, before any term), `logp` and `old_logp`
+(nats, before this update and at the sampling policy), `entropy` (nats), `advantage_before` and `advantage` (as TRL made
+it and as its loss got it), `weight` (their ratio, empty where the first is 0), and `<link>/<metric>` for every metric
+that a term gives per token: a (rows, T) tensor or `Quantiles`. So `information_force` fills
+`information_force/leverage`, `/force` and `/influence`, and a term of your own fills its own. Nothing here touches
+training.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+if TYPE_CHECKING:  # whoever only reads a trace need not wait for torch
+    from torch import Tensor
+
+FOLDER = "trace"
+
+
+class Decoder(Protocol):
+    """The part of a tokenizer that is needed here."""
+
+    def decode(self, token_ids: list[int]) -> str: ...
+
+
+def file_of(folder: Path, step: int) -> Path:
+    """Where the run in `folder` keeps the trace of an optimiser step."""
+    return Path(folder) / FOLDER / f"step-{step:05d}.parquet"
+
+
+def traced_steps(folder: Path) -> list[int]:
+    """The optimiser steps, counted from 1 as in the log, of which the run in `folder` has a trace."""
+    numbers = [file.stem.removeprefix("step-") for file in (Path(folder) / FOLDER).glob("step-*.parquet")]
+    return sorted(int(number) for number in numbers if number.isdecimal())
+
+
+def read_trace(folder: Path, step: int) -> pa.Table:
+    """The tokens of one optimiser step of the run in `folder`, by response and position; `.to_pandas()` from here."""
+    file = file_of(folder, step)
+    if not file.is_file():
+        known = ", ".join(map(str, traced_steps(folder))) or "none"
+        raise ValueError(f"{folder} has no trace of step {step}; traced steps: {known}")
+    return pq.read_table(file)
+
+
+def token_texts(ids: list[int], decode: Callable[[list[int]], str]) -> list[str]:
+    """The text that each token adds to the one before it, spaces included; a part of a character reads as U+FFFD."""
+    texts = []
+    for i, own in enumerate(ids):
+        before = decode([ids[i - 1]]) if i else ""
+        both = decode([ids[i - 1], own]) if i else ""
+        texts.append(both[len(before) :] if before and both.startswith(before) else decode([own]))
+    return texts
+
+
+@dataclass(kw_only=True)
+class Trace:
+    """Collects one optimiser step's tokens on this process, micro-batch by micro-batch, and writes them."""
+
+    folder: Path  # of the run
+    steps: tuple[int, ...] = ()  # counted from 1, as in the log
+    every: int | None = None  # and every so many
+    _parts: list[dict[str, "Tensor"]] = field(default_factory=list)  # one a micro-batch: {column: (tokens,)}
+    _masks: list["Tensor"] = field(default_factory=list)
+    _prompts: dict[int, list[int]] = field(default_factory=dict)  # number -> ids
+
+    def __post_init__(self) -> None:
+        if any(isinstance(step, bool) or not isinstance(step, int) or step < 1 for step in self.steps):
+            raise ValueError(f"trace_steps are optimiser steps from 1 on, got {list(self.steps)}")
+        if self.every is not None and self.every < 1:
+            raise ValueError(f"trace_every must be at least 1, got {self.every}")
+
+    @property
+    def is_on(self) -> bool:
+        return bool(self.steps or self.every)
+
+    def wants(self, step: int) -> bool:
+        return step in self.steps or bool(self.every and step % self.every == 0)
+
+    def start(self, mask: "Tensor", columns: Mapping[str, "Tensor"], prompts: Iterable[tuple[int, list[int]]]) -> None:
+        """A new micro-batch: `mask` (B, T), columns (B,) or (B, T), and the prompts in it by number."""
+        self._parts.append({})
+        self._masks.append(mask)
+        self._prompts |= dict(prompts)
+        for name, values in columns.items():
+            self.add(name, values)
+
+    def add(self, name: str, values: "Tensor") -> None:
+        """One more column of the micro-batch."""
+        mask = self._masks[-1]
+        values = values.detach() if values.dim() == 2 else values.detach().unsqueeze(1).expand(mask.shape)
+        kept = values[mask].cpu()
+        self._parts[-1][name] = kept.float() if kept.is_floating_point() else kept
+
+    def write(self, step: int, tokenizer: Decoder, from_all: Callable[[list[pa.Table]], list[pa.Table]]) -> None:
+        """Writes and forgets the step; every process calls it. `from_all`: the tables of all, and none but on one."""
+        parts, self._parts, self._masks = self._parts, [], []
+        prompts, self._prompts = self._prompts, {}
+        tables = from_all([table_of(part, prompts, tokenizer) for part in parts])
+        if not tables:
+            return
+        # a metric that was given in some micro-batches only is empty in the others
+        whole = pa.concat_tables(tables, promote_options="default").unify_dictionaries()
+        file = file_of(self.folder, step)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = file.with_suffix(".unfinished")
+        pq.write_table(whole.sort_by([("response", "ascending"), ("position", "ascending")]), unfinished)
+        unfinished.replace(file)
+
+
+def table_of(part: Mapping[str, "Tensor"], prompts: Mapping[int, list[int]], tokenizer: Decoder) -> pa.Table:
+    """A micro-batch's tokens, which come response by response."""
+    decoded: dict[tuple[int, ...], str] = {}  # the same words come again and again
+
+    def decode(ids: list[int]) -> str:
+        key = tuple(ids)
+        if key not in decoded:
+            decoded[key] = tokenizer.decode(ids)
+        return decoded[key]
+
+    columns = {name: values.tolist() for name, values in part.items()}
+    by_response: dict[int, list[int]] = {}
+    for response, own in zip(columns["response"], columns["id"], strict=True):
+        by_response.setdefault(response, []).append(own)
+    numbers = sorted(prompts)
+    place = {number: i for i, number in enumerate(numbers)}
+    texts = pa.array([tokenizer.decode(prompts[number]) for number in numbers], pa.string())
+    of_prompt = pa.DictionaryArray.from_arrays(pa.array([place[n] for n in columns["prompt"]], pa.int32()), texts)
+    arrays = {name: pa.array(values.numpy()) for name, values in part.items()}
+    before, after = columns["advantage_before"], columns["advantage"]
+    weights = [b / a if a else None for a, b in zip(before, after, strict=True)]
+    tokens = [text for ids in by_response.values() for text in token_texts(ids, decode)]
+    given = {
+        "token": pa.array(tokens, pa.string()),
+        "prompt_text": of_prompt,
+        "weight": pa.array(weights, pa.float32()),
+    }
+    return pa.table(arrays | given)
