@@ -22,6 +22,7 @@ from hclm_rl.naming import nearest_first
 ALGORITHMS: Final = ("grpo", "rloo")
 # command -> (the module whose main(arguments) runs it, imported when called for; what it does)
 COMMANDS: Final = {
+    "eval": ("hclm_rl.evaluation.command", "pass@k and diversity of a model; beside its base, whether it collapsed"),
     "report": ("hclm_rl.report.command", "one self-contained page of runs side by side"),
 }
 TERMS = Path(__file__).parent / "terms"

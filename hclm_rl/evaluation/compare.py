@@ -1,12 +1,12 @@
 """From the judged samples of one model to its estimates, and from those of two to their change."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 
-from hclm_rl.outcomes import answer_entropy, distinct_correct, maj_at_k, pass_at_k
+from hclm_rl.outcomes import Answers, answer_entropy, distinct_correct, maj_at_k, pass_at_k
 
 from .statistics import (
     EntropySplit,
@@ -17,6 +17,8 @@ from .statistics import (
     rarefied_entropy,
     support,
 )
+
+EXACT_VOTES, VOTE_DRAWS = 64, 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +79,27 @@ def pass_curve(samples: Sequence[Samples]) -> Float[np.ndarray, "K P"]:
     return np.array([[pass_at_k(n, sum(each.is_right), k) for each in samples] for k in budgets(n)])
 
 
+def majority_curve(answers: Answers, right: Set[str]) -> dict[int, float]:
+    """maj@k for k in `budgets`: exact up to 64 answers, above that the mean over 1,000 seeded draws."""
+    n = len(answers)
+    if n <= EXACT_VOTES:
+        return {k: maj_at_k(answers, right, k) for k in budgets(n)}
+    distinct = sorted({answer for answer in answers if answer is not None})
+    place = {answer: i for i, answer in enumerate(distinct)}
+    # a row a draw: the answers in a random order, unread ones in a last column that is then left out
+    codes = np.array([len(distinct) if answer is None else place[answer] for answer in answers])
+    orders = np.random.default_rng(0).permuted(np.tile(codes, (VOTE_DRAWS, 1)), axis=1)
+    is_right = np.array([answer in right for answer in distinct], dtype=bool)
+    found = {}
+    for k in budgets(n):
+        cells = np.arange(VOTE_DRAWS)[:, None] * (len(distinct) + 1) + orders[:, :k]
+        counts = np.bincount(cells.ravel(), minlength=VOTE_DRAWS * (len(distinct) + 1)).reshape(VOTE_DRAWS, -1)[:, :-1]
+        most = counts.max(axis=1, initial=1, keepdims=True)
+        top = counts == most
+        found[k] = float((top[:, is_right].sum(axis=1) / np.maximum(top.sum(axis=1), 1)).mean())
+    return found
+
+
 def measure(samples: Sequence[Samples]) -> dict[str, Float[np.ndarray, "P"]]:
     """Quantity -> its value on each problem; NaN where it is not defined."""
     n = samples_of(samples)
@@ -84,8 +107,8 @@ def measure(samples: Sequence[Samples]) -> dict[str, Float[np.ndarray, "P"]]:
     splits = [each.split for each in samples]
     found = {f"avg@{n}": [each.accuracy for each in samples]}
     found |= {f"pass@{k}": list(values) for k, values in zip(budgets(n), pass_curve(samples), strict=True)}
-    for k in budgets(n)[1:]:
-        found[f"maj@{k}"] = [maj_at_k(each.answers, right, k) for each, right in zip(samples, rights, strict=True)]
+    votes = [majority_curve(each.answers, right) for each, right in zip(samples, rights, strict=True)]
+    found |= {f"maj@{k}": [curve[k] for curve in votes] for k in budgets(n)[1:]}
     found["token_entropy"] = [np.nan if each.token_entropy is None else each.token_entropy for each in samples]
     found["answer_entropy"] = [answer_entropy(each.answers) for each in samples]
     found["wrong_entropy"] = [np.nan if split.wrong is None else split.wrong for split in splits]
@@ -142,9 +165,7 @@ def compare(base: Sequence[Samples], trained: Sequence[Samples], *, seed: int = 
     )
 
 
-def wrong_entropies(
-    base: Sequence[Samples], trained: Sequence[Samples], *, easy: float
-) -> Float[np.ndarray, "2 M"]:
+def wrong_entropies(base: Sequence[Samples], trained: Sequence[Samples], *, easy: float) -> Float[np.ndarray, "2 M"]:
     """H_wrong of base and trained on the problems that neither solves more often than `easy`.
 
     Both at the size of the smaller set of wrong answers: a model with fewer of them would seem less diverse by that

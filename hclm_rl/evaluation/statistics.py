@@ -135,7 +135,7 @@ def binary_entropy(p: float) -> float:
 
 @functools.lru_cache(maxsize=200_000)
 def _expected_surprise(total: int, count: int, draws: int) -> float:
-    """E[-(i/m) log(i/m)], i = how often an answer with `count` of `total` comes up in m = `draws` without replacement"""
+    """E[-(i/m) log(i/m)], i = how often an answer with `count` of `total` comes up in m = `draws` of them"""
     ways = math.comb(total, draws)
     return sum(
         math.comb(count, i) * math.comb(total - count, draws - i) / ways * (i / draws) * math.log(draws / i)

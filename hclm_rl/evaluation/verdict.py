@@ -108,7 +108,7 @@ def _support_loss(base: Sequence[Samples], trained: Sequence[Samples], criteria:
     return Signal(
         name="support loss",
         is_given=found.lost > found.gained and found.mcnemar < criteria.significance,
-        because=f"{found.lost} problems lost, {found.gained} gained, McNemar p = {found.mcnemar:.2g}",
+        because=f"of the problems {found.lost} lost, {found.gained} gained, McNemar p = {found.mcnemar:.2g}",
     )
 
 

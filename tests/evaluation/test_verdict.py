@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from hclm_rl.evaluation.compare import Samples, budgets, compare, measure, wrong_entropies
+from hclm_rl.evaluation.compare import Samples, budgets, compare, majority_curve, measure, wrong_entropies
 from hclm_rl.evaluation.verdict import Criteria, judge
+from hclm_rl.outcomes import maj_at_k
 
 from .simulated import collapsed, draw, improved, spread
 
@@ -36,6 +37,16 @@ def test_measures_of_the_worked_example():
     assert found["avg@8"][0] == 3 / 8 and found["maj@8"][0] == 0.0
     assert found["answer_entropy"][0] == pytest.approx(0.974315, abs=5e-7)
     assert found["wrong_entropy"][0] == pytest.approx(0.500402, abs=5e-7)
+
+
+def test_votes_of_many_answers_are_those_of_the_exact_count():
+    answers = list("C" * 30 + "a" * 34 + "b" * 6) + [None] * 10
+    found = majority_curve(answers, {"C"})
+    for k in (1, 2, 8, 32, 64):
+        # a share of 1,000 draws has a standard error of at most 0.016
+        assert found[k] == pytest.approx(maj_at_k(answers, {"C"}, k), abs=0.05)
+    assert found[80] == 0.0
+    assert set(majority_curve([None] * 65, {"C"}).values()) == {0.0}
 
 
 def test_a_comparison_pairs_problems():
