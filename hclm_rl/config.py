@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import importlib.util
 import json
 import os
 import pkgutil
@@ -26,6 +27,12 @@ ENTROPY_TERMS_HELP = (
     "same as JSON. `coef` is the strength (a number or a schedule), `name` the name in logs. A dotted path names a "
     "class of your own. `hclm-rl methods` lists what there is."
 )
+
+EVAL_PASS_HELP = (
+    "Whether evaluation also gives pass@k for k = 1, 2, 4, ... up to num_generations_eval, with 95-percent intervals "
+    "over the prompts (`eval_pass@4`, `eval_pass@4/lower`, `eval_pass@4/upper`). Needs the extra `eval`."
+)
+EVAL_THRESHOLD_HELP = "The first reward function's value from which on a response is right, for eval_pass_at_k."
 
 
 def known_terms() -> list[str]:
@@ -202,6 +209,11 @@ def term_as_recipe(term: Term) -> dict[str, dict[str, object]]:
     return {name: {key: as_recipe(value) for key, value in vars(term).items()}}
 
 
+def refuse_what_is_missing(config: "GRPOConfig | RLOOConfig") -> None:
+    if config.eval_pass_at_k and importlib.util.find_spec("scipy") is None:
+        raise ValueError("eval_pass_at_k needs scipy: pip install 'hclm-rl[eval]'")
+
+
 def refuse_two_controls(config: "GRPOConfig", chain: Chain) -> None:
     """TRL's own entropy controls and ours on one run: two hands on one wheel."""
     if config.entropy_coef or config.use_adaptive_entropy:
@@ -216,20 +228,27 @@ def refuse_two_controls(config: "GRPOConfig", chain: Chain) -> None:
 
 @dataclass
 class GRPOConfig(trl.GRPOConfig):
-    """TRL's GRPOConfig plus `entropy_terms`.
+    """TRL's GRPOConfig plus `entropy_terms` and pass@k in evaluation.
 
     Args:
         entropy_terms (`list` or `str`, *optional*):
             Entropy-control terms, from left to right; see docs/extending.md for all forms. Checked here, before any
             model is loaded.
+        eval_pass_at_k (`bool`, *optional*, defaults to `False`):
+            Whether `evaluate()` also gives pass@k with intervals; see docs/evaluation.md.
+        eval_pass_threshold (`float`, *optional*, defaults to `1.0`):
+            Value of the first reward function from which on a response is right.
     """
 
     entropy_terms: list | str | None = field(default=None, metadata={"help": ENTROPY_TERMS_HELP})
+    eval_pass_at_k: bool = field(default=False, metadata={"help": EVAL_PASS_HELP})
+    eval_pass_threshold: float = field(default=1.0, metadata={"help": EVAL_THRESHOLD_HELP})
 
     def __post_init__(self) -> None:
         chain = build_chain(self.entropy_terms)
         if chain.links:
             refuse_two_controls(self, chain)
+        refuse_what_is_missing(self)
         super().__post_init__()
 
     def to_dict(self) -> dict[str, Any]:
@@ -238,18 +257,25 @@ class GRPOConfig(trl.GRPOConfig):
 
 @dataclass
 class RLOOConfig(trl.RLOOConfig):
-    """TRL's RLOOConfig plus `entropy_terms`.
+    """TRL's RLOOConfig plus `entropy_terms` and pass@k in evaluation.
 
     Args:
         entropy_terms (`list` or `str`, *optional*):
             Entropy-control terms, from left to right; see docs/extending.md for all forms. Checked here, before any
             model is loaded.
+        eval_pass_at_k (`bool`, *optional*, defaults to `False`):
+            Whether `evaluate()` also gives pass@k with intervals; see docs/evaluation.md.
+        eval_pass_threshold (`float`, *optional*, defaults to `1.0`):
+            Value of the first reward function from which on a response is right.
     """
 
     entropy_terms: list | str | None = field(default=None, metadata={"help": ENTROPY_TERMS_HELP})
+    eval_pass_at_k: bool = field(default=False, metadata={"help": EVAL_PASS_HELP})
+    eval_pass_threshold: float = field(default=1.0, metadata={"help": EVAL_THRESHOLD_HELP})
 
     def __post_init__(self) -> None:
         build_chain(self.entropy_terms)
+        refuse_what_is_missing(self)
         super().__post_init__()
 
     def to_dict(self) -> dict[str, Any]:

@@ -64,10 +64,10 @@ class Result:
             }
             found["support"] = {**asdict(support), **{name: getattr(support, name) for name in ratios}}
             found["verdict"] = asdict(self.verdict)
-        return without_nan(found)
+        return {key: without_nan(value) for key, value in found.items()}
 
 
-def without_nan(value):
+def without_nan(value: object) -> object:
     """The same JSON value with null for NaN, which JSON does not have."""
     if isinstance(value, dict):
         return {key: without_nan(each) for key, each in value.items()}

@@ -89,11 +89,11 @@ class TransformersGenerator:
             self.model = AutoModelForCausalLM.from_pretrained(model, dtype="auto").eval()
         except (OSError, ValueError) as error:
             raise ValueError(f"the model '{model}' could not be loaded: {' '.join(str(error).split())}") from error
-        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-        self.model.to(device)
+        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        self.model.to(device or torch.device("cpu"))  # pyright: ignore[reportArgumentType]  (typed as a call)
         end = self.model.generation_config.eos_token_id
         ends = (self.tokenizer.eos_token_id, *(end if isinstance(end, list) else [end]))
-        self.ends = sorted({each for each in ends if each is not None})
+        self.ends = sorted({each for each in ends if isinstance(each, int)})
         # none of the model's own sampling settings (top-k, penalties, ...): both models are sampled alike
         self.model.generation_config = GenerationConfig(
             eos_token_id=self.ends, pad_token_id=self.tokenizer.pad_token_id
@@ -111,7 +111,7 @@ class TransformersGenerator:
         devices = [self.model.device] if self.model.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), torch.no_grad():
             torch.manual_seed(seed)
-            sequences = self.model.generate(  # pyright: ignore[reportCallIssue]  (typed for a protocol of its own)
+            sequences = self.model.generate(  # pyright: ignore[reportAttributeAccessIssue]  (typed for a protocol)
                 input_ids=encoded["input_ids"],
                 attention_mask=encoded["attention_mask"],
                 logits_processor=LogitsProcessorList([entropies]),

@@ -165,7 +165,7 @@ def dataset_rows(source: Source) -> Iterable[Row]:
         if column not in found.column_names:
             raise ValueError(f"the data set '{name}' has no column '{column}', only {', '.join(found.column_names)}")
     for i, row in enumerate(found):
-        yield f"row {i}", row
+        yield f"row {i}", dict(row)
 
 
 def from_rows(source: Source, name: str, rows: Iterable[Row]) -> Problems:
