@@ -53,6 +53,6 @@ def snne(
     n = len(similarity)
     if similarity.shape != (n, n) or not n:
         raise ValueError(f"similarity must be a square matrix, got shape {similarity.shape}")
-    terms = logsumexp(similarity / tau, axis=1)
+    terms = np.asarray(logsumexp(similarity / tau, axis=1))
     weights = np.ones(n) if logps is None else n * softmax(np.asarray(logps, dtype=float))
     return float(-(weights * terms).mean())
