@@ -24,6 +24,7 @@ ALGORITHMS: Final = ("grpo", "rloo")
 COMMANDS: Final = {
     "doctor": ("hclm_rl.doctor", "before training: forces, regimes and mistakes of a recipe"),
     "forecast": ("hclm_rl.forecast", "the reward ceiling that the first part of a run points to"),
+    "eval": ("hclm_rl.evaluation.command", "pass@k and diversity of a model; beside its base, whether it collapsed"),
     "report": ("hclm_rl.report.command", "one self-contained page of runs side by side"),
 }
 TERMS = Path(__file__).parent / "terms"

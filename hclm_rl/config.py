@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import importlib.util
 import json
 import os
 import pkgutil
@@ -33,6 +34,11 @@ TRACE_STEPS_HELP = (
     "Optimiser steps, counted from 1, whose tokens go one by one into <output_dir>/trace (see hclm_rl/trace.py)."
 )
 TRACE_EVERY_HELP = "Every how many optimiser steps the tokens go into <output_dir>/trace; beside trace_steps."
+EVAL_PASS_HELP = (
+    "Whether evaluation also gives pass@k for k = 1, 2, 4, ... up to num_generations_eval, with 95-percent intervals "
+    "over the prompts (`eval_pass@4`, `eval_pass@4/lower`, `eval_pass@4/upper`). Needs the extra `eval`."
+)
+EVAL_THRESHOLD_HELP = "The first reward function's value from which on a response is right, for eval_pass_at_k."
 
 
 def known_terms() -> list[str]:
@@ -209,6 +215,11 @@ def term_as_recipe(term: Term) -> dict[str, dict[str, object]]:
     return {name: {key: as_recipe(value) for key, value in vars(term).items()}}
 
 
+def refuse_what_is_missing(config: "GRPOConfig | RLOOConfig") -> None:
+    if config.eval_pass_at_k and importlib.util.find_spec("scipy") is None:
+        raise ValueError("eval_pass_at_k needs scipy: pip install 'hclm-rl[eval]'")
+
+
 def refuse_two_controls(config: "GRPOConfig", chain: Chain) -> None:
     """TRL's own entropy controls and ours on one run: two hands on one wheel."""
     if config.entropy_coef or config.use_adaptive_entropy:
@@ -223,7 +234,7 @@ def refuse_two_controls(config: "GRPOConfig", chain: Chain) -> None:
 
 @dataclass
 class GRPOConfig(trl.GRPOConfig):
-    """TRL's GRPOConfig plus `entropy_terms`, `trace_steps` and `trace_every`.
+    """TRL's GRPOConfig plus `entropy_terms`, the trace, and pass@k in evaluation.
 
     Args:
         entropy_terms (`list` or `str`, *optional*):
@@ -233,17 +244,24 @@ class GRPOConfig(trl.GRPOConfig):
             Optimiser steps, counted from 1 as in the log, whose tokens are written to `<output_dir>/trace`.
         trace_every (`int`, *optional*):
             The same for every so many steps.
+        eval_pass_at_k (`bool`, *optional*, defaults to `False`):
+            Whether `evaluate()` also gives pass@k with intervals; see docs/evaluation.md.
+        eval_pass_threshold (`float`, *optional*, defaults to `1.0`):
+            Value of the first reward function from which on a response is right.
     """
 
     entropy_terms: list | str | None = field(default=None, metadata={"help": ENTROPY_TERMS_HELP})
     trace_steps: list[int] | None = field(default=None, metadata={"help": TRACE_STEPS_HELP})
     trace_every: int | None = field(default=None, metadata={"help": TRACE_EVERY_HELP})
+    eval_pass_at_k: bool = field(default=False, metadata={"help": EVAL_PASS_HELP})
+    eval_pass_threshold: float = field(default=1.0, metadata={"help": EVAL_THRESHOLD_HELP})
 
     def __post_init__(self) -> None:
         chain = build_chain(self.entropy_terms)
         if chain.links:
             refuse_two_controls(self, chain)
         Trace(folder=Path(), steps=tuple(self.trace_steps or ()), every=self.trace_every)  # refuses what is no step
+        refuse_what_is_missing(self)
         super().__post_init__()
 
     def to_dict(self) -> dict[str, Any]:
@@ -252,7 +270,7 @@ class GRPOConfig(trl.GRPOConfig):
 
 @dataclass
 class RLOOConfig(trl.RLOOConfig):
-    """TRL's RLOOConfig plus `entropy_terms`, `trace_steps` and `trace_every`.
+    """TRL's RLOOConfig plus `entropy_terms`, the trace, and pass@k in evaluation.
 
     Args:
         entropy_terms (`list` or `str`, *optional*):
@@ -262,15 +280,22 @@ class RLOOConfig(trl.RLOOConfig):
             Optimiser steps, counted from 1 as in the log, whose tokens are written to `<output_dir>/trace`.
         trace_every (`int`, *optional*):
             The same for every so many steps.
+        eval_pass_at_k (`bool`, *optional*, defaults to `False`):
+            Whether `evaluate()` also gives pass@k with intervals; see docs/evaluation.md.
+        eval_pass_threshold (`float`, *optional*, defaults to `1.0`):
+            Value of the first reward function from which on a response is right.
     """
 
     entropy_terms: list | str | None = field(default=None, metadata={"help": ENTROPY_TERMS_HELP})
     trace_steps: list[int] | None = field(default=None, metadata={"help": TRACE_STEPS_HELP})
     trace_every: int | None = field(default=None, metadata={"help": TRACE_EVERY_HELP})
+    eval_pass_at_k: bool = field(default=False, metadata={"help": EVAL_PASS_HELP})
+    eval_pass_threshold: float = field(default=1.0, metadata={"help": EVAL_THRESHOLD_HELP})
 
     def __post_init__(self) -> None:
         build_chain(self.entropy_terms)
         Trace(folder=Path(), steps=tuple(self.trace_steps or ()), every=self.trace_every)
+        refuse_what_is_missing(self)
         super().__post_init__()
 
     def to_dict(self) -> dict[str, Any]:

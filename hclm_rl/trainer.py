@@ -28,6 +28,7 @@ from packaging.version import Version
 from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers.trainer_utils import EvalLoopOutput, has_length
 
 from .chain import Chain, Outcome, per_token
 from .config import build_chain, refuse_two_controls
@@ -90,6 +91,7 @@ class _Run:
     inputs: dict[str, Any] | None = None  # set while TRL computes a training loss: the copy whose advantages we shape
     outcome: Outcome | None = None
     micro_batches: int = 0
+    evaluated: list[Tensor] | None = None  # set during evaluation: reward parts of all processes, a tensor a batch
     generated: dict[int, int] = field(default_factory=dict)  # optimiser step: generation batches that began in it
 
     @property
@@ -129,6 +131,8 @@ class EntropyTermsMixin:
         if self._hclm.generation is not None:
             self._hclm.generation.reward_parts = reward_parts
             self._hclm.generation.prompts, self._hclm.generation.texts = prompts, completions
+        if self._hclm.evaluated is not None:
+            self._hclm.evaluated.append(reward_parts)
         return reward_parts
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
@@ -468,6 +472,37 @@ class EntropyTermsMixin:
             self._hclm.state = ChainState.load(Path(checkpoint), self._hclm.chain, self.accelerator.device)
         else:
             logger.warning("%s has no %s: the entropy terms start afresh", checkpoint, JSON_NAME)
+
+    # ---- evaluation
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        def stock() -> EvalLoopOutput:
+            return super(EntropyTermsMixin, self).evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+            )
+
+        if not getattr(self.args, "eval_pass_at_k", False):
+            return stock()
+        self._hclm.evaluated = []
+        try:
+            output = stock()
+            rewards = torch.cat(self._hclm.evaluated)[:, 0]
+        finally:
+            self._hclm.evaluated = None
+        if has_length(dataloader.dataset):  # several processes fill up the last batch with prompts of the first
+            rewards = rewards[: len(dataloader.dataset) * self.num_generations_eval]
+        from .evaluation.training import pass_metrics  # scipy comes with an extra
+
+        grouped = rewards.view(-1, self.num_generations_eval).cpu().numpy()
+        output.metrics.update(pass_metrics(grouped, self.args.eval_pass_threshold, metric_key_prefix))
+        return output
 
     # ---- small questions
 

@@ -26,6 +26,10 @@ def test_the_version_of_trl():
         ("training_step", ["self", "model", "inputs", "num_items_in_batch"]),
         ("_save_checkpoint", ["self", "model", "trial"]),
         ("_load_optimizer_and_scheduler", ["self", "checkpoint"]),
+        (
+            "evaluation_loop",
+            ["self", "dataloader", "description", "prediction_loss_only", "ignore_keys", "metric_key_prefix"],
+        ),
     ],
 )
 def test_signatures_that_are_overridden(trainer: type, name: str, parameters: list[str]):

@@ -1,0 +1,195 @@
+"""A model, or a trained one and its base, on the same problems with the same sampler: what `hclm-rl eval` runs."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from transformers import AutoConfig, PreTrainedTokenizerBase
+
+from hclm_rl.testbed.policy import policy_path
+
+from .compare import Comparison, Samples, compare, estimates
+from .generate import GENERATORS, GeneratorName, Response, Sampling, cache_file, load_tokenizer, sample
+from .statistics import Estimate
+from .tasks import Problem, Problems, Prompt, Skipped
+from .verdict import Criteria, Verdict, judge
+
+TESTBED = "testbed"  # as a model: the shipped policy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """All that the table, the page and the JSON show."""
+
+    task: str
+    model: str
+    base: str | None
+    sampling: Sampling
+    problems: int  # evaluated
+    skipped: list[Skipped]
+    notes: list[str]  # sentences on what limits the comparison
+    trained: dict[str, Estimate]
+    comparison: Comparison | None
+    verdict: Verdict | None
+    samples: dict[str, list[Samples]] = field(repr=False)  # "model", "base" -> per problem
+
+    def as_json(self) -> dict:
+        """Plain numbers, lists and text; what is not defined is null."""
+        found = {
+            "task": self.task,
+            "model": self.model,
+            "base": self.base,
+            "sampling": asdict(self.sampling),
+            "problems": self.problems,
+            "skipped": {"number": len(self.skipped), "why": [str(each) for each in self.skipped]},
+            "notes": self.notes,
+            "estimates": {"model": {name: asdict(value) for name, value in self.trained.items()}},
+            "per_problem": {
+                role: [
+                    {"problem": e.problem, "right": sum(e.is_right), "answers": e.answers, "is_right": e.is_right}
+                    for e in samples
+                ]
+                for role, samples in self.samples.items()
+            },
+        }
+        if self.comparison is not None and self.verdict is not None:
+            support = self.comparison.support
+            ratios = ("retention", "discovery", "dynamic", "net_change", "mcnemar", "detectable")
+            found["estimates"]["base"] = {name: asdict(value) for name, value in self.comparison.base.items()}
+            found["estimates"]["change"] = {name: asdict(value) for name, value in self.comparison.change.items()}
+            found["answer_entropy_change"] = {
+                "sharpening": asdict(self.comparison.sharpening),
+                "diversity": asdict(self.comparison.diversity),
+            }
+            found["support"] = {**asdict(support), **{name: getattr(support, name) for name in ratios}}
+            found["verdict"] = asdict(self.verdict)
+        return {key: without_nan(value) for key, value in found.items()}
+
+
+def without_nan(value: object) -> object:
+    """The same JSON value with null for NaN, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: without_nan(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(each) for each in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def rendered(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, is_chat: bool) -> str:
+    if not is_chat:
+        assert isinstance(prompt, str)
+        return prompt
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+
+def context_of(model: str) -> float:
+    """Tokens that prompt and response may have together."""
+    try:
+        config = AutoConfig.from_pretrained(model).get_text_config()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"the model '{model}' could not be loaded: {' '.join(str(error).split())}") from error
+    return getattr(config, "max_position_embeddings", None) or math.inf
+
+
+def why_not(
+    prompt: str, tokenizers: dict[str, PreTrainedTokenizerBase], contexts: dict[str, float], new: int, special: bool
+) -> str | None:
+    """Why one of the models cannot be asked this, None if both can."""
+    for model, tokenizer in tokenizers.items():
+        try:
+            length = len(tokenizer(prompt, add_special_tokens=special, verbose=False)["input_ids"])
+        except Exception as error:  # tokenizers raises bare Exceptions, as for a word without a token
+            return f"the tokenizer of '{model}' cannot encode the prompt: {' '.join(str(error).split())}"
+        if length + new > contexts[model]:
+            return (
+                f"{length} prompt and {new} response tokens are more than the context of '{model}', {contexts[model]}"
+            )
+    return None
+
+
+def judged(problem: Problem, responses: Sequence[Response]) -> Samples:
+    known = {text: problem.judge(text) for text in {response.text for response in responses}}
+    entropies = [response.entropy for response in responses if response.entropy is not None]
+    n = len(responses)
+    return Samples(
+        problem=problem.id,
+        answers=tuple(known[response.text][0] for response in responses),
+        is_right=tuple(known[response.text][1] for response in responses),
+        token_entropy=sum(entropies) / n if len(entropies) == n else None,
+        length=sum(response.tokens for response in responses) / n,
+        truncated=sum(response.is_truncated for response in responses) / n,
+    )
+
+
+def evaluate(
+    model: str,
+    problems: Problems,
+    sampling: Sampling,
+    *,
+    base: str | None = None,
+    is_chat: bool = False,
+    generator: GeneratorName = "transformers",
+    cache: Path,
+    criteria: Criteria | None = None,
+    on_batch: Callable[[str, int, int], None] = lambda role, done, total: None,
+) -> Result:
+    """Samples, judges, compares. `base` draws with seed + 1, so a model beside itself shows the noise.
+
+    Both models get the same prompt texts, rendered by the trained model's chat template if `is_chat`.
+    """
+    roles = {"model": model, **({"base": base} if base else {})}
+    paths = {name: policy_path() if name == TESTBED else name for name in roles.values()}
+    tokenizers = {name: load_tokenizer(paths[name]) for name in roles.values()}
+    contexts = {name: context_of(paths[name]) for name in roles.values()}
+    is_chat = is_chat or any(not isinstance(problem.prompt, str) for problem in problems.problems)
+    if is_chat and not tokenizers[model].chat_template:
+        raise ValueError(f"the tokenizer of '{model}' has no chat template, which messages and --chat need")
+    kept, prompts, skipped = [], [], list(problems.skipped)
+    for problem in problems.problems:
+        prompt = rendered(problem.prompt, tokenizers[model], is_chat)
+        why = why_not(prompt, tokenizers, contexts, sampling.max_new_tokens, not is_chat)
+        if why:
+            skipped.append(Skipped(id=problem.id, why=why))
+        else:
+            kept.append(problem)
+            prompts.append(prompt)
+    if not kept:
+        first = f"; the first one, {skipped[0]}" if skipped else ""
+        raise ValueError(f"{problems.name} has no problem that can be evaluated{first}")
+    samples = {}
+    for i, (role, name) in enumerate(roles.items()):
+        drawn = replace(sampling, seed=sampling.seed + i)
+        path = paths[name]
+        responses = sample(
+            lambda path=path: GENERATORS[generator](path, adds_special_tokens=not is_chat),
+            prompts,
+            drawn,
+            cache_file(cache, path, prompts, drawn, f"{generator} {'chat' if is_chat else 'plain'}"),
+            lambda done, total, role=role: on_batch(role, done, total),
+        )
+        samples[role] = [judged(problem, each) for problem, each in zip(kept, responses, strict=True)]
+    notes, same_tokenizer = [], True
+    if base and tokenizers[base].get_vocab() != tokenizers[model].get_vocab():
+        same_tokenizer = False
+        notes.append(
+            f"'{model}' and '{base}' have different tokenizers: lengths, the limit of {sampling.max_new_tokens} tokens "
+            "and token entropies are not comparable, all else is."
+        )
+    compared = compare(samples["base"], samples["model"]) if base else None
+    return Result(
+        task=problems.name,
+        model=model,
+        base=base,
+        sampling=sampling,
+        problems=len(kept),
+        skipped=skipped,
+        notes=notes,
+        trained=compared.trained if compared else estimates(samples["model"]),
+        comparison=compared,
+        verdict=judge(samples["base"], samples["model"], criteria=criteria, same_tokenizer=same_tokenizer)
+        if base
+        else None,
+        samples=samples,
+    )

@@ -1,0 +1,262 @@
+"""Problems with a verifier: the testbed's, reasoning-gym's, a JSONL file's, a data set's.
+
+What cannot be used is left out with one sentence that names its line or row; the rest is evaluated.
+"""
+
+import functools
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hclm_rl.naming import nearest_first
+
+Judge = Callable[[str], tuple[str | None, bool]]  # completion -> canonical answer (None: unread), whether it is right
+Prompt = str | list[dict[str, str]]  # text, or messages for a chat template
+
+GYM, DATASET = "gym:", "dataset:"
+GYM_INSTRUCTION = "\nPut the final answer, and nothing else, between <answer> and </answer>."
+MAX_NEW_TOKENS = 512  # where the task does not say how long an answer is
+FORMS = f"{GYM}NAME is a task of reasoning-gym, {DATASET}NAME a data set, PATH.jsonl a file"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    id: str  # "line 3", "row 12"
+    prompt: Prompt
+    judge: Judge
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skipped:
+    id: str
+    why: str  # continues the sentence that the id begins
+
+    def __str__(self) -> str:
+        return f"{self.id}: {self.why}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problems:
+    """What is asked, and what was left out."""
+
+    name: str
+    problems: list[Problem]
+    max_new_tokens: int
+    skipped: list[Skipped] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where problems come from, as the command line says it."""
+
+    task: str
+    kwargs: dict[str, object] = field(default_factory=dict)  # of a testbed or reasoning-gym task
+    split: str = "test"  # the next ones are of files and data sets
+    config: str | None = None
+    prompt_column: str = "prompt"
+    answer_column: str = "answer"
+    limit: int | None = None  # the first so many problems
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"the number of problems must be at least 1, got {self.limit}")
+
+
+def load(source: Source) -> Problems:
+    """The problems behind `source.task`."""
+    if source.task.endswith(".jsonl"):
+        return from_rows(source, Path(source.task).name, jsonl_rows(Path(source.task)))
+    if source.task.startswith(DATASET):
+        return from_rows(source, source.task, dataset_rows(source))
+    if source.task.startswith(GYM):
+        return from_gym(source)
+    return from_testbed(source)
+
+
+def from_testbed(source: Source) -> Problems:
+    """The held-out prompts of a Task: hclm_rl/testbed/<name>.py, or a function at a dotted path."""
+    from hclm_rl.testbed.task import find_task
+
+    try:
+        task = find_task(source.task, **source.kwargs)
+    except TypeError as error:
+        raise ValueError(f"task_kwargs of '{source.task}': {error}") from error
+    except ImportError as error:
+        raise ValueError(str(error)) from error
+    except ValueError as error:
+        raise ValueError(f"{error}; {FORMS}" if str(error).startswith("no task") else str(error)) from error
+
+    def judge(row: dict, completion: str) -> tuple[str | None, bool]:
+        return task.answer(row, completion), task.is_correct(row, completion)
+
+    rows = [dict(row) for row in task.eval_dataset][: source.limit]
+    problems = [
+        Problem(id=f"row {i}", prompt=row["prompt"], judge=functools.partial(judge, row)) for i, row in enumerate(rows)
+    ]
+    return Problems(name=source.task, problems=problems, max_new_tokens=task.max_completion_length)
+
+
+def from_gym(source: Source) -> Problems:
+    """A data set of reasoning-gym; kwargs are its own (size 100 and seed 42 unless given)."""
+    try:
+        import reasoning_gym
+        from reasoning_gym.factory import DATASETS
+    except ImportError:
+        raise ValueError("reasoning-gym is missing: pip install 'hclm-rl[eval]'") from None
+    name = source.task.removeprefix(GYM)
+    if name not in DATASETS:
+        nearest = ", ".join(nearest_first(name, DATASETS)[:5])
+        raise ValueError(f"reasoning-gym has no task '{name}'; the nearest are {nearest}")
+    try:
+        found = reasoning_gym.create_dataset(name, **{"size": source.limit or 100, "seed": 42, **source.kwargs})
+    except (TypeError, AssertionError) as error:
+        raise ValueError(f"task_kwargs of '{source.task}': {error}") from error
+
+    def judge(entry: dict, completion: str) -> tuple[str | None, bool]:
+        given = re.findall(r"<answer>(.*?)</answer>", completion, flags=re.DOTALL)
+        answer = " ".join(given[-1].split()) if given else ""
+        # scores below 1 are for the form, or for being near
+        return (answer, found.score_answer(answer, entry) >= 1) if answer else (None, False)
+
+    problems = [
+        Problem(id=f"row {i}", prompt=entry["question"] + GYM_INSTRUCTION, judge=functools.partial(judge, entry))
+        for i, entry in enumerate(found)
+    ]
+    return Problems(name=source.task, problems=problems[: source.limit], max_new_tokens=MAX_NEW_TOKENS)
+
+
+Row = tuple[str, Mapping | str]  # id, and the row or what is wrong with it
+
+
+def jsonl_rows(path: Path) -> Iterable[Row]:
+    """Line by line; empty lines are passed over."""
+    if not path.is_file():
+        raise ValueError(f"no file at '{path}'; {FORMS}")
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except UnicodeDecodeError:
+                row = "is not UTF-8"
+            except json.JSONDecodeError as error:
+                row = f"is not valid JSON ({error.msg} at character {error.pos})"
+            yield f"line {number}", row if isinstance(row, dict | str) else "is not a JSON object"
+
+
+def dataset_rows(source: Source) -> Iterable[Row]:
+    """The rows of a data set of the hub, or of a folder that `datasets` reads or has written."""
+    import datasets
+
+    name = source.task.removeprefix(DATASET)
+    try:
+        if (Path(name) / "dataset_dict.json").is_file() or (Path(name) / "state.json").is_file():
+            found = datasets.load_from_disk(name)
+        else:
+            found = datasets.load_dataset(name, name=source.config)
+    except Exception as error:  # whatever the data set's format, the hub or the network raise
+        raise ValueError(f"the data set '{name}' could not be loaded: {' '.join(str(error).split())}") from error
+    if isinstance(found, datasets.DatasetDict):
+        if source.split not in found:
+            raise ValueError(f"the data set '{name}' has no split '{source.split}', only {', '.join(map(str, found))}")
+        found = found[source.split]
+    for column in (source.prompt_column, source.answer_column):
+        if column not in found.column_names:
+            raise ValueError(f"the data set '{name}' has no column '{column}', only {', '.join(found.column_names)}")
+    for i, row in enumerate(found):
+        yield f"row {i}", dict(row)
+
+
+def from_rows(source: Source, name: str, rows: Iterable[Row]) -> Problems:
+    """Rows of prompt and answer, judged by math-verify."""
+    problems, skipped = [], []
+    for id, row in rows:
+        if len(problems) == source.limit:
+            break
+        found = row if isinstance(row, str) else problem_of(id, row, source)
+        if isinstance(found, Problem):
+            problems.append(found)
+        else:
+            skipped.append(Skipped(id=id, why=found))
+    return Problems(name=name, problems=problems, max_new_tokens=MAX_NEW_TOKENS, skipped=skipped)
+
+
+def problem_of(id: str, row: Mapping, source: Source) -> Problem | str:
+    """The problem, or what is wrong with the row."""
+    prompt, answer = row.get(source.prompt_column), row.get(source.answer_column)
+    if prompt is None or answer is None:
+        missing = source.prompt_column if prompt is None else source.answer_column
+        return f"has no '{missing}'"
+    if not (is_text(prompt) or is_messages(prompt)):
+        return f"'{source.prompt_column}' must be text, or messages with role and content"
+    if isinstance(answer, bool) or not isinstance(answer, str | int | float):
+        return f"'{source.answer_column}' must be text or a number, got {type(answer).__name__}"
+    gold = MathJudge.reading(str(answer))
+    if gold is None:
+        return f"the answer {str(answer)[:60]!r} does not parse as mathematics"
+    return Problem(id=id, prompt=prompt, judge=gold)
+
+
+def is_text(prompt: object) -> bool:
+    return isinstance(prompt, str) and bool(prompt.strip())
+
+
+def is_messages(prompt: object) -> bool:
+    return (
+        isinstance(prompt, list)
+        and bool(prompt)
+        and all(isinstance(each, dict) and {"role", "content"} <= each.keys() for each in prompt)
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MathJudge:
+    """Reads a completion's final answer with math-verify and compares it with the reference answer.
+
+    Right answers all carry the reference's name, so 0.5 and 1/2 are one answer; wrong ones are told apart by their
+    value, floats as fractions.
+    """
+
+    reference: list
+    name: str
+
+    @classmethod
+    def reading(cls, answer: str) -> "MathJudge | None":
+        """None if the reference answer does not parse. Of GSM8K's answers the part after #### counts."""
+        try:
+            from math_verify import parse
+        except ImportError:
+            raise ValueError("math-verify is missing: pip install 'hclm-rl[eval]'") from None
+        answer = answer.rpartition("####")[2].strip()
+        without_commands = re.sub(r"\\[A-Za-z]+", "", answer)
+        is_prose = re.search(r"[A-Za-z]{2,}", without_commands)  # read as mathematics, "no" would be n times o
+        reference = [] if is_prose or "$" in answer else parse(f"${answer}$")
+        reference = reference or parse(answer)
+        is_read = bool(reference) and not isinstance(reference[0], str)  # text alone: only another spelling of it fits
+        return cls(reference=reference, name=canonical(reference)) if is_read else None
+
+    def __call__(self, completion: str) -> tuple[str | None, bool]:
+        from math_verify import parse, verify
+
+        parsed = parse(completion)
+        if not parsed:
+            return None, False
+        if verify(self.reference, parsed):
+            return self.name, True
+        answer = canonical(parsed)
+        return f"{answer}, otherwise written" if answer == self.name else answer, False
+
+
+def canonical(parsed: list) -> str:
+    """One spelling for what math-verify read: floats as fractions, fractions reduced."""
+    import sympy
+
+    value = parsed[0]
+    if not isinstance(value, sympy.Basic):
+        return str(value)
+    value = value.xreplace({number: sympy.Rational(str(number)) for number in value.atoms(sympy.Float)})
+    # only what cannot take long: 9^9^9 stays as it is
+    if all(power.exp == -1 for power in value.atoms(sympy.Pow)):
+        value = value.doit()
+    return str(value)

@@ -1,0 +1,133 @@
+"""Where problems come from, and what is said of those that cannot be used."""
+
+import json
+from pathlib import Path
+
+import datasets
+import pytest
+
+from hclm_rl.evaluation.tasks import MathJudge, Problems, Source, canonical, load
+
+pytest.importorskip("math_verify")
+
+
+def skipped(problems: Problems) -> list[str]:
+    return [str(each) for each in problems.skipped]
+
+
+def write(path: Path, *lines: object) -> Path:
+    path.write_bytes(b"\n".join(x if isinstance(x, bytes) else json.dumps(x).encode() for x in lines))
+    return path
+
+
+def test_the_testbeds_problems_are_its_held_out_ones():
+    found = load(Source(task="coins", kwargs={"prompts": 1, "eval_prompts": 6}, limit=4))
+    assert ([each.id for each in found.problems], found.max_new_tokens) == (["row 0", "row 1", "row 2", "row 3"], 17)
+    assert found.problems[0].judge("no payment") == (None, False)
+
+
+def test_a_file_is_read_line_by_line_and_bad_lines_are_named(tmp_path: Path):
+    path = write(
+        tmp_path / "mixed.jsonl",
+        {"prompt": "1 + 1", "answer": 2},
+        b'{"prompt": "cut o',
+        b"",
+        {"prompt": "no answer"},
+        {"prompt": "prose", "answer": "see the appendix"},
+        b'{"prompt": "\xff", "answer": "1"}',
+        ["a", "list"],
+        {"prompt": [], "answer": "1"},
+        {"prompt": "yes?", "answer": True},
+        {"prompt": [{"role": "user", "content": "half?"}], "answer": "\\frac{1}{2}"},
+    )
+    found = load(Source(task=str(path)))
+    assert [each.id for each in found.problems] == ["line 1", "line 10"]
+    assert skipped(found) == [
+        "line 2: is not valid JSON (Unterminated string starting at at character 11)",
+        "line 4: has no 'answer'",
+        "line 5: the answer 'see the appendix' does not parse as mathematics",
+        "line 6: is not UTF-8",
+        "line 7: is not a JSON object",
+        "line 8: 'prompt' must be text, or messages with role and content",
+        "line 9: 'answer' must be text or a number, got bool",
+    ]
+
+
+def reading(answer: str) -> MathJudge:
+    found = MathJudge.reading(answer)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize(
+    ("reference", "completion", "answer", "is_right"),
+    [
+        ("1/2", "so it is $0.5$", "1/2", True),
+        ("0.5", "\\boxed{\\frac{2}{4}}", "1/2", True),
+        ("42", "The answer is 42.", "42", True),
+        ("42", "The answer is 0.25", "1/4", False),
+        ("42", "The answer is $\\frac{3}{12}$", "1/4", False),  # the same wrong answer as the one before
+        ("42", "no idea", None, False),
+        ("We add. #### 1234", "\\boxed{1234}", "1234", True),
+        ("x^2+1", "$1+x^2$", "x**2 + 1", True),
+    ],
+)
+def test_answers_have_one_spelling(reference: str, completion: str, answer: str | None, is_right: bool):
+    assert reading(reference)(completion) == (answer, is_right)
+
+
+def test_a_tower_of_powers_is_left_as_it_stands():
+    from math_verify import parse
+
+    assert canonical(parse("$9^{9^{9^9}}$")) == "9**(9**(9**9))"
+
+
+@pytest.mark.parametrize("answer", ["", "?", "no", "see the appendix"])
+def test_prose_is_no_reference(answer: str):
+    assert MathJudge.reading(answer) is None
+
+
+def test_a_task_of_reasoning_gym():
+    pytest.importorskip("reasoning_gym")
+    found = load(Source(task="gym:chain_sum", kwargs={"seed": 3}, limit=2))
+    assert len(found.problems) == 2 and "<answer>" in found.problems[0].prompt
+    import reasoning_gym
+
+    right = reasoning_gym.create_dataset("chain_sum", size=2, seed=3)[1]["answer"]
+    judge = found.problems[1].judge
+    assert judge(f"first <answer>0.5</answer>, no: <answer> {right} </answer>") == (right, True)
+    assert judge("<answer>0.5</answer>") == ("0.5", False)
+    assert judge(right) == judge("<answer> </answer>") == (None, False)
+
+
+def test_a_data_set_of_ones_own_columns(tmp_path: Path):
+    rows = datasets.Dataset.from_dict({"question": ["1 + 1", "", "3 - 1"], "solution": ["2", "2", "two"]})
+    datasets.DatasetDict({"validation": rows}).save_to_disk(tmp_path / "data")
+    source = {"task": f"dataset:{tmp_path / 'data'}", "prompt_column": "question", "answer_column": "solution"}
+    found = load(Source(**source, split="validation"))
+    assert [each.id for each in found.problems] == ["row 0"]
+    assert skipped(found) == [
+        "row 1: 'question' must be text, or messages with role and content",
+        "row 2: the answer 'two' does not parse as mathematics",
+    ]
+    with pytest.raises(ValueError, match="no split 'test', only validation"):
+        load(Source(**source))
+    with pytest.raises(ValueError, match="no column 'prompt', only question, solution"):
+        load(Source(task=source["task"], split="validation"))
+
+
+@pytest.mark.parametrize(
+    ("source", "sentence"),
+    [
+        (Source(task="coinz"), "no task 'coinz'.*gym:NAME is a task of reasoning-gym"),
+        (Source(task="coins", kwargs={"colour": 1}), "task_kwargs of 'coins': .*colour"),
+        (Source(task="gym:chainsum"), "no task 'chainsum'; the nearest are chain_sum"),
+        (Source(task="gym:chain_sum", kwargs={"colour": 1}), "task_kwargs of 'gym:chain_sum': .*colour"),
+        (Source(task="nowhere.jsonl"), "no file at 'nowhere.jsonl'"),
+        (Source(task="dataset:./nowhere"), "the data set './nowhere' could not be loaded"),
+    ],
+)
+def test_a_mistake_is_one_sentence(source: Source, sentence: str):
+    with pytest.raises(ValueError, match=sentence) as error:
+        load(source)
+    assert "\n" not in str(error.value)

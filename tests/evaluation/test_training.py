@@ -1,0 +1,87 @@
+"""pass@k in TRL's own evaluation."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import hclm_rl
+from hclm_rl.evaluation.training import pass_metrics
+from tests.tiny import CONFIGS, largest_difference, low_words, make, prompts, weights_of
+
+from .evaluates import metrics
+
+
+def test_metrics_of_two_prompts():
+    found = pass_metrics(np.array([[1.0, 0.0, 0.0, 0.5], [1.0, 1.0, 2.0, 1.0]]), 1.0, "eval")
+    # the first prompt has 1 right of 4, the second all: means of 1/4, 2/4, 4/4 and 1
+    assert [found[f"eval_pass@{k}"] for k in (1, 2, 4)] == pytest.approx([0.625, 0.75, 1.0])
+    # of the resamples of two prompts a quarter holds the first one twice, a quarter the second
+    assert (found["eval_pass@1/lower"], found["eval_pass@1/upper"]) == (0.25, 1.0)
+
+
+def test_a_prompt_without_a_reward_is_left_out_and_one_prompt_has_no_interval():
+    found = pass_metrics(np.array([[1.0, 0.0], [np.nan, 1.0]]), 1.0, "eval")
+    assert found == {"eval_pass@1": 0.5, "eval_pass@2": 1.0}
+    assert pass_metrics(np.array([[np.nan, 1.0]]), 1.0, "eval") == {}
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
+def test_evaluation_counts_the_responses_of_each_prompt(algorithm: str, policy: str, tmp_path: Path):
+    held_out = {"eval_dataset": prompts(5)}
+    stock = make(policy, tmp_path, algorithm=algorithm, trainer=held_out)
+    assert not any("pass@" in name for name in stock.evaluate())  # asked for by eval_pass_at_k alone
+    changes = {"eval_pass_at_k": True, "eval_pass_threshold": 0.5}
+    trainer = make(policy, tmp_path, algorithm=algorithm, trainer=held_out, **changes)
+    right: dict[str, list[bool]] = {}
+
+    def recorded(prompts: list[str], completions: list[str], **_: object) -> list[float]:
+        rewards = low_words(completions)
+        for prompt, reward in zip(prompts, rewards, strict=True):
+            right.setdefault(prompt, []).append(reward >= 0.5)
+        return rewards
+
+    trainer.reward_funcs[0] = recorded
+    found = trainer.evaluate()
+    assert [len(of) for of in right.values()] == [4] * 5
+    counts = [sum(of) for of in right.values()]
+    assert 0 < sum(counts) < 20
+    assert found["eval_pass@1"] == pytest.approx(sum(counts) / 20)
+    assert found["eval_pass@4"] == pytest.approx(sum(count > 0 for count in counts) / 5)
+    assert found["eval_pass@1/lower"] < found["eval_pass@1"] < found["eval_pass@1/upper"]
+
+
+def test_two_processes_evaluate_as_one(policy: str, tmp_path: Path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "tests.evaluation.evaluates", policy, str(tmp_path)]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
+    done = subprocess.run(command, env=environment, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    both = json.loads((tmp_path / "metrics.json").read_text())
+    passes = {name: value for name, value in metrics(policy, tmp_path, 8).items() if "pass@" in name}
+    assert len(passes) == 9
+    assert {name: both[name] for name in passes} == pytest.approx(passes)
+
+
+def test_it_is_logged_by_name_of_the_data_set_and_leaves_training_as_it_is(policy: str, tmp_path: Path):
+    changes = {"eval_strategy": "steps", "eval_steps": 1, "max_steps": 2}
+    held_out = {"eval_dataset": {"easy": prompts(2), "hard": prompts(3)}}
+    stock = make(policy, tmp_path / "stock", ours=False, trainer=held_out, **changes)
+    stock.train()
+    ours = make(policy, tmp_path / "ours", trainer=held_out, eval_pass_at_k=True, **changes)
+    ours.train()
+    assert largest_difference(weights_of(stock), weights_of(ours)) == 0.0
+    logged = [entry for entry in ours.state.log_history if "eval_easy_pass@4" in entry]
+    assert [entry["step"] for entry in logged] == [1, 2]
+    assert any("eval_hard_pass@2/upper" in entry for entry in ours.state.log_history)
+
+
+def test_without_scipy_it_is_refused_before_anything_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(hclm_rl.config.importlib.util, "find_spec", lambda name: None)
+    for config in CONFIGS.values():
+        with pytest.raises(ValueError, match="eval_pass_at_k needs scipy"):
+            config(output_dir=str(tmp_path), eval_pass_at_k=True, use_cpu=True, bf16=False)
