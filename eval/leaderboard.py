@@ -42,7 +42,7 @@ DIGITS = 5  # of the entropies of each prompt
 
 def train(run: Run) -> None:
     """One run from its settings to its summary, with a fresh trainer; the summary is the last thing written."""
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     run.folder.mkdir(parents=True, exist_ok=True)
     for name in (SUMMARY_NAME, LOG_NAME, ERROR_NAME):
         (run.folder / name).unlink(missing_ok=True)
@@ -83,7 +83,12 @@ def train(run: Run) -> None:
             "standard_errors": result.standard_errors,
         },
         "per_prompt": per_prompt(result),
-        "seconds": {"all": time.perf_counter() - start, "training": seconds, "training_cpu": cpu_seconds},
+        "seconds": {
+            "all": time.perf_counter() - start,
+            "all_cpu": time.process_time() - cpu_start,
+            "training": seconds,
+            "training_cpu": cpu_seconds,
+        },
         "versions": {name: version(name) for name in PACKAGES},
     }
     trainer.end()
@@ -201,15 +206,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         written: Mapping = yaml.safe_load(options.config.read_text())
-        given = {"out": options.out, "only": options.only, "seeds": options.seeds, "steps": options.steps}
+        given = {"out": options.out, "seeds": options.seeds, "steps": options.steps}
         failed = []
         if not options.table:
-            board = Board.read(written, options.task, options.setting, **given)
+            board = Board.read(written, options.task, options.setting, only=options.only, **given)
             failed = train_board(board, options.jobs, not options.no_grid)
         boards = [
-            Board.read(written, task, setting, **(given | {"only": None}))
-            for task in written["tasks"]
-            for setting in written["settings"]
+            Board.read(written, task, setting, **given) for task in written["tasks"] for setting in written["settings"]
         ]
         leaderboard_page.write([board for board in boards if board.has_runs()], options.page)
     except (ValueError, OSError) as error:
