@@ -22,6 +22,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import leaderboard_page
@@ -30,7 +31,7 @@ import yaml
 from leaderboard_plan import BEFORE, Board, Candidate, Run, chosen, is_finished
 
 from hclm_rl.arguments import parse
-from hclm_rl.launch import PACKAGES, LogWriter, build_trainer, version
+from hclm_rl.launch import PACKAGES, LogWriter, build_trainer
 from hclm_rl.report.runs import LOG_NAME, RECIPE_NAME, SUMMARY_NAME, read_run
 from hclm_rl.testbed import Evaluation, evaluate
 

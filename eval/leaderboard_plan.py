@@ -172,12 +172,7 @@ class Board:
         for name in known_terms():
             if not find_term(name).is_diagnostic:
                 found.setdefault(name, {"entropy_terms": [name]})
-        return {name: own for name, own in found.items() if not self._only_observes(own)}
-
-    @staticmethod
-    def _only_observes(own: dict) -> bool:
-        links = build_chain(own.get("entropy_terms")).links
-        return bool(links) and all(link.term.is_diagnostic for link in links)
+        return {name: own for name, own in found.items() if not _only_observes(name, own)}
 
     def left_out(self) -> list[str]:
         """The entries that do nothing in this setting: methods of several updates a rollout, on-policy."""
@@ -229,6 +224,14 @@ class Board:
 
     def has_runs(self) -> bool:
         return self.folder.is_dir() and any(self.folder.rglob(SUMMARY_NAME))
+
+
+def _only_observes(name: str, own: dict) -> bool:
+    try:
+        links = build_chain(own.get("entropy_terms")).links
+    except ValueError as error:
+        raise ValueError(f"entry {name}: {error}") from error
+    return bool(links) and all(link.term.is_diagnostic for link in links)
 
 
 def changed(own: dict, change: dict) -> dict:
