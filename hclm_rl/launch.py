@@ -26,7 +26,7 @@ from .config import GRPOConfig, RLOOConfig
 from .naming import nearest_first
 from .report.runs import LOG_NAME, RECIPE_NAME, SUMMARY_NAME, read_log
 from .testbed import Task, evaluate, find_task
-from .testbed.policy import policy_path
+from .testbed.policy import SHAPES, policy_path
 from .trainer import GRPOTrainer, RLOOTrainer
 
 __all__ = ["LogWriter", "RunArguments", "main", "make_parser", "prepare", "run"]
@@ -34,7 +34,7 @@ __all__ = ["LogWriter", "RunArguments", "main", "make_parser", "prepare", "run"]
 Splits = datasets.DatasetDict | datasets.IterableDatasetDict
 Reward = str | Callable[..., list[float | None]]
 
-TESTBED = "testbed"  # as model_name_or_path: the shipped policy
+TESTBED = "testbed"  # as model_name_or_path: the shipped policy of the task
 PACKAGES = ("trl", "transformers", "accelerate", "torch")
 
 
@@ -75,6 +75,11 @@ def load_task(arguments: RunArguments) -> Task | None:
         raise ValueError(f"task_kwargs of '{arguments.task}': {error}") from error
 
 
+def shipped_policy(task: str | None) -> str:
+    """The task's own; that of coins for any other (a task of the user's with its words, say)."""
+    return policy_path(task) if task in SHAPES else policy_path()
+
+
 def load_datasets(arguments: RunArguments, mixture: DatasetMixtureConfig) -> Splits:
     """As in TRL's scripts."""
     if mixture.datasets:
@@ -111,7 +116,7 @@ def build_trainer(
         train, held_out = task.train_dataset, task.eval_dataset if config.eval_strategy != "no" else None
         longest = task.max_completion_length
         config.max_completion_length = min(config.max_completion_length or longest, longest)
-    path = model.model_name_or_path or (TESTBED if arguments.task == "coins" else None)
+    path = model.model_name_or_path or (TESTBED if arguments.task in SHAPES else None)
     if path is None:
         raise ValueError("the model is missing: set model_name_or_path (a folder, a name on the hub, or `testbed`)")
     assert not isinstance(config.model_init_kwargs, str)
@@ -129,7 +134,7 @@ def build_trainer(
         )
     try:
         trainer = {"grpo": GRPOTrainer, "rloo": RLOOTrainer}[algorithm](
-            model=policy_path() if path == TESTBED else path,
+            model=shipped_policy(arguments.task) if path == TESTBED else path,
             reward_funcs=reward_funcs,
             args=config,
             train_dataset=train,

@@ -68,6 +68,14 @@ def test_a_run_leaves_log_summary_recipe_and_model(algorithm: str, recipe: Path,
     assert (out / "model.safetensors").is_file()
 
 
+def test_each_task_of_the_testbed_brings_its_own_policy(tmp_path: Path):
+    recipe, out = tmp_path / "recipe.yaml", tmp_path / "run"
+    recipe.write_text(RECIPE.replace("task: coins", "task: products"))
+    assert main("grpo", ["--config", str(recipe), "--output_dir", str(out), "--eval_samples", "0"]) == 0
+    assert json.loads((out / "config.json").read_text())["vocab_size"] == 14
+    assert all(0 < entry["entropy"] < 2.64 for entry in log_of(out)[:2])  # log(14 words) = 2.639 nats
+
+
 def test_a_policy_that_does_not_move_measures_the_same_before_and_after(recipe: Path, tmp_path: Path):
     out = tmp_path / "run"
     line = ["--config", str(recipe), "--output_dir", str(out), "--learning_rate", "0", "--no_save_final"]

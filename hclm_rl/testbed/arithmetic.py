@@ -20,6 +20,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from datasets import Dataset
 
@@ -47,22 +48,28 @@ def make_task(
     shots: int = 2,
     seed: int = 0,
     max_digits: int | None = None,
+    eval_split: Literal["validation", "test"] = "test",
 ) -> Task:
     """Rows with `prompt`, `answer` and `question`, split by question, and the exact verifier as reward (1 or 0).
 
     problem: "sums" (two terms, + or -), "products" (two factors; both have the same number of digits), or "gcd" (two
-    numbers of 1 to 30). max_digits: of an operand; 1 for sums and 2 for products unless given.
+    numbers of 1 to 30). max_digits: of an operand; 1 for sums and 2 for products unless given. Choose settings with
+    eval_split "validation", report with "test": the questions differ, those of training are the same.
 
     The evaluation questions are all different, and neither they nor their mirror images (`2 * 6` for `6 * 2`) occur
     in training or in any prompt's shots. Training questions may repeat, with other shots: small spaces have fewer
     questions than `prompts` (one-digit sums 155, one-digit products 55). The shots are drawn from the training
-    questions, without the row's own. Same arguments, same task; `eval_dataset` does not depend on `prompts` but for
-    its shots.
+    questions, without the row's own. Same arguments, same task; the test questions do not depend on `prompts` but for
+    their shots.
     """
     _check(problem, prompts, eval_prompts, shots, max_digits)
+    if eval_split not in ("validation", "test"):
+        raise ValueError(f"eval_split must be validation or test, got {eval_split!r}")
     rng = random.Random(seed)
     held_out: dict[tuple[str, int, int], Question] = {}
+    validation: dict[tuple[str, int, int], Question] = {}
     training: list[Question] = []
+    seen: set[tuple[str, int, int]] = set()  # of test and training, once these are complete
     # reasoning-gym draws question i from `seed + i`, so neighbouring seeds would share their questions
     for question in _draw(problem, max_digits, rng.getrandbits(32), draws=DRAWS_PER_ROW * (prompts + eval_prompts)):
         if len(held_out) < eval_prompts:
@@ -70,10 +77,15 @@ def make_task(
         elif len(training) < prompts:
             if question.key not in held_out:
                 training.append(question)
+        elif eval_split == "validation" and len(validation) < eval_prompts:
+            seen = seen or {each.key for each in training} | held_out.keys()
+            if question.key not in seen:
+                validation.setdefault(question.key, question)
         else:
             break
     examples = list({question.key: question for question in training}.values())
-    if len(training) < prompts or len(examples) <= shots:
+    measured = held_out if eval_split == "test" else validation
+    if len(training) < prompts or len(examples) <= shots or len(measured) < eval_prompts:
         raise ValueError(
             f"{problem} has too few different questions for eval_prompts={eval_prompts} and shots={shots}: "
             f"lower them or raise max_digits"
@@ -81,7 +93,7 @@ def make_task(
 
     return Task(
         train_dataset=Dataset.from_list([_row(question, examples, shots, rng) for question in training]),
-        eval_dataset=Dataset.from_list([_row(question, examples, shots, rng) for question in held_out.values()]),
+        eval_dataset=Dataset.from_list([_row(question, examples, shots, rng) for question in measured.values()]),
         reward_funcs=[exact_answer],
         answer=read_answer,
         is_correct=is_correct,

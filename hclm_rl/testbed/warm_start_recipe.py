@@ -1,45 +1,71 @@
-"""Supervised warm start of the policy: one random right payment each for 30,000 training problems.
+"""Supervised warm start of a task's policy on problems of its own: coins, one random right payment for each of 30,000.
 
 python -m hclm_rl.testbed.warm_start_recipe --out DIR --seed 0
+python -m hclm_rl.testbed.warm_start_recipe --task products --out DIR --seed 0
 """
 
 import argparse
 import random
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch.nn.functional import cross_entropy
 from tqdm import trange
 from transformers import get_linear_schedule_with_warmup
 
-from hclm_rl.testbed.coins import make_task, random_problems
+from hclm_rl.testbed import coins, products
 from hclm_rl.testbed.policy import EOS, new_policy, new_tokenizer, save_policy
 from hclm_rl.testbed.sampling import evaluate
+from hclm_rl.testbed.task import find_task
 
-PROBLEMS = 30_000
-STEPS = 650
-BATCH = 128  # completions
-LEARNING_RATE = 4e-3
 WARM_UP_STEPS = 30
-PROMPT_TOKENS = 10
 IGNORED = -100
 
 
-def warm_start(out: str, seed: int) -> None:
-    """Trains and writes the checkpoint into the folder `out`."""
+@dataclass(frozen=True, kw_only=True)
+class Lesson:
+    """What a warm start learns from, and for how long."""
+
+    texts: Callable[[int], list[str]]  # seed -> prompts with right completions, separated by spaces
+    prompt_tokens: int
+    steps: int
+    batch: int  # completions
+    learning_rate: float
+
+
+def coins_texts(seed: int) -> list[str]:
     source = random.Random(seed)
-    problems = [problem for problem, _ in zip(random_problems("train", seed), range(PROBLEMS), strict=False)]
-    tokenizer = new_tokenizer()
-    texts = [f"{problem.prompt} {problem.random_solution(source)} {EOS}" for problem in problems]
+    problems = [problem for problem, _ in zip(coins.random_problems("train", seed), range(30_000), strict=False)]
+    return [f"{problem.prompt} {problem.random_solution(source)}" for problem in problems]
+
+
+def products_texts(seed: int) -> list[str]:
+    """Every question of the split, whatever the seed."""
+    questions = products.questions_of("warm_start")
+    return [f"{products.spelt(a)} * {products.spelt(b)} = {products.spelt(a * b)}" for a, b in questions]
+
+
+LESSONS = {
+    "coins": Lesson(texts=coins_texts, prompt_tokens=10, steps=650, batch=128, learning_rate=4e-3),
+    "products": Lesson(texts=products_texts, prompt_tokens=6, steps=240, batch=256, learning_rate=3e-3),
+}
+
+
+def warm_start(out: str, seed: int, task: str = "coins") -> None:
+    """Trains and writes the checkpoint into the folder `out`."""
+    lesson, tokenizer = LESSONS[task], new_tokenizer(task)
+    texts = [f"{text} {EOS}" for text in lesson.texts(seed)]
     ids = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")["input_ids"]
     labels = torch.where(ids == tokenizer.pad_token_id, IGNORED, ids)
-    labels[:, :PROMPT_TOKENS] = IGNORED
-    model = new_policy(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = get_linear_schedule_with_warmup(optimizer, WARM_UP_STEPS, STEPS)
+    labels[:, : lesson.prompt_tokens] = IGNORED
+    model = new_policy(seed, task)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lesson.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = get_linear_schedule_with_warmup(optimizer, WARM_UP_STEPS, lesson.steps)
     generator = torch.Generator().manual_seed(seed)
-    progress = trange(STEPS, desc="warm start", unit="step")
+    progress = trange(lesson.steps, desc="warm start", unit="step")
     for _ in progress:
-        chosen = torch.randint(len(ids), (BATCH,), generator=generator)
+        chosen = torch.randint(len(ids), (lesson.batch,), generator=generator)
         logits = model(input_ids=ids[chosen, :-1]).logits
         loss = cross_entropy(logits.flatten(0, 1), labels[chosen, 1:].flatten(), ignore_index=IGNORED)
         loss.backward()
@@ -49,14 +75,15 @@ def warm_start(out: str, seed: int) -> None:
         optimizer.zero_grad()
         progress.set_postfix(loss=f"{loss.item():.3f}")
     save_policy(model.eval(), tokenizer, out)
-    task = make_task(eval_prompts=96)
-    for name, mean in (result := evaluate(model, tokenizer, task.eval_dataset, task)).means().items():
+    held_out = find_task(task, eval_prompts=96)
+    for name, mean in (result := evaluate(model, tokenizer, held_out.eval_dataset, held_out)).means().items():
         print(f"{name:17} {mean:7.3f} +- {result.standard_errors[name]:.3f}")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Supervised warm start of the policy.")
+    parser = argparse.ArgumentParser(description="Supervised warm start of a task's policy.")
+    parser.add_argument("--task", choices=LESSONS, default="coins")
     parser.add_argument("--out", required=True, help="folder of the checkpoint")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    warm_start(arguments.out, arguments.seed)
+    warm_start(arguments.out, arguments.seed, arguments.task)

@@ -94,6 +94,18 @@ def test_neighbouring_seeds_hold_out_different_questions():
     assert len(drawn[0] & drawn[1]) < 20
 
 
+def test_validation_questions_are_neither_of_the_test_nor_of_training_which_stay_the_same():
+    test, validation = (make_task("products", eval_split=split) for split in ("test", "validation"))
+    asked = [{read_prompt(row)[0] for row in task.eval_dataset} for task in (test, validation)]
+    assert [len(questions) for questions in asked] == [50, 50] and not asked[0] & asked[1]
+    assert not asked[1] & {read_prompt(row)[0] for row in validation.train_dataset}
+    assert test.train_dataset["question"] == validation.train_dataset["question"]
+    with pytest.raises(ValueError, match="sums has too few different questions"):
+        make_task("sums", eval_prompts=70, eval_split="validation")
+    with pytest.raises(ValueError, match="eval_split must be validation or test, got 'train'"):
+        make_task("sums", eval_split="train")  # pyright: ignore[reportArgumentType]
+
+
 def test_the_number_of_training_prompts_does_not_change_what_is_held_out():
     few, many = make_task("sums", prompts=100), make_task("sums", prompts=300)
     assert few.eval_dataset["question"] == many.eval_dataset["question"]

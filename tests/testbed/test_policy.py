@@ -86,3 +86,11 @@ def test_the_recipe_gives_the_stated_warm_start(tmp_path):
     assert 0.30 < measured.pass_at[1] < 0.50
     assert 0.38 < measured.token_entropy < 0.50
     assert measured.pass_at[32] > 0.98
+
+
+def test_the_policy_of_products_is_shipped_small_and_reads_a_prompt_of_six_tokens():
+    model, tokenizer = load_policy("products")
+    assert len(tokenizer) == 14 and len(tokenizer("4 7 3 * 8 =")["input_ids"]) == 6
+    assert (Path(policy_path("products")) / "model.safetensors").stat().st_size <= 2_000_000
+    # embedding 14 * 96; a layer: attention 4 * 96^2, MLP 3 * 96 * 288, two norms of 96; last norm 96
+    assert model.num_parameters() == 14 * 96 + 3 * (4 * 96**2 + 3 * 96 * 288 + 2 * 96) + 96

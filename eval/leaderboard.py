@@ -1,0 +1,235 @@
+"""Trains every method of the library on a task over several seeds and compares it with plain GRPO.
+
+python eval/leaderboard.py --jobs 2                       # eval/leaderboard.yaml's first task, first setting
+python eval/leaderboard.py --task products --setting on_policy --only plain clip_cov --seeds 1 2 3
+python eval/leaderboard.py --table                        # only writes docs/leaderboard.md from the runs that are there
+
+First each entry at its authors' defaults; then the points of its grid on other seeds, measured on the validation
+split; then the best point on the reporting seeds and the test split. A run is a folder; one with a summary is finished
+and never repeated, any other is trained anew: start the same command again after an interruption. One process trains
+many runs, one thread each. See eval/leaderboard.yaml for what can be changed.
+"""
+
+import argparse
+import contextlib
+import gc
+import json
+import multiprocessing
+import os
+import queue
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import leaderboard_page
+import torch
+import yaml
+from leaderboard_plan import BEFORE, Board, Candidate, Run, chosen, is_finished
+
+from hclm_rl.arguments import parse
+from hclm_rl.launch import PACKAGES, LogWriter, build_trainer
+from hclm_rl.report.runs import LOG_NAME, RECIPE_NAME, SUMMARY_NAME, read_run
+from hclm_rl.testbed import Evaluation, evaluate
+
+HERE = Path(__file__).parent
+ERROR_NAME, OUTPUT_NAME = "error.txt", "output.txt"
+POLL_SECONDS = 5
+DIGITS = 5  # of the entropies of each prompt
+
+
+def train(run: Run) -> None:
+    """One run from its settings to its summary, with a fresh trainer; the summary is the last thing written."""
+    start, cpu_start = time.perf_counter(), time.process_time()
+    run.folder.mkdir(parents=True, exist_ok=True)
+    for name in (SUMMARY_NAME, LOG_NAME, ERROR_NAME):
+        (run.folder / name).unlink(missing_ok=True)
+    recipe = run.folder / RECIPE_NAME
+    recipe.write_text(yaml.safe_dump(run.recipe, sort_keys=False))
+    arguments, config, model, _ = settings = parse("grpo", ["--config", str(recipe)])
+    trainer, task = build_trainer("grpo", settings, [LogWriter(run.folder / LOG_NAME)])
+    if task is None:
+        raise ValueError("a task of the leaderboard needs `task`, whose verifier says which answers are right")
+    seconds, cpu_seconds = time.perf_counter(), time.process_time()
+    if run.entry != BEFORE:
+        trainer.train()
+    seconds, cpu_seconds = time.perf_counter() - seconds, time.process_time() - cpu_seconds
+    result = evaluate(
+        trainer.accelerator.unwrap_model(trainer.model),
+        trainer.processing_class,  # pyright: ignore[reportArgumentType]  (no processor here)
+        task.eval_dataset,
+        task,
+        samples=arguments.eval_samples,
+        temperature=config.temperature,
+        seed=config.seed,
+        batch=arguments.eval_batch,
+    )
+    summary = {
+        "settings": run.settings,
+        "algorithm": "grpo",
+        "model": model.model_name_or_path,
+        "task": arguments.task,
+        "terms": run.settings.get("entropy_terms", []),
+        "seed": config.seed,
+        "steps": trainer.state.global_step,
+        "device": trainer.accelerator.device.type,
+        "affected": affected(run.folder),
+        "after": {
+            "prompts": result.prompts,
+            "samples": result.samples,
+            "means": result.means(),
+            "standard_errors": result.standard_errors,
+        },
+        "per_prompt": per_prompt(result),
+        "seconds": {
+            "all": time.perf_counter() - start,
+            "all_cpu": time.process_time() - cpu_start,
+            "training": seconds,
+            "training_cpu": cpu_seconds,
+        },
+        "versions": {name: version(name) for name in PACKAGES},
+    }
+    trainer.end()
+    half_written = run.folder / f".{SUMMARY_NAME}"
+    half_written.write_text(json.dumps(summary, default=repr) + "\n")
+    half_written.replace(run.folder / SUMMARY_NAME)
+
+
+def per_prompt(result: Evaluation) -> dict[str, list]:
+    """What the page is made from: n is `samples`, c is `correct`."""
+    values = result.per_prompt
+    return {
+        "correct": [round(share * result.samples) for share in values["pass@1"]],
+        "distinct_correct": [round(value) for value in values["distinct_correct"]],
+        "token_entropy": [round(value, DIGITS) for value in values["token_entropy"]],
+        "answer_entropy": [round(value, DIGITS) for value in values["answer_entropy"]],
+    }
+
+
+def affected(folder: Path) -> dict[str, float]:
+    """Link -> share of the tokens that it changed, mean over the logged steps."""
+    log = read_run("", folder).log
+    names = sorted({key for entry in log for key in entry if key.endswith("/affected")})
+    shares = {name: [entry[name] for entry in log if name in entry] for name in names}
+    return {name.removesuffix("/affected"): sum(values) / len(values) for name, values in shares.items()}
+
+
+def work(todo: multiprocessing.Queue, done: multiprocessing.Queue, parent: int) -> None:
+    """A worker: takes runs until there are none, so that the imports are paid for once."""
+    torch.set_num_threads(1)
+    while (run := todo.get()) is not None and os.getppid() == parent:
+        error = None
+        run.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with (
+                (run.folder / OUTPUT_NAME).open("w") as output,
+                contextlib.redirect_stdout(output),
+                contextlib.redirect_stderr(output),
+            ):
+                train(run)
+        except Exception:  # one method's failure must not end the others' runs; it is told at the end and in the table
+            error = traceback.format_exc()
+            (run.folder / ERROR_NAME).write_text(error)
+        gc.collect()
+        done.put((run, error))
+
+
+def train_all(runs: Sequence[Run], jobs: int) -> list[Run]:
+    """Trains them over `jobs` processes; gives those that failed."""
+    failed: list[Run] = []
+    if not runs:
+        return failed
+    context = multiprocessing.get_context("spawn")
+    todo, done = context.Queue(), context.Queue()
+    workers = [
+        context.Process(target=work, args=(todo, done, os.getpid()), daemon=True) for _ in range(min(jobs, len(runs)))
+    ]
+    for each in [*runs, *(None for _ in workers)]:
+        todo.put(each)
+    for worker in workers:
+        worker.start()
+    start, ended = time.perf_counter(), 0
+    while ended < len(runs):
+        try:
+            run, error = done.get(timeout=POLL_SECONDS)
+        except queue.Empty:
+            if any(worker.exitcode not in (None, 0) for worker in workers):
+                raise SystemExit("A worker died (memory?). Start the same command again: finished runs stay.") from None
+            continue
+        ended += 1
+        if error:
+            failed.append(run)
+        minutes = (time.perf_counter() - start) / ended * (len(runs) - ended) / 60
+        state = f"FAILED: {error.strip().splitlines()[-1]}" if error else "done"
+        print(f"[{ended}/{len(runs)}] {run.folder}: {state}; about {minutes:.0f} minutes left", flush=True)
+    for worker in workers:
+        worker.join()
+    return failed
+
+
+def pending(candidates: Iterable[Candidate], seeds: Sequence[int], split: str) -> list[Run]:
+    """The unfinished runs of the candidates, seed by seed, so that all have seed 1 before any has seed 2."""
+    candidates = list(candidates)
+    runs = {run.folder: run for seed in seeds for each in candidates for run in [each.run(seed, split)]}
+    return [run for run in runs.values() if not is_finished(run)]
+
+
+def train_board(board: Board, jobs: int, has_grids: bool) -> list[Run]:
+    """Defaults, grids, and the best of each grid; gives the runs that failed."""
+    entries = board.entries()
+    defaults = [entry.default for entry in entries]
+    failed = train_all(pending(defaults, board.seeds, "report"), jobs)
+    if not has_grids:
+        return failed
+    gridded = [entry for entry in entries if entry.grid]
+    failed += train_all(pending((point for each in gridded for point in each.grid), board.grid_seeds, "choose"), jobs)
+    best = [point for each in gridded if (point := chosen(each, board)) is not None]
+    return failed + train_all(pending(best, board.seeds, "report"), jobs)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form, allow_abbrev=False)
+    parser.add_argument("--config", type=Path, default=HERE / "leaderboard.yaml")
+    parser.add_argument("--task", help="a key of `tasks` there; the first unless given")
+    parser.add_argument("--setting", help="a key of `settings` there; the first unless given")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these entries alone (and what is there of others)")
+    parser.add_argument("--seeds", type=int, nargs="+", help="in place of the file's `seeds`")
+    parser.add_argument("--steps", type=int, help="optimiser steps, in place of the file's `max_steps`")
+    parser.add_argument("--no-grid", action="store_true", help="the authors' defaults alone")
+    parser.add_argument("--jobs", type=int, default=1, help="processes, one thread each")
+    parser.add_argument("--out", type=Path, default=Path("runs/leaderboard"), help="folder of the runs")
+    parser.add_argument("--page", type=Path, default=Path("docs/leaderboard.md"), help="the page; its plots lie beside")
+    parser.add_argument("--table", action="store_true", help="train nothing, only write the page")
+    options = parser.parse_args(arguments)
+    try:
+        written: Mapping = yaml.safe_load(options.config.read_text())
+        given = {"out": options.out, "seeds": options.seeds, "steps": options.steps}
+        failed = []
+        if not options.table:
+            board = Board.read(written, options.task, options.setting, only=options.only, **given)
+            failed = train_board(board, options.jobs, not options.no_grid)
+        boards = [
+            Board.read(written, task, setting, **given) for task in written["tasks"] for setting in written["settings"]
+        ]
+        leaderboard_page.write([board for board in boards if board.has_runs()], options.page)
+    except (ValueError, OSError) as error:
+        print(f"leaderboard: {error}", file=sys.stderr)
+        return 2
+    print(f"Written: {options.page}")
+    for run in failed:
+        print(f"Failed: {run.folder / ERROR_NAME}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    # before the workers start: they inherit them, and read them when they import torch
+    os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "TRL_EXPERIMENTAL_SILENCE": "1"}
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the workers are stopped
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,280 @@
+"""docs/leaderboard.md and its plots, from the summaries of the runs that are there."""
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from leaderboard_plan import BEFORE, Board, Candidate, Entry, chosen, point_scores
+from leaderboard_statistics import (
+    Difference,
+    Interval,
+    area_over_log_k,
+    bootstrap_interval,
+    holm,
+    paired_difference,
+    pass_curve,
+)
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from numpy import ndarray
+
+from hclm_rl.report.figures import BEFORE_COLOUR, COLOURS, STYLE, svg_of
+
+SIGNIFICANT = 0.05  # after Holm's correction
+UP, DOWN = "▲", "▼"
+
+HEADER = """# Leaderboard
+
+Every method of the library on the same tasks against plain GRPO, written by `python eval/leaderboard.py` from the runs
+of eval/leaderboard.yaml (do not edit by hand; `--table` writes it anew without training).
+
+- **AUC**: area under pass@k over log k, k = {ks}, divided by its width: accuracy at few samples and coverage at many
+  in one number. **distinct**: different right answers among {samples} samples of a prompt. **entropy**: nats per token
+  on held-out prompts after training. **affected**: share of the tokens that each term of the entry changed, mean over
+  training; what affects none cannot differ from plain GRPO. **s**: seconds of training of a run ({clock}).
+- Brackets: 95 % interval, bootstrap over seeds and prompts together (10,000 resamples; with few seeds a little too
+  narrow). **Δ AUC**: paired with plain GRPO on the same seeds and prompts, t interval of a two-way model (seed and
+  prompt at random).
+- {up} {down}: differs from plain GRPO, p < {level} by that model after Holm's correction over all entries of the same
+  table and column. No mark: not shown to differ, which is not the same as equal.
+- "Best of {points}": of a grid of {points} points for each entry, the one with the largest AUC on other held-out
+  prompts and other seeds than those reported here; the grids are in eval/leaderboard.yaml.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    label: str
+    values: Callable[[Board, dict], ndarray]  # the summary of a run -> a value per prompt
+    digits: int = 3
+
+
+def counted(name: str) -> Callable[[Board, dict], ndarray]:
+    return lambda board, summary: np.array(summary["per_prompt"][name], dtype=float)
+
+
+def correct(summary: dict) -> ndarray:
+    return np.array([summary["per_prompt"]["correct"]])
+
+
+def area(board: Board, summary: dict) -> ndarray:
+    return area_over_log_k(pass_curve(correct(summary), board.samples, board.pass_ks), board.pass_ks)[0]
+
+
+def pass_at(pick: Callable[[Sequence[int]], int]) -> Callable[[Board, dict], ndarray]:
+    return lambda board, summary: pass_curve(correct(summary), board.samples, [pick(board.pass_ks)])[0, 0]
+
+
+def measures_of(board: Board) -> list[Measure]:
+    return [
+        Measure(label="AUC", values=area),
+        Measure(label=f"pass@{min(board.pass_ks)}", values=pass_at(min)),
+        Measure(label=f"pass@{max(board.pass_ks)}", values=pass_at(max)),
+        Measure(label="distinct", values=counted("distinct_correct"), digits=2),
+        Measure(label="entropy", values=counted("token_entropy")),
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """An entry's runs reduced to what the table and the plot show."""
+
+    candidate: Candidate
+    seeds: list[int]
+    intervals: dict[str, Interval]
+    differences: dict[str, Difference]  # empty for the reference and for the policy before training
+    affected: str
+    steps: int
+    seconds: float
+
+    @property
+    def name(self) -> str:
+        return self.candidate.entry
+
+
+def row_of(candidate: Candidate, reference: dict[int, dict], is_compared: bool) -> Row | None:
+    """None where no run of it is finished."""
+    board = candidate.board
+    summaries = candidate.summaries(board.seeds, "report")
+    if not summaries:
+        return None
+    shared = [seed for seed in summaries if seed in reference]
+    intervals, differences = {}, {}
+    for measure in measures_of(board):
+        values = {seed: measure.values(board, summary) for seed, summary in summaries.items()}
+        intervals[measure.label] = bootstrap_interval(np.array(list(values.values())))
+        if is_compared and shared:
+            plain = np.array([measure.values(board, reference[seed]) for seed in shared])
+            differences[measure.label] = paired_difference(np.array([values[seed] for seed in shared]), plain)
+    links = {link: [each["affected"][link] for each in summaries.values()] for link in first(summaries)["affected"]}
+    clock = "training" if first(summaries)["device"] != "cpu" else "training_cpu"
+    return Row(
+        candidate=candidate,
+        seeds=sorted(summaries),
+        intervals=intervals,
+        differences=differences,
+        affected=" / ".join(f"{statistics.mean(shares):.2g}" for shares in links.values()) or "-",
+        steps=first(summaries)["steps"],
+        seconds=statistics.mean(each["seconds"][clock] for each in summaries.values()),
+    )
+
+
+def first(summaries: dict[int, dict]) -> dict:
+    return next(iter(summaries.values()))
+
+
+def rows_of(entries: Sequence[Entry], candidates: Sequence[Candidate], board: Board) -> list[Row]:
+    """Before training, then all others by AUC, the reference among them."""
+    [plain] = [entry.default for entry in entries if entry.name == board.reference]
+    reference = plain.summaries(board.seeds, "report")
+    rows = [row_of(each, reference, each.entry not in (BEFORE, board.reference)) for each in candidates]
+    found = [row for row in rows if row is not None]
+    return sorted(found, key=lambda row: (row.name != BEFORE, -row.intervals["AUC"].mean))
+
+
+def marks_of(rows: Sequence[Row], label: str) -> dict[str, str]:
+    """Entry -> arrow, where it differs from the reference after correction over all rows."""
+    compared = [row for row in rows if row.differences]
+    adjusted = holm([row.differences[label].p for row in compared])
+    return {
+        row.name: f" {UP if row.differences[label].mean > 0 else DOWN}" if p < SIGNIFICANT else ""
+        for row, p in zip(compared, adjusted, strict=True)
+    }
+
+
+def table(rows: Sequence[Row], board: Board, has_points: bool) -> list[str]:
+    measures = measures_of(board)
+    marks = {measure.label: marks_of(rows, measure.label) for measure in measures}
+    head = ["entry", *(["chosen"] if has_points else []), "Δ AUC", *(each.label for each in measures)]
+    head += ["affected", "steps", "s", "seeds"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for row in rows:
+        delta = row.differences.get("AUC")
+        cells = [f"`{row.name}`" if row.name != BEFORE else BEFORE]
+        cells += [f"`{row.candidate.point}`"] if has_points else []
+        cells += ["-" if delta is None else written(delta, 3, "+")]
+        cells += [
+            written(row.intervals[each.label], each.digits) + marks[each.label].get(row.name, "") for each in measures
+        ]
+        steps, seconds = ("-", "-") if row.name == BEFORE else (str(row.steps), f"{row.seconds:.0f}")
+        lines.append("| " + " | ".join([*cells, row.affected, steps, seconds, str(len(row.seeds))]) + " |")
+    return lines
+
+
+def written(value: Interval, digits: int, sign: str = "") -> str:
+    """ "0.512 [0.490, 0.531]"; without brackets where the interval is not known."""
+    mean = f"{value.mean:{sign}.{digits}f}"
+    return mean if np.isnan(value.low) else f"{mean} [{value.low:{sign}.{digits}f}, {value.high:{sign}.{digits}f}]"
+
+
+def grid_lines(entries: Sequence[Entry], board: Board) -> list[str]:
+    """Which points were tried, with their score on the validation prompts."""
+    lines = ["| entry | AUC on validation, each point of the grid |", "|---|---|"]
+    for entry in entries:
+        scores, best = point_scores(entry, board), chosen(entry, board)
+        if any(score is not None for score in scores.values()):
+            parts = [
+                f"{'**' if best and best.point == point else ''}`{point}` {'-' if score is None else f'{score:.3f}'}"
+                f"{'**' if best and best.point == point else ''}"
+                for point, score in scores.items()
+            ]
+            lines.append(f"| `{entry.name}` | {', '.join(parts)} |")
+    return lines if len(lines) > 2 else []
+
+
+def plot(rows: Sequence[Row], board: Board) -> str:
+    """Δ AUC with its interval, and pass@1 against pass@32 of the same rows."""
+    compared = [row for row in reversed(rows) if row.differences]
+    low, high = (f"pass@{pick(board.pass_ks)}" for pick in (min, max))
+    marks = marks_of(rows, "AUC")
+    with rc_context(STYLE):
+        figure = Figure(figsize=(10, max(3.0, 1.2 + 0.26 * len(compared))), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        for y, row in enumerate(compared):
+            delta = row.differences["AUC"]
+            colour = {"": BEFORE_COLOUR, f" {UP}": COLOURS[2], f" {DOWN}": COLOURS[0]}[marks[row.name]]
+            left.plot([delta.low, delta.high], [y, y], color=colour, linewidth=1.6)
+            left.plot([delta.mean], [y], "o", color=colour, markersize=5)
+        left.axvline(0, color="#5f6368", linewidth=1)
+        left.set_yticks(range(len(compared)), [row.name for row in compared])
+        left.set_xlabel(f"AUC of pass@k over log k, less {board.reference}'s")
+        for row in rows:
+            special = {BEFORE: BEFORE_COLOUR, board.reference: COLOURS[0]}
+            x, y = row.intervals[low].mean, row.intervals[high].mean
+            right.plot([x], [y], "o", color=special.get(row.name, COLOURS[1]), markersize=5)
+            right.annotate(row.name, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=7)
+        right.set_xlabel(low)
+        right.set_ylabel(high)
+        return svg_of(figure)
+
+
+def section(board: Board, page: Path) -> list[str]:
+    entries = board.entries()
+    defaults = rows_of(entries, [entry.default for entry in entries], board)
+    lines = [f"## {board.task}, {board.setting}", "", f"{described(board)}", "", "### At the authors' defaults", ""]
+    lines += table(defaults, board, has_points=False)
+    if any(row.differences for row in defaults):
+        picture = page.with_name(f"{page.stem}_{board.task}_{board.setting}.svg")
+        picture.write_text(plot(defaults, board))
+        lines += ["", f"![Difference in AUC from plain GRPO, and pass@k at the ends]({picture.name})"]
+    best = [point for entry in entries if (point := chosen(entry, board)) is not None]
+    unvaried = [entry.default for entry in entries if entry.name in (BEFORE, board.reference)]
+    if best and (rows := rows_of(entries, [*unvaried, *best], board)):
+        lines += ["", f"### Best of {len(entries[-1].grid) or len(board.written['coef_factors'])}", ""]
+        lines += table(rows, board, has_points=True)
+    if grid := grid_lines(entries, board):
+        lines += ["", "Chosen on validation, seeds " + ", ".join(map(str, board.grid_seeds)) + ":", "", *grid]
+    return [*lines, *notes(entries, board), ""]
+
+
+def described(board: Board) -> str:
+    prompts, sizes = board.layers.get("task_kwargs", {}), board.layers
+    return (
+        f"{prompts.get('prompts')} training prompts, {prompts.get('eval_prompts')} held out x {board.samples} samples; "
+        f"{sizes.get('max_steps')} optimiser steps of {sizes.get('per_device_train_batch_size')} responses, "
+        f"learning rate {sizes.get('learning_rate'):g}, steps_per_generation {sizes.get('steps_per_generation')}, "
+        f"num_iterations {sizes.get('num_iterations')}."
+    )
+
+
+def notes(entries: Sequence[Entry], board: Board) -> list[str]:
+    """What a reader of the table must know about single entries."""
+    lines = []
+    missing = [entry.name for entry in entries if not entry.default.summaries(board.seeds, "report")]
+    failed = [path.parent for path in sorted(board.folder.rglob("error.txt"))]
+    brought = {entry.name: entry.default.brings() for entry in entries}
+    ungridded = [entry.name for entry in entries if not entry.grid and entry.name not in (BEFORE, board.reference)]
+    if missing:
+        lines.append(f"Not run: {', '.join(missing)}.")
+    if failed:
+        lines.append(f"Failed: {', '.join(str(path.relative_to(board.folder)) for path in failed)}.")
+    if left_out := board.left_out():
+        lines.append(f"Without effect in this setting, and left out: {', '.join(left_out)}.")
+    for name, settings in brought.items():
+        if settings:
+            lines.append(f"`{name}` also sets {', '.join(f'{key}: {value}' for key, value in settings.items())}.")
+    if ungridded:
+        lines.append(f"Without a grid: {', '.join(ungridded)}.")
+    return ["", *(f"- {line}" for line in lines)] if lines else []
+
+
+def write(boards: Sequence[Board], page: Path) -> None:
+    """The page with a section for each board that has runs."""
+    page.parent.mkdir(parents=True, exist_ok=True)
+    if not boards:
+        raise ValueError("there is no finished run to make a page from")
+    one = boards[0]
+    lines = HEADER.format(
+        ks=", ".join(map(str, one.pass_ks)),
+        samples=one.samples,
+        points=len(one.written["coef_factors"]),
+        level=SIGNIFICANT,
+        up=UP,
+        down=DOWN,
+        clock="of one core on a CPU, by the wall on a GPU",
+    ).splitlines()
+    for board in boards:
+        lines += ["", *section(board, page)]
+    page.write_text("\n".join(lines).rstrip() + "\n")

@@ -1,0 +1,278 @@
+"""Which runs a leaderboard has: entries from recipes and eval/leaderboard.yaml, their grids, folders and settings."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import yaml
+from leaderboard_statistics import area_over_log_k, pass_curve
+
+from hclm_rl.config import as_recipe, build_chain, find_term, known_terms
+from hclm_rl.naming import nearest_first
+from hclm_rl.report.runs import SUMMARY_NAME
+
+BEFORE = "before training"  # the entry that is only measured
+DEFAULT = "default"  # the point at the authors' values
+KEYS = {
+    *("recipes", "seeds", "grid_seeds", "splits", "samples", "pass_ks", "reference", "base", "tasks", "settings"),
+    *("entries", "coef_factors", "share_factors", "grids"),
+}
+# of a method's own recipe; how a run is measured and where it is written is the board's
+NOT_THE_METHODS = {"task", "task_kwargs", "model_name_or_path", "output_dir", "seed", "eval_samples", "eval_batch"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One training run, or a measurement of the policy before any."""
+
+    folder: Path
+    entry: str
+    settings: dict  # all that decides the result, the terms with all their hyper-parameters; as JSON gives it back
+    recipe: dict  # the same as a recipe, and where it writes
+
+
+def is_finished(run: Run) -> bool:
+    """Whether its summary is there; a sentence if that is of other settings."""
+    path = run.folder / SUMMARY_NAME
+    if not path.is_file():
+        return False
+    was = json.loads(path.read_text())["settings"]
+    if was != run.settings:
+        keys = sorted(key for key in was.keys() | run.settings.keys() if was.get(key) != run.settings.get(key))
+        changes = ", ".join(f"{key} {was.get(key)!r} -> {run.settings.get(key)!r}" for key in keys)
+        raise ValueError(
+            f"{run.folder} was made with other settings ({changes}): move it away, or choose another --out"
+        )
+    return True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """An entry at one point of its grid."""
+
+    board: "Board"
+    entry: str
+    point: str
+    own: dict  # what it sets beside the board's layers
+    changes: dict  # against the authors' values
+
+    @property
+    def folder(self) -> Path:
+        return self.board.folder / re.sub(r"[^\w.=,-]+", "_", self.entry) / self.point
+
+    def run(self, seed: int, split: str) -> Run:
+        board = self.board
+        kwargs = {**board.layers.get("task_kwargs", {}), **board.splits[split]}
+        recipe = {
+            **{key: value for key, value in self.own.items() if key not in NOT_THE_METHODS},
+            **board.layers,
+            "task_kwargs": kwargs,
+            "eval_samples": board.samples,
+            "seed": seed,
+        }
+        resolved = {**recipe, "entropy_terms": as_recipe(list(build_chain(recipe.get("entropy_terms")).links))}
+        folder = self.folder / f"seed-{seed}"
+        quiet = {"output_dir": str(folder), "save_final": False, "save_strategy": "no", "disable_tqdm": True}
+        return Run(
+            folder=folder, entry=self.entry, settings=json.loads(json.dumps(resolved)), recipe={**recipe, **quiet}
+        )
+
+    def summaries(self, seeds: Sequence[int], split: str) -> dict[int, dict]:
+        """Seed -> summary of its finished runs."""
+        runs = {seed: self.run(seed, split) for seed in seeds}
+        return {
+            seed: json.loads((run.folder / SUMMARY_NAME).read_text()) for seed, run in runs.items() if is_finished(run)
+        }
+
+    def brings(self) -> dict:
+        """The settings besides terms that its recipe has and the board does not."""
+        board = self.board.layers.keys() | NOT_THE_METHODS | {"entropy_terms", "save_strategy", "disable_tqdm"}
+        return {key: value for key, value in self.own.items() if key not in board}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    name: str
+    default: Candidate
+    grid: tuple[Candidate, ...]  # empty: none
+
+
+@dataclass(frozen=True, kw_only=True)
+class Board:
+    """One task in one setting."""
+
+    task: str
+    setting: str
+    folder: Path
+    layers: dict  # base, task and setting, the later over the earlier
+    seeds: tuple[int, ...]
+    grid_seeds: tuple[int, ...]
+    splits: dict[str, dict]
+    samples: int
+    pass_ks: tuple[int, ...]
+    reference: str
+    written: dict  # the file
+    only: tuple[str, ...] | None
+
+    @classmethod
+    def read(
+        cls,
+        written: Mapping,
+        task: str | None = None,
+        setting: str | None = None,
+        *,
+        out: Path,
+        only: Sequence[str] | None = None,
+        seeds: Sequence[int] | None = None,
+        steps: int | None = None,
+    ) -> "Board":
+        """The board of a file's task and setting, the first of each unless named."""
+        if unknown := written.keys() - KEYS:
+            raise ValueError(f"unknown key '{min(unknown)}'; known are {', '.join(sorted(KEYS))}")
+        task, setting = task or next(iter(written["tasks"])), setting or next(iter(written["settings"]))
+        for name, kind in ((task, "tasks"), (setting, "settings")):
+            if name not in written[kind]:
+                raise ValueError(f"no '{name}' among {kind}: {', '.join(nearest_first(name, written[kind]))}")
+        layers = {**written["base"], **written["tasks"][task], **written["settings"][setting]}
+        seeds = tuple(seeds or written["seeds"])
+        if both := set(seeds) & set(written["grid_seeds"]):
+            raise ValueError(f"seeds and grid_seeds must differ, both have {sorted(both)}")
+        return cls(
+            task=task,
+            setting=setting,
+            folder=out / task / setting,
+            layers=layers if steps is None else {**layers, "max_steps": steps},
+            seeds=seeds,
+            grid_seeds=tuple(written["grid_seeds"]),
+            splits=written["splits"],
+            samples=written["samples"],
+            pass_ks=tuple(written["pass_ks"]),
+            reference=written["reference"],
+            written=dict(written),
+            only=tuple(only) if only else None,
+        )
+
+    @property
+    def is_on_policy(self) -> bool:
+        # one optimiser step a rollout; per-step accumulation does not make it off-policy
+        accumulated = self.layers.get("gradient_accumulation_steps", 1)
+        updates = self.layers.get("steps_per_generation", accumulated) / accumulated
+        return updates <= 1 and self.layers.get("num_iterations", 1) == 1
+
+    @cached_property
+    def known(self) -> dict[str, dict]:
+        """Entry -> what it sets: the reference, the file's entries, the recipes, the remaining terms; in this order."""
+        found = {self.reference: {}, **(self.written.get("entries") or {})}
+        for recipe in sorted(Path(self.written["recipes"]).glob("*.yaml")):
+            found.setdefault(recipe.stem, yaml.safe_load(recipe.read_text()))
+        for name in known_terms():
+            if not find_term(name).is_diagnostic:
+                found.setdefault(name, {"entropy_terms": [name]})
+        return {name: own for name, own in found.items() if not _only_observes(name, own)}
+
+    def left_out(self) -> list[str]:
+        """The entries that do nothing in this setting: methods of several updates a rollout, on-policy."""
+        chains = {name: build_chain(own.get("entropy_terms")).links for name, own in self.known.items()}
+        return [
+            name
+            for name, links in chains.items()
+            if self.is_on_policy and links and all(link.term.inert_on_policy for link in links)
+        ]
+
+    def entries(self) -> list[Entry]:
+        """The policy before training and the reference first."""
+        for name in self.only or ():
+            if name not in self.known:
+                raise ValueError(f"no entry '{name}': {', '.join(nearest_first(name, self.known))}")
+        wanted = {self.reference, *(self.only or self.known)} - set(self.left_out())
+        before = Candidate(board=self, entry=BEFORE, point=DEFAULT, own={}, changes={})
+        entries = [Entry(name=BEFORE, default=before, grid=())]
+        return entries + [self._entry(name, own) for name, own in self.known.items() if name in wanted]
+
+    def _entry(self, name: str, own: dict) -> Entry:
+        default = Candidate(board=self, entry=name, point=DEFAULT, own=own, changes={})
+        if name == self.reference:
+            return Entry(name=name, default=default, grid=())
+        points = [
+            Candidate(board=self, entry=name, point=slug(change), own=changed(own, change), changes=change)
+            for change in self._changes(name, own)
+        ]
+        points = [
+            default if each.run(0, "choose").settings == default.run(0, "choose").settings else each for each in points
+        ]
+        return Entry(name=name, default=default, grid=tuple(points))
+
+    def _changes(self, name: str, own: dict) -> list[dict]:
+        """The points of an entry's grid; none for a coefficient that is a schedule and has no grid in the file."""
+        factors = self.written["coef_factors"]
+        changes = (self.written.get("grids") or {}).get(name)
+        if changes is not None:
+            if len(changes) != len(factors):
+                raise ValueError(f"the grid of {name} must have as many points as coef_factors, got {len(changes)}")
+            return changes
+        links = build_chain(own.get("entropy_terms")).links
+        coef = as_recipe(links[0].coef) if links else None
+        if not isinstance(coef, float | int):
+            return []
+        if links[0].term.default_coef == coef == 1:
+            factors = self.written["share_factors"]
+        return [{"coef": float(f"{factor * coef:.3g}")} for factor in factors]
+
+    def has_runs(self) -> bool:
+        return self.folder.is_dir() and any(self.folder.rglob(SUMMARY_NAME))
+
+
+def _only_observes(name: str, own: dict) -> bool:
+    try:
+        links = build_chain(own.get("entropy_terms")).links
+    except ValueError as error:
+        raise ValueError(f"entry {name}: {error}") from error
+    return bool(links) and all(link.term.is_diagnostic for link in links)
+
+
+def changed(own: dict, change: dict) -> dict:
+    """The entry with a point's values: hyper-parameters of its first term, or settings where it has no terms."""
+    if not own.get("entropy_terms"):
+        return {**own, **change}
+    first, *others = own["entropy_terms"]
+    [(term, given)] = ({first: {}} if isinstance(first, str) else first).items()
+    return {**own, "entropy_terms": [{term: {**(given or {}), **change}}, *others]}
+
+
+def slug(change: dict) -> str:
+    """A folder's name: "ratio=0.02,lower=0.5"; of a schedule its parts."""
+
+    def parts(values: Mapping, prefix: str = "") -> Iterator[str]:
+        for key, value in values.items():
+            if isinstance(value, Mapping):
+                yield from parts(value, f"{prefix}{key}.")
+            else:
+                yield f"{prefix}{key}={value}"
+
+    return re.sub(r"[^\w.=,-]+", "_", ",".join(parts(change))) or DEFAULT
+
+
+def point_scores(entry: Entry, board: Board) -> dict[str, float | None]:
+    """Point -> area under pass@k on the validation split, mean over seeds and prompts; None where a run is missing."""
+    scores: dict[str, float | None] = {}
+    for each in entry.grid:
+        summaries = each.summaries(board.grid_seeds, "choose")
+        scores[each.point] = None
+        if len(summaries) == len(board.grid_seeds):
+            correct = np.array([summary["per_prompt"]["correct"] for summary in summaries.values()])
+            curve = pass_curve(correct, board.samples, board.pass_ks)
+            scores[each.point] = float(area_over_log_k(curve, board.pass_ks).mean())
+    return scores
+
+
+def chosen(entry: Entry, board: Board) -> Candidate | None:
+    """The point with the highest score, the earlier of a tie; None unless all runs of the grid are there."""
+    scores = point_scores(entry, board)
+    known = [score for score in scores.values() if score is not None]
+    if not known or len(known) < len(scores):
+        return None
+    return next(each for each in entry.grid if scores[each.point] == max(known))

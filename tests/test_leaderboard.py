@@ -1,0 +1,312 @@
+"""The leaderboard on made-up runs: statistics worked by hand, what is trained again and what is not, the page."""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.stats
+import yaml
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "eval"))  # scripts, not a package
+
+import leaderboard  # noqa: E402  (only now on the path)
+import leaderboard_page  # noqa: E402
+from leaderboard_plan import BEFORE, Board, Run, chosen, is_finished, point_scores  # noqa: E402
+from leaderboard_statistics import (  # noqa: E402
+    area_over_log_k,
+    bootstrap_interval,
+    holm,
+    paired_difference,
+    pass_curve,
+)
+
+WRITTEN = yaml.safe_load("""
+recipes: recipes
+seeds: [1, 2, 3]
+grid_seeds: [11]
+splits: {report: {eval_split: test}, choose: {eval_split: validation}}
+samples: 4
+pass_ks: [1, 2, 4]
+reference: plain
+base: {num_generations: 4, bf16: false, gradient_checkpointing: false, logging_steps: 1, warmup_steps: 0}
+tasks:
+  coins:
+    task: coins
+    task_kwargs: {prompts: 8, eval_prompts: 2}
+    model_name_or_path: testbed
+    max_steps: 2
+    learning_rate: 1.0e-3
+    per_device_train_batch_size: 8
+settings:
+  off_policy: {steps_per_generation: 2, num_iterations: 1}
+  on_policy: {steps_per_generation: 1, num_iterations: 1}
+entries:
+  adaptive: {use_adaptive_entropy: true}
+coef_factors: [0.5, 1, 2]
+share_factors: [0.25, 0.5, 1]
+grids:
+  adaptive: [{}, {entropy_target: 0.1}, {entropy_target: 0.3}]
+  clip_cov: [{}, {ratio: 0.02, lower: 0.5}, {ratio: 0.002}]
+""")
+
+
+def board_in(folder: Path, **given) -> Board:
+    written = {**WRITTEN, "recipes": str(folder / "recipes")}
+    return Board.read(written, **({"out": folder / "runs"} | given))
+
+
+def entry_of(board: Board, name: str):
+    return next(entry for entry in board.entries() if entry.name == name)
+
+
+def pretend(run: Run, correct: list[int], affected: float | None = None) -> None:
+    """A finished run's summary without a run."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    prompts = len(correct)
+    per_prompt = {
+        "correct": correct,
+        "distinct_correct": [min(1, c) for c in correct],
+        "token_entropy": [0.25] * prompts,
+        "answer_entropy": [0.5] * prompts,
+    }
+    summary = {
+        "settings": run.settings,
+        "steps": 2,
+        "device": "cpu",
+        "affected": {} if affected is None else {run.entry: affected},
+        "per_prompt": per_prompt,
+        "seconds": {"all": 3.0, "training": 2.0, "training_cpu": 1.0},
+    }
+    (run.folder / "summary.json").write_text(json.dumps(summary))
+
+
+# ---- statistics
+
+
+def test_pass_at_k_of_two_seeds_and_two_prompts():
+    # n = 4. c = 1: pass@1 1/4, pass@2 1 - C(3,2)/C(4,2) = 1 - 3/6, pass@4 1. c = 2: 1/2, 1 - 1/6, 1
+    curve = pass_curve(np.array([[0, 1], [2, 4]]), samples=4, ks=[1, 2, 4])
+    np.testing.assert_allclose(curve[:, 0, 1], [1 / 4, 1 / 2, 1])
+    np.testing.assert_allclose(curve[:, 1, 0], [1 / 2, 5 / 6, 1])
+    assert curve.shape == (3, 2, 2) and not curve[:, 0, 0].any() and (curve[:, 1, 1] == 1).all()
+
+
+def test_area_over_log_k():
+    # k = 1, 2, 4 lie at 0, 1, 2 of log2: (1/4 + 1/2)/2 + (1/2 + 1)/2 = 9/8, over the width 2
+    assert area_over_log_k(np.array([1 / 4, 1 / 2, 1]), [1, 2, 4]) == pytest.approx(9 / 16)
+    # k = 1, 2, 8 at 0, 1, 3: (0 + 1)/2 * 1 + (1 + 1/2)/2 * 2 = 2, over the width 3
+    assert area_over_log_k(np.array([0, 1, 1 / 2]), [1, 2, 8]) == pytest.approx(2 / 3)
+
+
+def test_paired_difference_by_the_table_of_variance():
+    plain = np.array([[0.5, 0.1], [0.2, 0.3], [0.4, 0.6]])
+    # differences by seed: 1 3 / 2 6 / 3 9, mean 4; seed means 2 4 6, prompt means 2 6
+    # SS_seed = 2 * (4 + 0 + 4) = 16, SS_prompt = 3 * (4 + 4) = 24, residuals +-1, 0, -+1: SS_rest = 4
+    # MS = 16/2, 24/1, 4/2 = 8, 24, 2; Var = (8 + 24 - 2)/6 = 5
+    # df = 30^2 / (8^2/2 + 24^2/1 + 2^2/2) = 900/610
+    ours = plain + np.array([[1, 3], [2, 6], [3, 9]])
+    result = paired_difference(ours, plain)
+    assert result.mean == pytest.approx(4)
+    assert result.p == pytest.approx(2 * scipy.stats.t.sf(4 / math.sqrt(5), 900 / 610))
+    half = scipy.stats.t.ppf(0.975, 900 / 610) * math.sqrt(5)
+    assert (result.low, result.high) == (pytest.approx(4 - half), pytest.approx(4 + half))
+
+
+def test_a_difference_that_only_varies_with_the_seed_is_the_paired_t_test_over_seeds():
+    plain = np.random.default_rng(0).random((5, 40))
+    of_seed = np.array([0.1, 0.3, -0.1, 0.2, 0.4])
+    result = paired_difference(plain + of_seed[:, None], plain)
+    assert result.p == pytest.approx(scipy.stats.ttest_1samp(of_seed, 0).pvalue)
+
+
+def test_no_difference_no_spread_and_too_few_seeds():
+    same = np.full((3, 4), 0.5)
+    assert paired_difference(same, same).p == 1.0
+    assert paired_difference(same + 0.25, same).p == 0.0
+    two = paired_difference(np.ones((2, 4)), np.zeros((2, 4)))
+    assert two.mean == 1 and math.isnan(two.p) and math.isnan(two.low)
+
+
+def test_holm():
+    # sorted .01 .02 .03 .04 times 4 3 2 1 = .04 .06 .06 .04, never below the one before: .04 .06 .06 .06
+    assert holm([0.03, 0.01, 0.04, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([math.nan, 0.02, 0.03])[1:] == pytest.approx([0.04, 0.04])
+    assert math.isnan(holm([math.nan, 0.02])[0]) and holm([]) == []
+
+
+def test_the_bootstrap_draws_seeds_and_prompts():
+    source = np.random.default_rng(1)
+    of_seed, of_prompt = source.normal(size=(30, 1)), source.normal(size=(1, 200))
+    result = bootstrap_interval(of_seed + of_prompt)
+    # for an additive table the variance of the mean is Var_seed/S + Var_prompt/P (variances with divisor S and P)
+    error = math.sqrt(of_seed.var() / 30 + of_prompt.var() / 200)
+    assert result.mean == pytest.approx((of_seed + of_prompt).mean())
+    # 10,000 resamples: the quantiles' own error is about 1.5 % of the width
+    assert result.high - result.low == pytest.approx(2 * 1.96 * error, rel=0.05)
+    assert bootstrap_interval(np.full((1, 5), 0.3)).low == pytest.approx(0.3)
+
+
+# ---- which runs there are
+
+
+def test_entries_are_the_reference_the_files_the_recipes_and_the_other_terms_that_train(tmp_path: Path):
+    (tmp_path / "recipes").mkdir()
+    own = {"entropy_terms": [{"qae": {"quantile_k": 0.6}}], "epsilon_high": 0.28, "learning_rate": 7, "output_dir": "x"}
+    (tmp_path / "recipes" / "qae.yaml").write_text(yaml.safe_dump(own))
+    (tmp_path / "recipes" / "watch.yaml").write_text("entropy_terms: [information_force]")
+    names = [entry.name for entry in board_in(tmp_path).entries()]
+    assert names[:4] == [BEFORE, "plain", "adaptive", "qae"] and {"clip_cov", "log_det"} <= set(names)
+    assert not {"information_force", "spectrum", "watch"} & set(names)  # diagnostics
+    default = entry_of(board_in(tmp_path), "qae").default
+    settings = default.run(1, "report").settings
+    assert settings["entropy_terms"][0]["qae"]["quantile_k"] == 0.6
+    assert settings["learning_rate"] == 1e-3 and "output_dir" not in settings  # the board's, and how a run is measured
+    assert default.brings() == {"epsilon_high": 0.28} and settings["epsilon_high"] == 0.28
+    assert settings["task_kwargs"] == {"prompts": 8, "eval_prompts": 2, "eval_split": "test"}
+
+
+def test_a_method_of_several_updates_is_left_out_on_policy(tmp_path: Path):
+    on, off = (board_in(tmp_path, setting=setting) for setting in ("on_policy", "off_policy"))
+    assert on.left_out() == ["kl_cov"] and off.left_out() == []
+    assert "kl_cov" not in [entry.name for entry in on.entries()]
+
+
+def test_the_points_of_grids(tmp_path: Path):
+    board = board_in(tmp_path)
+    points = {entry.name: [point.point for point in entry.grid] for entry in board.entries()}
+    assert points["clip_cov"] == ["default", "ratio=0.02,lower=0.5", "ratio=0.002"]
+    assert points["adaptive"] == ["default", "entropy_target=0.1", "entropy_target=0.3"]
+    assert points["entropy_bonus"] == ["coef=0.0025", "default", "coef=0.01"]  # 0.005 times 0.5, 1, 2
+    assert points["forking_tokens"] == ["coef=0.25", "coef=0.5", "default"]  # a share of the way: no extrapolation
+    assert points["plain"] == points[BEFORE] == []
+    changed = entry_of(board, "clip_cov").grid[1].run(11, "choose").settings
+    assert (
+        changed["entropy_terms"][0]["clip_cov"]["ratio"] == 0.02
+        and changed["task_kwargs"]["eval_split"] == "validation"
+    )
+    assert entry_of(board, "adaptive").grid[1].run(11, "choose").settings["entropy_target"] == 0.1
+
+
+def test_grids_of_unequal_size_shared_seeds_and_unknown_names_are_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match="the grid of qae must have as many points as coef_factors, got 1"):
+        Board.read({**WRITTEN, "grids": {"qae": [{}]}}, out=tmp_path).entries()
+    with pytest.raises(ValueError, match=r"seeds and grid_seeds must differ, both have \[11\]"):
+        board_in(tmp_path, seeds=[1, 11])
+    with pytest.raises(ValueError, match="no entry 'clip_cv': clip_cov"):
+        board_in(tmp_path, only=["clip_cv"]).entries()
+    with pytest.raises(ValueError, match="no 'coin' among tasks: coins"):
+        board_in(tmp_path, task="coin")
+    with pytest.raises(ValueError, match="entry bad: qae has no hyper-parameter 'quantile'"):
+        Board.read(
+            {**WRITTEN, "entries": {"bad": {"entropy_terms": [{"qae": {"quantile": 1}}]}}}, out=tmp_path
+        ).entries()
+    with pytest.raises(ValueError, match="unknown key 'sample'"):
+        Board.read({**WRITTEN, "sample": 3}, out=tmp_path)
+
+
+def test_a_finished_run_is_not_repeated_and_an_unfinished_one_is(tmp_path: Path):
+    board = board_in(tmp_path, only=["plain"])
+    defaults = [entry.default for entry in board.entries()]
+    runs = leaderboard.pending(defaults, board.seeds, "report")
+    assert [(run.entry, run.settings["seed"]) for run in runs] == [
+        (entry, seed) for seed in (1, 2, 3) for entry in (BEFORE, "plain")
+    ]
+    pretend(runs[0], [1, 2])
+    runs[1].folder.mkdir(parents=True)
+    (runs[1].folder / "log.jsonl").write_text('{"step": 1}\n')  # killed in the middle
+    assert leaderboard.pending(defaults, board.seeds, "report") == runs[1:]
+
+
+def test_a_run_of_other_settings_is_not_taken_for_this_one(tmp_path: Path):
+    run = entry_of(board_in(tmp_path), "clip_cov").default.run(1, "report")
+    pretend(run, [1, 2])
+    assert is_finished(run)
+    with pytest.raises(ValueError, match=r"was made with other settings \(max_steps 2 -> 5\)"):
+        is_finished(entry_of(board_in(tmp_path, steps=5), "clip_cov").default.run(1, "report"))
+
+
+def test_the_best_point_of_a_grid_needs_all_its_runs(tmp_path: Path):
+    board = board_in(tmp_path)
+    entry = entry_of(board, "clip_cov")
+    for point, correct in zip(entry.grid, ([1, 1], [2, 1], [1, 2]), strict=True):
+        assert chosen(entry, board) is None
+        pretend(point.run(11, "choose"), correct)
+    # areas by hand: c = 1: (1/4 + 1/2)/2 + (1/2 + 1)/2 over 2 = 9/16; c = 2: (1/2 + 5/6)/2 + (5/6 + 1)/2 over 2 = 19/24
+    scores = point_scores(entry, board)
+    assert scores["default"] == pytest.approx(9 / 16)
+    assert scores["ratio=0.002"] == pytest.approx((9 / 16 + 19 / 24) / 2)
+    best = chosen(entry, board)
+    assert best is not None and best.point == "ratio=0.02,lower=0.5"  # the earlier of a tie
+
+
+# ---- the page
+
+
+def test_the_page_from_made_up_runs(tmp_path: Path):
+    board = board_in(tmp_path)
+    for seed in board.seeds:
+        pretend(entry_of(board, "plain").default.run(seed, "report"), [1, 1, 0, 1])
+        pretend(entry_of(board, "clip_cov").default.run(seed, "report"), [2, 2, 1, 2], affected=0.125)
+    page = tmp_path / "docs" / "page.md"
+    leaderboard_page.write([board], page)
+    text = page.read_text()
+    [plain] = [line for line in text.splitlines() if line.startswith("| `plain`")]
+    [ours] = [line for line in text.splitlines() if line.startswith("| `clip_cov`")]
+    # AUC 9/16 on three prompts and 0 on one: 27/64; ours 19/24 on three and 9/16 on one: 47/64
+    assert plain.startswith("| `plain` | - | 0.422 [") and ours.startswith("| `clip_cov` | +0.312 [")
+    assert " 0.734 [" in ours and ours.endswith("| 0.12 | 2 | 1 | 3 |") and plain.endswith("| - | 2 | 1 | 3 |")
+    # pass@1: + 1/4 on all prompts and seeds, without spread: significant
+    assert "| 0.438 [0.312, 0.500] ▲ |" in ours and "▲" not in plain
+    assert text.index("| `clip_cov`") < text.index("| `plain`")
+    assert "Not run: before training, adaptive" in text and "### Best of" not in text
+    assert (tmp_path / "docs" / "page_coins_off_policy.svg").read_text().startswith("<svg")
+
+
+def test_the_command_line_writes_the_page_and_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    config, page = tmp_path / "board.yaml", tmp_path / "page.md"
+    config.write_text(yaml.safe_dump({**WRITTEN, "recipes": str(tmp_path / "recipes")}))
+    line = ["--config", str(config), "--out", str(tmp_path / "runs"), "--page", str(page), "--table"]
+    assert leaderboard.main(line) == 2
+    assert capsys.readouterr().err == "leaderboard: there is no finished run to make a page from\n"
+    pretend(entry_of(board_in(tmp_path), "plain").default.run(1, "report"), [1, 1])
+    assert leaderboard.main(line) == 0 and page.is_file()
+    assert leaderboard.main([*line, "--steps", "5"]) == 2
+    assert "max_steps 2 -> 5" in capsys.readouterr().err
+
+
+# ---- training
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_run_trains_measures_and_does_not_depend_on_the_run_before_it(tmp_path: Path):
+    board = board_in(tmp_path, only=["clip_cov"])
+    entries = {entry.name: entry.default.run(1, "report") for entry in board.entries()}
+    leaderboard.train(entries["clip_cov"])
+    first = json.loads((entries["clip_cov"].folder / "summary.json").read_text())
+    log = (entries["clip_cov"].folder / "log.jsonl").read_text()
+    leaderboard.train(entries[BEFORE])
+    leaderboard.train(entries["clip_cov"])
+    again = json.loads((entries["clip_cov"].folder / "summary.json").read_text())
+    assert first["per_prompt"] == again["per_prompt"] and first["steps"] == 2
+    keys = ("reward", "entropy", "loss")
+    entropies = [[json.loads(line).get(key) for key in keys] for line in log.splitlines()]
+    repeated = (entries["clip_cov"].folder / "log.jsonl").read_text().splitlines()
+    assert [[json.loads(line).get(key) for key in keys] for line in repeated] == entropies
+    before = json.loads((entries[BEFORE].folder / "summary.json").read_text())
+    assert before["steps"] == 0 and before["per_prompt"] != first["per_prompt"]
+    assert all(0 <= c <= 4 for c in first["per_prompt"]["correct"]) and first["after"]["samples"] == 4
+    assert set(first["affected"]) == {"clip_cov"}
+    assert is_finished(entries["clip_cov"]) and is_finished(entries[BEFORE]) and not is_finished(entries["plain"])
+
+
+def test_a_failed_run_is_told_and_left_for_the_next_start(tmp_path: Path):
+    good, bad = (entry_of(board_in(tmp_path), name).default.run(1, "report") for name in (BEFORE, "plain"))
+    bad.recipe["task"] = "no_such_task"
+    assert [run.folder for run in leaderboard.train_all([bad, good], jobs=1)] == [bad.folder]
+    assert "no task 'no_such_task'" in (bad.folder / "error.txt").read_text()
+    assert not is_finished(bad) and is_finished(good)
