@@ -190,6 +190,7 @@ class EntropyTermsMixin:
             ref_logps=output.get("ref_per_token_logps"),
             prompts=generation.prompts,
             texts=generation.texts,
+            tokenizer=self._tokenizer,
             progress=self._hclm_progress(),
             step=self.state.global_step,
             everywhere=self._hclm_everywhere,

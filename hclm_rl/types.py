@@ -12,6 +12,7 @@ from typing import ClassVar
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 
 def no_hidden(layer: int = -1) -> Tensor:
@@ -75,6 +76,7 @@ class Rollout:
     ref_logps: Float[Tensor, "N T"] | None = None
     prompts: list = field(default_factory=list)
     texts: list = field(default_factory=list)
+    tokenizer: PreTrainedTokenizerBase | None = None  # what made the ids: turns.py finds text with it
     progress: float = 0.0  # share of the training done, in [0, 1]
     step: int = 0  # optimiser step
     generator: torch.Generator = field(default_factory=torch.Generator)  # the same state on every process

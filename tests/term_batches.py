@@ -11,7 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 from trl.trainer.utils import nanstd
 
 from hclm_rl import Chain, Constant, Link, Rollout, Term, TokenBatch
@@ -19,6 +21,11 @@ from hclm_rl.chain import Outcome, RolloutOutcome, per_token
 from hclm_rl.vocab import Head, over_vocab
 
 LENGTHS = (6, 4, 6, 3, 5, 2, 1, 5)
+WORDS = ("so", "it", "is", "4", "wait", "let", "me", "see", "check", "then", ".")
+TOKENIZER = PreTrainedTokenizerFast(
+    tokenizer_object=Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}))
+)
+TOKENIZER.backend_tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +115,7 @@ def rollout(step: Step, rows: slice = slice(None), **changes: object) -> Rollout
         ref_logps=step.old_logps[rows],
         prompts=["2 + 2 = ?"] * count,
         texts=["so it is 4"] * count,
+        tokenizer=TOKENIZER,
         progress=0.5,
         step=3,
         generator=torch.Generator().manual_seed(1),
