@@ -192,6 +192,8 @@ class Chain:
                 require_finite(effect.loss, batch.mask, name, batch.step, "loss")
                 losses[name] = effect.loss
                 affected = affected | (effect.loss.detach() != 0)
+                if effect.affected is not None:
+                    affected = affected | effect.affected
             metrics |= {f"{name}/{key}": metric for key, metric in effect.metrics.items()}
             metrics[f"{name}/affected"] = (affected & batch.mask).float()
             if effect.on_hidden_gradient is not None:

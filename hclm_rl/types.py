@@ -136,6 +136,7 @@ class Effect:
 
     advantages: Float[Tensor, "B T"] | None = None  # a token weight w >= 0 or a mask is w * A
     loss: Float[Tensor, "B T"] | Float[Tensor, ""] | None = None  # (B, T): averaged over the optimiser step; (): as is
+    affected: Bool[Tensor, "B T"] | None = None  # tokens that a loss acts on though its value there is 0
     metrics: Mapping[str, Metric] = field(default_factory=dict)
     # Called in the backward pass with the gradient (B, T, D) that reaches the hidden states through the output head,
     # scaled as in the optimiser step's loss; gives metrics. Needs `needs_hidden`.
