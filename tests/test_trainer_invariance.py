@@ -23,6 +23,7 @@ CUT_FINE = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
 STRONG = {
     "clip_cov": {"ratio": 0.2, "lower": 0.1},
     "discriminator_clip": {"mu": 0.3},
+    "hicra": {"grams": ("1", "2", "3", "5", "8", "13")},
     "epo": {"coef": 0.1, "alpha": 0.5, "kappa_l": 0.9, "kappa_r": 1.0},
     "pear": {"correct_from": 0.5},
     "perplexity_advantage": {"alpha": 0.1},
