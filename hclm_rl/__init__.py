@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from .coefficients import Constant, Cosine, Linear, StepToTarget
     from .config import GRPOConfig, RLOOConfig, build_chain, known_terms
     from .trainer import GRPOTrainer, RLOOTrainer
-    from .types import Effect, Quantiles, Rollout, RolloutEffect, Term, TokenBatch, Total
+    from .types import Effect, Quantiles, Rollout, RolloutEffect, Term, TokenBatch, Total, Transcript
 
 __version__ = "0.1.0"
 
@@ -18,7 +18,7 @@ _HOMES = {
     "coefficients": ("Constant", "Cosine", "Linear", "StepToTarget"),
     "config": ("GRPOConfig", "RLOOConfig", "build_chain", "known_terms"),
     "trainer": ("GRPOTrainer", "RLOOTrainer"),
-    "types": ("Effect", "Quantiles", "Rollout", "RolloutEffect", "Term", "TokenBatch", "Total"),
+    "types": ("Effect", "Quantiles", "Rollout", "RolloutEffect", "Term", "TokenBatch", "Total", "Transcript"),
 }
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "Term",
     "TokenBatch",
     "Total",
+    "Transcript",
     "build_chain",
     "known_terms",
 ]

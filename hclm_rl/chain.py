@@ -116,6 +116,11 @@ class Chain:
         """Names of the links that read the whole next-token distribution."""
         return [link.name for link in self.links if link.term.needs_vocab]
 
+    @property
+    def needs_rescoring(self) -> list[str]:
+        """Names of the links that have the policy score other texts."""
+        return [link.name for link in self.links if link.term.needs_rescoring]
+
     def on_rollout(
         self,
         rollout: Rollout,

@@ -37,6 +37,21 @@ def no_vocab(functional: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Transcript:
+    """Prompts and completions as the model reads them: what `score` takes. Change a part with dataclasses.replace."""
+
+    prompt_ids: Int[Tensor, "R P"]  # padded on the left
+    prompt_mask: Bool[Tensor, "R P"]
+    ids: Int[Tensor, "R T"]  # padded on the right
+    present: Bool[Tensor, "R T"]  # False on padding; True on what tools wrote, unlike `mask`
+
+
+def no_score(transcript: Transcript) -> Tensor:
+    """Stands for `score` of a batch that has none."""
+    raise ValueError("this batch has no score: a term that calls it declares needs_rescoring = True")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Total:
     """A metric made of sums over the whole optimiser step and all processes: `form(*sums)`, taken once, at the end.
 
@@ -83,6 +98,10 @@ class Rollout:
     hidden: Callable[..., Tensor] = no_hidden  # hidden() -> (N, T, D): the last states, those that PREDICTED each token
     # over_vocab(f), f: (n, V) log-probs of the sampling policy -> (n,), gives (N, T) without gradient, in chunks
     over_vocab: Callable[[Callable[[Tensor], Tensor]], Tensor] = no_vocab
+    transcript: Transcript | None = None  # this process's rows as the model reads them; None unless needs_rescoring
+    # score(transcript) -> (rows, T): log pi(token) of the policy as it is, without gradient; a forward pass, so all
+    # processes must call it equally often
+    score: Callable[[Transcript], Tensor] = no_score
     # everywhere(x): (N, ...) -> the rows of all processes, T padded to the widest
     everywhere: Callable[[Tensor], Tensor] = lambda x: x
     here: Callable[[Tensor], Tensor] = lambda x: x  # the inverse of `everywhere`: this process's rows, cut to its T
@@ -117,6 +136,7 @@ class TokenBatch:
     hidden: Callable[..., Tensor] = no_hidden  # hidden() -> (B, T, D): the last states, with gradient
     # over_vocab(f), f: (n, V) log-probs -> (n,), gives (B, T) with gradient, in chunks (vocab.py)
     over_vocab: Callable[[Callable[[Tensor], Tensor]], Tensor] = no_vocab
+    score: Callable[[Transcript], Tensor] = no_score  # as in Rollout, with gradient
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +175,7 @@ class Term:
     needs_scores: ClassVar[bool] = False  # stage 1 reads logps or entropy of the sampling policy
     needs_hidden: ClassVar[bool] = False  # reads hidden states
     needs_vocab: ClassVar[bool] = False  # reads the whole next-token distribution (over_vocab)
+    needs_rescoring: ClassVar[bool] = False  # calls `score` on other texts, or reads `transcript`
     is_diagnostic: ClassVar[bool] = False  # gives metrics alone
     inert_on_policy: ClassVar[bool] = False  # does nothing when each rollout is used for one update only
     default_coef: ClassVar[float] = 1.0  # the link's coefficient where the recipe names none

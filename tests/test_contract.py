@@ -29,7 +29,11 @@ from .term_batches import (
 
 # The authors' values, but where they leave a batch of 32 tokens alone: 2.5 deviations need one that is mostly certain.
 # HICRA's phrases are English, the batch has eleven words.
-REACHING = {"discriminator_clip": {"mu": 0.5}, "hicra": {"grams": ("so", "let me", "is")}}
+REACHING = {
+    "discriminator_clip": {"mu": 0.5},
+    "hicra": {"grams": ("so", "let me", "is")},
+    "info_po": {"placeholder": "4"},
+}
 TERMS = {name: find_term(name)(**REACHING.get(name, {})) for name in known_terms()}
 FOR_PARITY = {
     f"{name}, micro_batch": replace(term, statistics="micro_batch")  # type: ignore[call-arg]
@@ -143,6 +147,8 @@ def is_finite(metric, mask: Tensor) -> bool:
 def tensors_of(inputs) -> dict[str, Tensor]:
     """Every tensor that a rollout or a batch holds, the hidden states included."""
     held = {name: value for name, value in vars(inputs).items() if isinstance(value, Tensor)}
+    if getattr(inputs, "transcript", None) is not None:
+        held |= {f"transcript {name}": value for name, value in vars(inputs.transcript).items()}
     return held | {"hidden": inputs.hidden()}
 
 
@@ -193,10 +199,18 @@ def test_coef_0_is_absence(term: Term):
     assert asked.metrics["link/affected"].sum() == 0
 
 
+def with_tools(step: Step) -> Step:
+    """A tool wrote the third token of every response that has one."""
+    mask = step.mask.clone()
+    mask[:, 2] = False
+    return replace(step, mask=mask)
+
+
 @every_term_and_variant
 def test_it_does_something(term: Term):
-    step = make_step()
-    _, _, asked = both_stages(term, step)
+    step, memory = with_tools(make_step()), {}
+    first_stage(term, rollout(with_tools(make_step(1))), memory)  # some act from what earlier steps left
+    _, _, asked = both_stages(term, step, memory=memory)
     if term.is_diagnostic:
         first = first_stage(term, rollout(step), {})
         said = {*first.metrics, *asked.metrics} - {"link/affected"}

@@ -13,7 +13,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.nn.functional import cross_entropy
 from tqdm import trange
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, get_linear_schedule_with_warmup
 
 from hclm_rl.testbed.hidden_number import NUMBERS, random_problems, random_transcript
 from hclm_rl.testbed.policy import EOS, PAD, save_policy
@@ -21,10 +21,11 @@ from hclm_rl.testbed.policy import EOS, PAD, save_policy
 UNKNOWN = "<unk>"
 WORDS = (PAD, EOS, UNKNOWN, ">", ":", "call", "ask", "number", "say", "higher", "lower", "right", *map(str, NUMBERS))
 LONGEST_TEXT = 64  # tokens
-TRANSCRIPTS = 4000
-STEPS = 300
+TRANSCRIPTS = 8000
+STEPS = 600
 BATCH = 64  # transcripts
-LEARNING_RATE = 8e-3
+LEARNING_RATE = 4e-3
+WARM_UP_STEPS = 30
 IGNORED = -100
 
 # Messages to text: `3 14 >`, then `call ask number 8 <eos>`, `: higher >`, `say 11 <eos>`.
@@ -104,9 +105,10 @@ def warm_start(
     labels = torch.where(own_words(ids, tokenizer), ids, IGNORED)
     model = new_policy(seed, tokenizer, width, layers)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
+    schedule = get_linear_schedule_with_warmup(optimizer, WARM_UP_STEPS, steps)
     generator = torch.Generator().manual_seed(seed)
-    for _ in trange(steps, desc="warm start", unit="step", disable=None):
+    progress = trange(steps, desc="warm start", unit="step", disable=None)
+    for _ in progress:
         chosen = torch.randint(len(ids), (BATCH,), generator=generator)
         logits = model(input_ids=ids[chosen, :-1]).logits
         loss = cross_entropy(logits.flatten(0, 1), labels[chosen, 1:].flatten(), ignore_index=IGNORED)
@@ -115,6 +117,7 @@ def warm_start(
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
+        progress.set_postfix(loss=f"{loss.item():.3f}")
     save_policy(model.eval(), tokenizer, out)
 
 

@@ -80,6 +80,7 @@ TERMS = {
     "empg": {},
     "epo": {"coef": 0.1},
     "hicra": {"grams": ["call ask number"]},
+    "info_po": {"temperature": 1.0, "template_before": 1, "template_after": 1},
 }
 
 
@@ -92,7 +93,7 @@ def test_a_term_trains_on_turns(name: str, talker: str, tmp_path: Path):
     assert len(logs) == 3
     for entry in logs:
         assert all(torch.tensor(float(value)).isfinite() for value in entry.values())
-        assert float(entry["tools/call_frequency"]) > 0.5
+        assert float(entry["tools/call_frequency"]) > 0.25  # a question in every fourth response at least
     assert max(float(entry[f"{name}/affected"]) for entry in logs) > 0
     assert any((before[key] != value).any() for key, value in trainer.model.named_parameters())
 
