@@ -24,6 +24,7 @@ STRONG = {
     "clip_cov": {"ratio": 0.2, "lower": 0.1},
     "discriminator_clip": {"mu": 0.3},
     "info_po": {"beta": 5.0, "temperature": 1.0},
+    "self_imitation": {"buffer": 1, "warm_up": 1, "needs_tool_call": False},
     "hicra": {"grams": ("1", "2", "3", "5", "8", "13")},
     "epo": {"coef": 0.1, "alpha": 0.5, "kappa_l": 0.9, "kappa_r": 1.0},
     "pear": {"correct_from": 0.5},

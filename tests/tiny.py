@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 import hclm_rl
 
 LOSSES = ["grpo", "dapo", "dr_grpo", "bnpo", "cispo", "sapo", "vespo", "luspo"]
-WITH_TOOLS = {"info_po"}  # terms that do nothing in text without tools
+WITH_TOOLS = {"info_po", "tool_bonus"}  # terms that do nothing in text without tools
 WORDS = [str(i) for i in range(24)]
 PAIRS = {"grpo": (trl.GRPOTrainer, hclm_rl.GRPOTrainer), "rloo": (trl.RLOOTrainer, hclm_rl.RLOOTrainer)}
 CONFIGS = {"grpo": hclm_rl.GRPOConfig, "rloo": hclm_rl.RLOOConfig}

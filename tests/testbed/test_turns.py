@@ -80,6 +80,8 @@ TERMS = {
     "empg": {},
     "epo": {"coef": 0.1},
     "hicra": {"grams": ["call ask number"]},
+    "self_imitation": {"buffer": 1, "warm_up": 1, "keep_steps": 3},
+    "tool_bonus": {},
     "info_po": {"temperature": 1.0, "template_before": 1, "template_after": 1},
 }
 
