@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from .collapse import CollapseCallback, CollapseDetector
     from .config import GRPOConfig, RLOOConfig, build_chain, known_terms
     from .trainer import GRPOTrainer, RLOOTrainer
-    from .types import Effect, Quantiles, Rollout, RolloutEffect, Term, TokenBatch, Total
+    from .types import Effect, Quantiles, Rollout, RolloutEffect, Term, TokenBatch, Total, Transcript
 
 __version__ = "0.1.0"
 
@@ -20,7 +20,7 @@ _HOMES = {
     "collapse": ("CollapseCallback", "CollapseDetector"),
     "config": ("GRPOConfig", "RLOOConfig", "build_chain", "known_terms"),
     "trainer": ("GRPOTrainer", "RLOOTrainer"),
-    "types": ("Effect", "Quantiles", "Rollout", "RolloutEffect", "Term", "TokenBatch", "Total"),
+    "types": ("Effect", "Quantiles", "Rollout", "RolloutEffect", "Term", "TokenBatch", "Total", "Transcript"),
 }
 
 __all__ = [
@@ -45,6 +45,7 @@ __all__ = [
     "Term",
     "TokenBatch",
     "Total",
+    "Transcript",
     "build_chain",
     "known_terms",
 ]

@@ -116,6 +116,11 @@ class Chain:
         """Names of the links that read the whole next-token distribution."""
         return [link.name for link in self.links if link.term.needs_vocab]
 
+    @property
+    def needs_rescoring(self) -> list[str]:
+        """Names of the links that have the policy score other texts."""
+        return [link.name for link in self.links if link.term.needs_rescoring]
+
     def on_rollout(
         self,
         rollout: Rollout,
@@ -192,6 +197,8 @@ class Chain:
                 require_finite(effect.loss, batch.mask, name, batch.step, "loss")
                 losses[name] = effect.loss
                 affected = affected | (effect.loss.detach() != 0)
+                if effect.affected is not None:
+                    affected = affected | effect.affected
             metrics |= {f"{name}/{key}": metric for key, metric in effect.metrics.items()}
             metrics[f"{name}/affected"] = (affected & batch.mask).float()
             if effect.on_hidden_gradient is not None:

@@ -34,6 +34,7 @@ NEEDS = {
     "needs_scores": "scoring pass",
     "needs_hidden": "hidden states",
     "needs_vocab": "next-token distribution",
+    "needs_rescoring": "passes over other texts",
     "inert_on_policy": "several updates per rollout",
 }
 

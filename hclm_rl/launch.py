@@ -127,6 +127,16 @@ def build_trainer(
         "dtype": model.dtype,
         **(config.model_init_kwargs or {}),
     }
+    environment = {}
+    if task is not None and task.environment is not None:
+        if algorithm != "grpo":
+            raise ValueError(f"the task '{arguments.task}' has tools, which TRL's RLOO trainer does not run: use grpo")
+        if arguments.eval_samples:
+            raise ValueError(
+                f"eval_samples measures single responses, and the task '{arguments.task}' has tools: set it to 0 and "
+                "eval_strategy to steps, which measures the reward on held-out prompts"
+            )
+        environment["environment_factory"] = task.environment
     if config.world_size != int(os.environ.get("WORLD_SIZE", 1)):
         raise ValueError(
             f"{os.environ['WORLD_SIZE']} processes were started and this one sees {config.world_size}: start them with "
@@ -142,6 +152,7 @@ def build_trainer(
             quantization_config=get_quantization_config(model),
             peft_config=get_peft_config(model),
             callbacks=callbacks,
+            **environment,
         )
     except OSError as error:  # as transformers says that there is no such model
         raise ValueError(f"model_name_or_path '{path}' could not be loaded: {error}") from error

@@ -16,7 +16,7 @@ import logging
 import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ from .metrics import StepMetrics, token_values
 from .rewards import checked
 from .state import JSON_NAME, ChainState
 from .trace import Trace
-from .types import Metric, Rollout, TokenBatch, last_layer
+from .types import Metric, Rollout, TokenBatch, Transcript, last_layer
 from .vocab import Head, over_vocab, slope_along
 
 if not Version("1.16") <= Version(trl.__version__) < Version("1.17"):
@@ -143,9 +143,9 @@ class EntropyTermsMixin:
             output = super()._generate_and_score_completions(inputs)
             scores = self._hclm_trls_scores(output, generation)
             if scores is None and self._hclm.chain.needs_scores:
-                if (
-                    self.args.steps_per_generation == self.num_iterations == 1
-                ):  # the loss's own pass sees it all at once
+                # the loss's own pass sees it all at once; within it no other pass may run
+                is_whole = self.args.steps_per_generation == self.num_iterations == 1
+                if is_whole and not self._hclm.chain.needs_rescoring:
                     self._hclm.deferred = dict(output), generation
                     return output | {ROW: torch.arange(len(output["prompt_ids"]), device=self.accelerator.device)}
                 scores = self._hclm_own_scores(output, generation)
@@ -175,6 +175,19 @@ class EntropyTermsMixin:
             )
         return generation.scores[0]
 
+    def _hclm_score(self, model: Any, transcript: Transcript) -> Tensor:
+        """Log-probs of any completions under the policy as it is, by a pass of its own; chunked without gradient."""
+        ids = torch.cat([transcript.prompt_ids, transcript.ids], dim=1)
+        attention = torch.cat([transcript.prompt_mask, transcript.present], dim=1).long()
+        devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
+        size = None if torch.is_grad_enabled() else self.args.per_device_train_batch_size
+        quietly = disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs)
+        with torch.random.fork_rng(devices), nullcontext() if torch.is_grad_enabled() else quietly:
+            logps, _, _ = super()._get_per_token_logps_and_entropies(
+                model, ids, attention, transcript.ids.size(1), size
+            )
+        return logps
+
     def _hclm_stage_one(self, output: dict, generation: _Generation, scores: _Scores | None) -> dict[str, Tensor]:
         """Runs the chain's first stage; gives the new keys of the batch dict."""
         run, rank, n = self._hclm, self.accelerator.process_index, len(output["prompt_ids"])
@@ -194,6 +207,14 @@ class EntropyTermsMixin:
                 reads["slope"] = lambda direction: slope_along(
                     direction, states, output["completion_ids"], self._hclm_head()
                 )
+        if run.chain.needs_rescoring:
+            reads["score"] = functools.partial(self._hclm_score, self.model)
+            reads["transcript"] = Transcript(
+                prompt_ids=output["prompt_ids"],
+                prompt_mask=output["prompt_mask"].bool(),
+                ids=output["completion_ids"],
+                present=output["completion_mask"].bool(),
+            )
         rollout = Rollout(
             ids=output["completion_ids"],
             mask=mask,
@@ -208,6 +229,7 @@ class EntropyTermsMixin:
             ref_logps=output.get("ref_per_token_logps"),
             prompts=generation.prompts,
             texts=generation.texts,
+            tokenizer=self._tokenizer,
             progress=self._hclm_progress(),
             step=self.state.global_step,
             everywhere=self._hclm_everywhere,
@@ -276,13 +298,13 @@ class EntropyTermsMixin:
         width = logps.size(1)  # the state at position i predicts token i + 1
         hidden = torch.cat([states[:, -width - 1 : -1] for states in seen]) if seen else None
         if is_training_pass:
-            logps = self._hclm_stage_two(logps, entropy, hidden, through_head)
+            logps = self._hclm_stage_two(args[0], logps, entropy, hidden, through_head)
         elif run.generation is not None:
             run.generation.scores.append(_Scores(logps, entropy, hidden))
         return logps, entropy, aux_loss
 
     def _hclm_stage_two(
-        self, logps: Tensor, entropy: Tensor, hidden: Tensor | None, through_head: list[Tensor]
+        self, model: Any, logps: Tensor, entropy: Tensor, hidden: Tensor | None, through_head: list[Tensor]
     ) -> Tensor:
         """Runs the chain on a micro-batch; shapes the advantages of the armed inputs, gives TRL its log-probs."""
         run, inputs = self._hclm, self._hclm.inputs
@@ -293,9 +315,11 @@ class EntropyTermsMixin:
         old_logps = inputs.get("old_per_token_logps", inputs.get("hclm/old_logps"))
         columns = {key.removeprefix(COLUMN): value for key, value in inputs.items() if key.startswith(COLUMN)}
         affected = {key.removeprefix(AFFECTED): value for key, value in inputs.items() if key.startswith(AFFECTED)}
-        reads = {} if hidden is None else {"hidden": last_layer(hidden)}
+        reads: dict[str, Callable] = {} if hidden is None else {"hidden": last_layer(hidden)}
         if run.chain.needs_vocab and hidden is not None:
             reads["over_vocab"] = lambda functional: over_vocab(functional, hidden, self._hclm_head())
+        if run.chain.needs_rescoring:
+            reads["score"] = functools.partial(self._hclm_score, model)
         batch = TokenBatch(
             ids=inputs["completion_ids"],
             mask=mask,
@@ -588,7 +612,8 @@ def refuse_what_the_run_lacks(chain: Chain, model: Any, config: Any) -> None:
     if isinstance(model, str):
         trusts = bool(getattr(config, "trust_remote_code", False))
         model_config = AutoConfig.from_pretrained(model, trust_remote_code=trusts)
-    reads = sorted({*chain.needs_hidden, *chain.needs_vocab, *(x.name for x in chain.links if x.term.needs_scores)})
+    scored = [link.name for link in chain.links if link.term.needs_scores]
+    reads = sorted({*chain.needs_hidden, *chain.needs_vocab, *chain.needs_rescoring, *scored})
     if reads and getattr(model_config, "vision_config", None) is not None:
         raise ValueError(
             f"{', '.join(reads)}: reads scores or hidden states of the whole batch, which this library does not take "

@@ -12,6 +12,7 @@ from typing import ClassVar
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 
 def no_hidden(layer: int = -1) -> Tensor:
@@ -38,6 +39,21 @@ def no_vocab(functional: Callable[[Tensor], Tensor]) -> Tensor:
 def no_slope(direction: Tensor) -> Tensor:
     """Stands for `slope` of a rollout that has none."""
     raise ValueError("this rollout has no slope: a term that reads it declares needs_vocab = True")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transcript:
+    """Prompts and completions as the model reads them: what `score` takes. Change a part with dataclasses.replace."""
+
+    prompt_ids: Int[Tensor, "R P"]  # padded on the left
+    prompt_mask: Bool[Tensor, "R P"]
+    ids: Int[Tensor, "R T"]  # padded on the right
+    present: Bool[Tensor, "R T"]  # False on padding; True on what tools wrote, unlike `mask`
+
+
+def no_score(transcript: Transcript) -> Tensor:
+    """Stands for `score` of a batch that has none."""
+    raise ValueError("this batch has no score: a term that calls it declares needs_rescoring = True")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +96,7 @@ class Rollout:
     ref_logps: Float[Tensor, "N T"] | None = None
     prompts: list = field(default_factory=list)
     texts: list = field(default_factory=list)
+    tokenizer: PreTrainedTokenizerBase | None = None  # what made the ids: turns.py finds text with it
     progress: float = 0.0  # share of the training done, in [0, 1]
     step: int = 0  # optimiser step
     generator: torch.Generator = field(default_factory=torch.Generator)  # the same state on every process
@@ -88,6 +105,10 @@ class Rollout:
     over_vocab: Callable[[Callable[[Tensor], Tensor]], Tensor] = no_vocab
     # slope(direction (N, T, D)) -> (N, T): d log pi(token) as its hidden state moves along `direction`
     slope: Callable[[Tensor], Tensor] = no_slope
+    transcript: Transcript | None = None  # this process's rows as the model reads them; None unless needs_rescoring
+    # score(transcript) -> (rows, T): log pi(token) of the policy as it is, without gradient; a forward pass, so all
+    # processes must call it equally often
+    score: Callable[[Transcript], Tensor] = no_score
     # everywhere(x): (N, ...) -> the rows of all processes, T padded to the widest
     everywhere: Callable[[Tensor], Tensor] = lambda x: x
     here: Callable[[Tensor], Tensor] = lambda x: x  # the inverse of `everywhere`: this process's rows, cut to its T
@@ -122,6 +143,7 @@ class TokenBatch:
     hidden: Callable[..., Tensor] = no_hidden  # hidden() -> (B, T, D): the last states, with gradient
     # over_vocab(f), f: (n, V) log-probs -> (n,), gives (B, T) with gradient, in chunks (vocab.py)
     over_vocab: Callable[[Callable[[Tensor], Tensor]], Tensor] = no_vocab
+    score: Callable[[Transcript], Tensor] = no_score  # as in Rollout, with gradient
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +163,7 @@ class Effect:
 
     advantages: Float[Tensor, "B T"] | None = None  # a token weight w >= 0 or a mask is w * A
     loss: Float[Tensor, "B T"] | Float[Tensor, ""] | None = None  # (B, T): averaged over the optimiser step; (): as is
+    affected: Bool[Tensor, "B T"] | None = None  # tokens that a loss acts on though its value there is 0
     metrics: Mapping[str, Metric] = field(default_factory=dict)
     # Called in the backward pass with the gradient (B, T, D) that reaches the hidden states through the output head,
     # scaled as in the optimiser step's loss; gives metrics. Needs `needs_hidden`.
@@ -159,6 +182,7 @@ class Term:
     needs_scores: ClassVar[bool] = False  # stage 1 reads logps or entropy of the sampling policy
     needs_hidden: ClassVar[bool] = False  # reads hidden states
     needs_vocab: ClassVar[bool] = False  # reads the whole next-token distribution (over_vocab)
+    needs_rescoring: ClassVar[bool] = False  # calls `score` on other texts, or reads `transcript`
     is_diagnostic: ClassVar[bool] = False  # gives metrics alone
     inert_on_policy: ClassVar[bool] = False  # does nothing when each rollout is used for one update only
     default_coef: ClassVar[float] = 1.0  # the link's coefficient where the recipe names none

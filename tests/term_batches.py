@@ -11,14 +11,21 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 from trl.trainer.utils import nanstd
 
-from hclm_rl import Chain, Constant, Link, Rollout, Term, TokenBatch
+from hclm_rl import Chain, Constant, Link, Rollout, Term, TokenBatch, Transcript
 from hclm_rl.chain import Outcome, RolloutOutcome, per_token
 from hclm_rl.vocab import Head, over_vocab, slope_along
 
 LENGTHS = (6, 4, 6, 3, 5, 2, 1, 5)
+WORDS = ("so", "it", "is", "4", "wait", "let", "me", "see", "check", "then", ".")
+TOKENIZER = PreTrainedTokenizerFast(
+    tokenizer_object=Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}))
+)
+TOKENIZER.backend_tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +115,9 @@ def rollout(step: Step, rows: slice = slice(None), **changes: object) -> Rollout
         ref_logps=step.old_logps[rows],
         prompts=["2 + 2 = ?"] * count,
         texts=["so it is 4"] * count,
+        tokenizer=TOKENIZER,
+        transcript=transcript_of(step.ids[rows], step.mask[rows]),
+        score=lambda transcript: reading(transcript, step.head),
         progress=0.5,
         step=3,
         generator=torch.Generator().manual_seed(1),
@@ -137,8 +147,25 @@ def token_batch(step: Step, rows: slice | Tensor = slice(None), **changes: objec
         generator=torch.Generator().manual_seed(2),
         hidden=lambda: hidden,
         over_vocab=lambda functional: over_vocab(functional, hidden, Head(weight=step.head)),
+        score=lambda transcript: reading(transcript, step.head) + 0.1 * hidden.mean(),
     )
     return replace(whole, **changes)
+
+
+def transcript_of(ids: Tensor, mask: Tensor) -> Transcript:
+    """Behind a prompt of two tokens; all up to the last response token is present, a tool's tokens in between too."""
+    present = mask.flip(1).cumsum(dim=1).flip(1) > 0
+    prompt = torch.tensor([[1, 2]]).expand(len(ids), 2)
+    return Transcript(prompt_ids=prompt, prompt_mask=torch.ones_like(prompt).bool(), ids=ids, present=present)
+
+
+def reading(transcript: Transcript, head: Tensor) -> Tensor:
+    """A policy that scores tokens by the mean of the two before them: what stood earlier changes log-probs, no more."""
+    ids = torch.cat([transcript.prompt_ids, transcript.ids], dim=1)
+    width = transcript.ids.size(1)
+    state = head[ids]
+    before = (state[:, -width - 1 : -1] + state[:, -width - 2 : -2]) / 2
+    return (before @ head.T).log_softmax(-1).gather(-1, transcript.ids.unsqueeze(-1)).squeeze(-1)
 
 
 def one_link(term: Term) -> Chain:
@@ -177,9 +204,11 @@ def second_stage(
     return one_link(term)(batch, {"link": memory}, {"link": coef}, always_the_same, affected)
 
 
-def both_stages(term: Term, step: Step, coef: float = 1.0, **changes: object) -> tuple[TokenBatch, Tensor, Outcome]:
+def both_stages(
+    term: Term, step: Step, coef: float = 1.0, memory: dict | None = None, **changes: object
+) -> tuple[TokenBatch, Tensor, Outcome]:
     """The whole step as one micro-batch: the batch, its advantages (N, T) afterwards, and all that was asked for."""
-    memory: dict = {}
+    memory = {} if memory is None else memory
     first = first_stage(term, rollout(step), memory, coef, step.group_size)
     batch = token_batch(step, **changes)
     outcome = second_stage(term, batch, first, memory, coef=coef)

@@ -14,7 +14,7 @@ from hclm_rl import known_terms
 from hclm_rl.cli import find_method
 from hclm_rl.config import find_term
 
-from .tiny import LOSSES, largest_difference, weights_after
+from .tiny import LOSSES, WITH_TOOLS, largest_difference, weights_after
 
 WHOLE = {"per_device_train_batch_size": 8}
 CUT = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
@@ -24,6 +24,9 @@ STRONG = {
     "clip_cov": {"ratio": 0.2, "lower": 0.1},
     "discriminator_clip": {"mu": 0.3},
     "force_reweight": {"floor": 0.1, "ceiling": 0.5},
+    "info_po": {"beta": 5.0, "temperature": 1.0},
+    "self_imitation": {"buffer": 1, "warm_up": 1, "needs_tool_call": False},
+    "hicra": {"grams": ("1", "2", "3", "5", "8", "13")},
     "epo": {"coef": 0.1, "alpha": 0.5, "kappa_l": 0.9, "kappa_r": 1.0},
     "pear": {"correct_from": 0.5},
     "perplexity_advantage": {"alpha": 0.1},
@@ -47,7 +50,8 @@ def all_terms_in_order() -> list[str]:
 
 
 def update(policy: str, out: Path, term: str, **cut) -> dict[str, torch.Tensor]:
-    return weights_after(policy, out, terms=[{term: STRONG.get(term, {})}], fixed=True, loss_type="dapo", **cut)
+    terms, fixed = [{term: STRONG.get(term, {})}], "turns" if term in WITH_TOOLS else True
+    return weights_after(policy, out, terms=terms, fixed=fixed, loss_type="dapo", **cut)
 
 
 @pytest.mark.parametrize("term", known_terms())
@@ -69,7 +73,8 @@ def test_micro_batches_in_every_loss(loss: str, policy: str, tmp_path: Path):
     "term", [name for name in known_terms() if not find_term(name).is_diagnostic and name != "kl_cov"]
 )
 def test_the_term_changes_the_update_by_more_than_the_tolerance(term: str, policy: str, tmp_path: Path):
-    plain = weights_after(policy, tmp_path / "plain", fixed=True, loss_type="dapo", **WHOLE)
+    fixed = "turns" if term in WITH_TOOLS else True
+    plain = weights_after(policy, tmp_path / "plain", fixed=fixed, loss_type="dapo", **WHOLE)
     assert largest_difference(plain, update(policy, tmp_path / "term", term, **WHOLE)) > 100 * ROUNDING
 
 

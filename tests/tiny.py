@@ -14,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 import hclm_rl
 
 LOSSES = ["grpo", "dapo", "dr_grpo", "bnpo", "cispo", "sapo", "vespo", "luspo"]
+WITH_TOOLS = {"info_po", "tool_bonus"}  # terms that do nothing in text without tools
 WORDS = [str(i) for i in range(24)]
 PAIRS = {"grpo": (trl.GRPOTrainer, hclm_rl.GRPOTrainer), "rloo": (trl.RLOOTrainer, hclm_rl.RLOOTrainer)}
 CONFIGS = {"grpo": hclm_rl.GRPOConfig, "rloo": hclm_rl.RLOOConfig}
@@ -64,6 +65,13 @@ def fixed_rollout(batch: list[str], trainer: Any) -> dict[str, Any]:
     return {"prompt_ids": prompt_ids, "completion_ids": completion_ids, "logprobs": None}
 
 
+def turns_rollout(batch: list[str], trainer: Any) -> dict[str, Any]:
+    """The same, but a tool wrote the second or the third token."""
+    made = fixed_rollout(batch, trainer)
+    masks = [[int(t != 1 + ids[0] % 2) for t in range(len(ids))] for ids in made["completion_ids"]]
+    return made | {"env_mask": masks}
+
+
 def settings(**changes: Any) -> dict[str, Any]:
     """Two optimiser steps of SGD on eight completions each; SGD keeps rounding as small as it is in the gradient."""
     defaults = {
@@ -93,7 +101,7 @@ def make(
     ours: bool = True,
     algorithm: str = "grpo",
     terms: list | None = None,
-    fixed: bool = False,
+    fixed: bool | str = False,
     trainer: dict[str, Any] | None = None,
     **changes: Any,
 ) -> Any:
@@ -101,7 +109,7 @@ def make(
     config = CONFIGS[algorithm](output_dir=str(out), entropy_terms=terms, **settings(**changes))
     more = dict(trainer or {})
     if fixed:
-        more["rollout_func"] = fixed_rollout
+        more["rollout_func"] = turns_rollout if fixed == "turns" else fixed_rollout
     return PAIRS[algorithm][ours](model=policy, reward_funcs=low_words, args=config, train_dataset=prompts(), **more)
 
 

@@ -7,14 +7,15 @@ from pathlib import Path
 from accelerate import PartialState
 from safetensors.torch import save_file
 
-from .tiny import LOSSES, make, weights_of
+from .tiny import LOSSES, WITH_TOOLS, make, weights_of
 
 
 def main(policy: str, out: Path, cases: dict[str, dict]) -> None:
     state = PartialState(cpu=True)
     assert state.num_processes == 2
     half = {"per_device_train_batch_size": 4}
-    runs = {term: {"terms": [{term: given}], "fixed": True, "loss_type": "dapo"} for term, given in cases.items()}
+    runs = {term: {"terms": [{term: given}], "loss_type": "dapo"} for term, given in cases.items()}
+    runs = {term: run | {"fixed": "turns" if term in WITH_TOOLS else True} for term, run in runs.items()}
     runs["remembers"] = {"terms": ["tests.own_terms.Remembers"], "fixed": True, "loss_type": "dapo"}
     for loss in LOSSES:  # sampled, each process with its own seed
         off_policy = {"num_iterations": 2, "beta": 0.04, "loss_type": loss}

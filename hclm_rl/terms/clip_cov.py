@@ -42,7 +42,7 @@ class ClipCov(Term):
         advantages = rollout.everywhere(per_token(rollout.advantages, rollout.mask))
         mask = rollout.everywhere(rollout.mask)
         cov = covariance_contributions(rollout.everywhere(rollout.scored()[0]), advantages, mask)
-        is_candidate, is_dropped = self._draw(cov, mask, rollout.generator)
+        is_candidate, is_dropped = self.draw(cov, mask, rollout.generator)
         share = is_candidate.sum() / mask.sum().clamp(min=1)
         return RolloutEffect(columns={"is_dropped": rollout.here(is_dropped)}, metrics={"candidates": share})
 
@@ -53,11 +53,11 @@ class ClipCov(Term):
         clipped = ratio.clamp(1 - batch.clip_range[0], 1 + batch.clip_range[1])
         is_clipped = -batch.advantages * clipped > -batch.advantages * ratio
         cov = covariance_contributions(batch.logps, batch.advantages, batch.mask)
-        is_candidate, is_dropped = self._draw(cov, batch.mask, batch.generator, allowed=~is_clipped)
+        is_candidate, is_dropped = self.draw(cov, batch.mask, batch.generator, allowed=~is_clipped)
         share = is_candidate.sum() / batch.mask.sum().clamp(min=1)
         return Effect(advantages=torch.where(is_dropped, 0.0, batch.advantages), metrics={"candidates": share})
 
-    def _draw(
+    def draw(
         self,
         cov: Float[Tensor, "rows T"],
         mask: Bool[Tensor, "rows T"],

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
 
+from ..turns import share_of_turns
 from ..types import Effect, Rollout, RolloutEffect, Term, TokenBatch
 
 
@@ -69,16 +68,6 @@ class Epo(Term):
         beta = penalty_weight(batch.step, batch.progress, self.gamma)
         metrics = {"outside": is_outside, "beta": entropy.new_tensor(beta)}
         return Effect(loss=-weight * (entropy - beta * penalty), metrics=metrics)
-
-
-def share_of_turns(mask: Bool[Tensor, "N T"]) -> Float[Tensor, "N T"]:
-    """1 / (T_j |tau_jt|) at each token of turn t of response j, which has T_j turns; 0 off the mask."""
-    is_start = mask & ~torch.nn.functional.pad(mask[:, :-1], (1, 0), value=False)
-    turn = is_start.cumsum(dim=1)  # from 1; a tool's tokens carry the number of the turn before them
-    lengths = torch.zeros(len(mask), mask.size(1) + 1, dtype=torch.float64, device=mask.device)
-    lengths = lengths.scatter_add(1, turn, mask.double()).gather(1, turn)
-    turns = is_start.sum(dim=1, keepdim=True)
-    return torch.where(mask, 1 / (turns * lengths).clamp(min=1), 0.0)
 
 
 def penalty_weight(step: int, progress: float, gamma: float) -> float:

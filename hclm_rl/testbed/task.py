@@ -28,7 +28,8 @@ class Task:
     reward_funcs: list[Callable[..., Sequence[float | None]]]  # TRL's signature: (prompts, completions, **columns)
     answer: Callable[[Row, str], str | None]  # (row, completion text) -> canonical answer, None if it does not parse
     is_correct: Callable[[Row, str], bool]  # (row, completion text)
-    max_completion_length: int  # tokens
+    max_completion_length: int  # tokens, those that tools write included
+    environment: Callable[[], object] | None = None  # of one response: TRL's environment_factory; its methods are tools
 
 
 def find_task(name: str, **kwargs: object) -> Task:

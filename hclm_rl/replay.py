@@ -1,0 +1,72 @@
+"""Responses kept from earlier steps, as tensors that fit a term's memory."""
+
+from dataclasses import dataclass, fields
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+PREFIX = "replay_"  # of the keys in a memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replay:
+    """K responses with the log-probs of the policy that sampled them; the same on all processes."""
+
+    prompt_ids: Int[Tensor, "K P"]  # padded on the left
+    prompt_mask: Bool[Tensor, "K P"]
+    ids: Int[Tensor, "K T"]  # padded on the right
+    present: Bool[Tensor, "K T"]  # False on padding
+    mask: Bool[Tensor, "K T"]  # False on padding and on what tools wrote
+    logps: Float[Tensor, "K T"]  # 0 off the mask
+    reward: Float[Tensor, "K"]
+    step: Int[Tensor, "K"]  # at which it was sampled
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def rows(self, which: Tensor) -> "Replay":
+        """Some of them, cut to the widths that these need."""
+        some = {each.name: getattr(self, each.name)[which] for each in fields(self)}
+        prompt, text = some["prompt_mask"].any(dim=0), some["present"].any(dim=0)
+        for name, kept in {
+            "prompt_ids": prompt,
+            "prompt_mask": prompt,
+            "ids": text,
+            "present": text,
+            "mask": text,
+        }.items():
+            some[name] = some[name][:, kept]
+        some["logps"] = some["logps"][:, text]
+        return Replay(**some)
+
+    def joined(self, more: "Replay") -> "Replay":
+        """Both, padded to the wider."""
+        joined = {}
+        for each in fields(self):
+            pair = [getattr(self, each.name), getattr(more, each.name)]
+            if pair[0].dim() == 2:
+                width, is_prompt = max(x.size(1) for x in pair), each.name.startswith("prompt")
+                pair = [padded(x, width, left=is_prompt) for x in pair]
+            joined[each.name] = torch.cat(pair)
+        return Replay(**joined)
+
+    def save(self, memory: dict) -> None:
+        memory |= {PREFIX + each.name: getattr(self, each.name) for each in fields(self)}
+
+
+def padded(x: Tensor, width: int, *, left: bool) -> Tensor:
+    """x (K, T) with zeros up to `width` columns."""
+    return torch.nn.functional.pad(x, (width - x.size(1), 0) if left else (0, width - x.size(1)))
+
+
+def kept_in(memory: dict) -> Replay | None:
+    """What `save` left there."""
+    held = {each.name: memory.get(PREFIX + each.name) for each in fields(Replay)}
+    return None if held["ids"] is None else Replay(**held)
+
+
+def left_padded(ids: Int[Tensor, "N P"], mask: Bool[Tensor, "N P"]) -> tuple[Tensor, Tensor]:
+    """The same tokens with all padding on the left, wherever it was."""
+    order = mask.long().argsort(dim=1, stable=True)
+    return ids.gather(1, order), mask.gather(1, order)

@@ -1,0 +1,70 @@
+"""EMPG, Entropy-Modulated Policy Gradients: Wang et al., 2025, arXiv:2509.09265"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from ..chain import per_token
+from ..turns import at_tokens, ends_of_steps, number_turns, sum_by_turn, tokens_by_turn
+from ..types import Rollout, RolloutEffect, Term
+
+EPSILON = 1e-8  # the authors': keeps equal entropies at 0 and an empty sum from dividing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Empg(Term):
+    """Trains more on an agent's confident steps and less on uncertain ones, and pays a step for the next one's clarity.
+
+    A_it = A_i g_it + zeta f_i,t+1 - mean of these over all steps;  g = exp(-k h) / mean exp(-k h),  f = exp(-k_next h),
+    h_it = (H_it - min H) / (max H - min H), H_it = mean entropy of the tokens of step t, nats, at the sampling policy.
+    Minima, maxima and means are over all steps of all responses, each step once whatever its length; the last step of
+    a response gets no bonus. A step is a turn: an unbroken run of response tokens between what tools wrote.
+    In text without tools a response is one step, f never acts, and g is a weight per response: set `delimiter`.
+    One very uncertain step squeezes all others to g = 1. Groups of equal rewards do not stay at zero: they get the
+    bonus less the mean, whatever the outcome. Confident errors are punished hardest, the opposite of what terms do
+    that weigh uncertain tokens up: do not stack it with those.
+    """
+
+    needs_scores: ClassVar[bool] = True
+
+    k: float = 1.0  # sharpness of g, >= 0; the authors'
+    k_next: float = 1.0  # sharpness of f (k' in the paper), >= 0; the authors'
+    zeta: float = 0.05  # weight of the bonus, >= 0; of two listings that cite the paper, the later one (the other: 0.1)
+    delimiter: str | None = None  # text that ends a step within a turn, such as "\n\n"; None: steps are turns
+
+    def __post_init__(self) -> None:
+        for name in ("k", "k_next", "zeta"):
+            if not 0 <= vars(self)[name] < torch.inf:
+                raise ValueError(f"{name} must be >= 0 and finite, got {vars(self)[name]}")
+        if self.delimiter == "":
+            raise ValueError("delimiter must be text of at least one character, or None for turns, got ''")
+
+    def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
+        ends = None
+        if self.delimiter is not None:
+            ends = rollout.everywhere(ends_of_steps(rollout.tokenizer, rollout.ids, rollout.mask, self.delimiter))
+        mask = rollout.everywhere(rollout.mask)
+        advantages = rollout.everywhere(per_token(rollout.advantages, rollout.mask)).double()
+        turn = number_turns(mask, ends)
+        tokens = tokens_by_turn(turn)
+        is_step = tokens > 0  # (N, S)
+        if not is_step.any():
+            return RolloutEffect()
+        entropy = sum_by_turn(rollout.everywhere(rollout.scored()[1]).double(), turn) / tokens.clamp(min=1)
+        low, high = entropy[is_step].min(), entropy[is_step].max()
+        h = (entropy - low) / (high - low + EPSILON)
+        g = (-self.k * h).exp() / ((-self.k * h[is_step]).exp().mean() + EPSILON)
+        f = torch.where(is_step, (-self.k_next * h).exp(), 0.0)
+        bonus = self.zeta * torch.nn.functional.pad(f[:, 1:], (0, 1))  # of the step that follows
+        modulated = advantages * at_tokens(g, turn) + at_tokens(bonus, turn)
+        # advantages that differ within a step count with their mean in the centre
+        centre = (sum_by_turn(modulated, turn) / tokens.clamp(min=1))[is_step].mean()
+        return RolloutEffect(
+            advantages=rollout.here((modulated - centre).to(rollout.advantages.dtype)),
+            metrics={
+                "steps": is_step.double().sum(dim=1).mean(),  # per response
+                "largest_factor": g[is_step].max(),
+                "step_entropy": entropy[is_step].mean(),
+            },
+        )

@@ -1,0 +1,81 @@
+"""Entropy-balanced clipping and advantages of AEPO-Agentic: Dong et al., 2025, arXiv:2510.14545"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ..types import Effect, Rollout, RolloutEffect, Term, TokenBatch
+
+EQUAL_BELOW = 1e-6  # nats: a deviation that rounding alone can make
+
+
+@dataclass(frozen=True, kw_only=True)
+class EntropyBalanced(Term):
+    """Trains uncertain tokens more, and keeps a bounded gradient on tokens that PPO's upper clip would drop.
+
+    A~_t = A_t (1 + a z_t),  z_t = (H_t - mean H) / deviation H  over the response tokens of the step, nats.
+    The upper clip becomes (1 + eps_high) r / stopgrad(r): same value of the loss, but a token with r > 1 + eps_high and
+    A~ > 0 keeps the gradient (1 + eps_high) A~ instead of none. Above `dual_clip` a token with A~ < 0 has none.
+    Both hold for the losses that clip (dapo, grpo, bnpo, dr_grpo) with one ratio a token. The kept gradient is averaged
+    over all tokens of the step, as in dapo; put the term last, since it reads the advantages that it leaves. Where each
+    rollout is used for one update r = 1 and only the advantages change. For wrong answers uncertain tokens are punished
+    more; the factor is negative where z < -1 / a. The rollout strategy of the paper is not part of this.
+    """
+
+    needs_scores: ClassVar[bool] = True
+
+    a: float = 0.2  # strength of the entropy in the advantage, >= 0; the authors' code. 0: the clipping rule alone
+    keeps_clipped: bool = True  # whether tokens above the upper clip keep their gradient
+    only_uncertain: bool = False  # True: only tokens with z > 0 do, as the paper's text says; its code takes all
+    dual_clip: float | None = 3.0  # r at which a token with A~ < 0 stops, > 1; the authors'. None: never
+    statistics: Literal["step", "micro_batch"] = "step"  # "micro_batch": as the authors' code, for parity with it
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.a < torch.inf:
+            raise ValueError(f"a must be >= 0 and finite, got {self.a}")
+        if self.dual_clip is not None and not self.dual_clip > 1:
+            raise ValueError(f"dual_clip must be above 1, or None, got {self.dual_clip}")
+
+    def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
+        if self.statistics == "micro_batch":
+            return RolloutEffect()
+        z = standardised(rollout.everywhere(rollout.scored()[1]), rollout.everywhere(rollout.mask))
+        return RolloutEffect(columns={"z": rollout.here(z)})
+
+    def __call__(self, batch: TokenBatch, memory: dict) -> Effect:
+        z = batch.columns["z"] if self.statistics == "step" else standardised(batch.entropy.detach(), batch.mask)
+        advantages = torch.where(batch.mask, batch.advantages * (1 + self.a * z), 0.0)
+        logps = torch.where(batch.mask, batch.logps, 0.0)
+        old_logps = torch.where(batch.mask, batch.old_logps, 0.0)
+        ratio = (logps.detach() - old_logps).exp()
+        upper = 1 + batch.clip_range[1]
+        is_kept = batch.mask & (ratio > upper) & (advantages > 0) & self.keeps_clipped
+        if self.only_uncertain:
+            is_kept = is_kept & (z > 0)
+        is_stopped = torch.zeros_like(is_kept)
+        if self.dual_clip is not None:
+            is_stopped = batch.mask & (ratio > self.dual_clip) & (advantages < 0)
+        # the values are those of the clipped loss: what is kept adds 0, what is stopped a constant
+        kept = -upper * advantages * (logps - logps.detach())
+        loss = torch.where(is_kept, kept, 0.0)
+        if self.dual_clip is not None:
+            loss = torch.where(is_stopped, -self.dual_clip * advantages, loss)
+        return Effect(
+            advantages=torch.where(is_stopped, 0.0, advantages),
+            loss=loss,
+            affected=is_kept,
+            metrics={"kept": is_kept.float(), "stopped": is_stopped.float()},
+        )
+
+
+def standardised(entropy: Float[Tensor, "rows T"], mask: Bool[Tensor, "rows T"]) -> Float[Tensor, "rows T"]:
+    """(H - mean) / deviation with n - 1, over the mask; by 1 where they are equal. 0 off the mask."""
+    values = entropy[mask].double()
+    if len(values) < 2:
+        return torch.zeros_like(entropy)
+    deviation = values.std()
+    z = (entropy.double() - values.mean()) / (deviation if deviation > EQUAL_BELOW else 1.0)
+    return torch.where(mask, z, 0.0).to(entropy.dtype)

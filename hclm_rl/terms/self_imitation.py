@@ -1,0 +1,140 @@
+"""Self-imitation of SPEAR: Qin et al., 2025, arXiv:2509.22601"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from ..chain import per_token
+from ..functional import covariance_contributions, quantile
+from ..replay import Replay, kept_in, left_padded
+from ..turns import number_turns
+from ..types import Effect, Rollout, RolloutEffect, Term, TokenBatch, Transcript
+from .clip_cov import ClipCov
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelfImitation(Term):
+    """Replays earlier responses that beat the usual reward, with a weight that grows over the first steps.
+
+    Adds gamma(s) times the clipped objective of replayed tokens, -min(r A, clip(r) A), r = p now / p when sampled,
+    A = R - b > 0;  b = median of the group means of all earlier steps, gamma(s) = (1 - cos(pi s / S)) / 2, 1 from S on.
+    After a step its responses with a positive advantage and a tool call enter the buffer; those older than `keep_steps`
+    leave it. Once more than 1.5 `buffer` of them have R > b, `buffer` at random (or the largest power of two there is)
+    are replayed in the updates of one generation batch, and the buffer is emptied. A few replayed tokens whose
+    covariance is in (cov_lower, cov_upper) lose their gradient, as in clip_cov, which serves the fresh tokens.
+    The authors give replays optimiser steps of their own and centre rewards without a deviation (scale_rewards: none);
+    their tool reward is the term `tool_bonus`. A replay costs one more pass, forward and backward, over as many rows.
+    """
+
+    needs_scores: ClassVar[bool] = True
+    needs_rescoring: ClassVar[bool] = True
+    default_coef: ClassVar[float] = 1.0  # c; the authors' README, their yaml has 0.001
+
+    buffer: int = 2048  # responses of a replay, >= 1; the README's
+    keep_steps: int = 10  # optimiser steps after which a response leaves, >= 1; the README's, 5 in its scripts
+    warm_up: int = 200  # S, optimiser steps, >= 1; the README's, 100 for ALFWorld, 300 for maths
+    baselines: int = 10240  # group means kept for b, whole steps leave at once, >= 1; the README's
+    needs_tool_call: bool = True  # False: for text without tools
+    cov_ratio: float = 0.02  # share of the replayed tokens without gradient, in (0, 1]; the README's
+    cov_lower: float = 1.0  # the README's, like cov_upper for advantages that no deviation divides
+    cov_upper: float = 40.0
+    average: Literal["tokens", "width"] = "tokens"  # over replayed tokens; "width": sum / width, then over responses
+
+    def __post_init__(self) -> None:
+        for name in ("buffer", "keep_steps", "warm_up", "baselines"):
+            if vars(self)[name] < 1:
+                raise ValueError(f"{name} must be at least 1, got {vars(self)[name]}")
+        ClipCov(ratio=self.cov_ratio, lower=self.cov_lower, upper=self.cov_upper)  # says what is wrong with these
+
+    def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
+        replay, columns = kept_in(memory), {}
+        replayed, baseline = 0, self._baseline(memory)
+        if replay is not None:
+            replay = replay.rows(replay.step >= rollout.step - 1 - self.keep_steps)
+            good = (replay.reward > baseline).nonzero().squeeze(1)
+            is_busy = rollout.everywhere(rollout.mask.any(dim=1))
+            if len(good) > 1.5 * self.buffer and is_busy.any():
+                replayed = min(self.buffer, 2 ** int(math.log2(len(good))))
+                chosen = good[torch.randperm(len(good), generator=rollout.generator)[:replayed].to(good.device)]
+                columns = self._columns(rollout, replay.rows(chosen), baseline, is_busy)
+                replay = replay.rows(replay.step < 0)
+        self._remember(rollout, replay, memory)
+        metrics = {"buffered": float(len(memory["replay_ids"])), "replayed": float(replayed)}
+        return RolloutEffect(columns=columns, metrics={name: torch.tensor(value) for name, value in metrics.items()})
+
+    def __call__(self, batch: TokenBatch, memory: dict) -> Effect:
+        if "ids" not in batch.columns:
+            return Effect()
+        kept = {name: column.flatten(0, 1) for name, column in batch.columns.items()}
+        names = ("prompt_ids", "prompt_mask", "ids", "present")
+        logps = batch.score(Transcript(**{name: kept[name] for name in names}))
+        ratio = torch.where(kept["mask"], logps - kept["logps"], 0.0).exp()
+        clipped = ratio.clamp(1 - batch.clip_range[0], 1 + batch.clip_range[1])
+        advantages = kept["advantage"].unsqueeze(1)
+        losses = -torch.minimum(ratio * advantages, clipped * advantages)
+        losses = torch.where(kept["mask"] & ~kept["is_dropped"], losses, 0.0).sum(dim=1) * kept["weight"]
+        of_row = losses.view(len(batch.mask), -1).sum(dim=1, keepdim=True) * gamma(batch.step, self.warm_up)
+        # on the row's first token; the trainer divides by the tokens of the step, `weight` has them
+        is_first = batch.mask & (batch.mask.cumsum(dim=1) == 1)
+        return Effect(loss=torch.where(is_first, of_row, 0.0))
+
+    @staticmethod
+    def _baseline(memory: dict) -> float:
+        values = torch.tensor([value for step in memory.get("baselines", []) for value in step], dtype=torch.float64)
+        return float(quantile(values, 0.5)) if len(values) else math.inf
+
+    def _columns(self, rollout: Rollout, chosen: Replay, baseline: float, is_busy: Tensor) -> dict[str, Tensor]:
+        """The replays spread over the rows that have tokens, so that they travel with them."""
+        advantage = chosen.reward - baseline
+        tokens = rollout.total(rollout.mask.sum()).double()
+        share = chosen.mask.sum() if self.average == "tokens" else chosen.ids.size(1) * len(chosen)
+        cov = covariance_contributions(chosen.logps, per_token(advantage, chosen.mask).contiguous(), chosen.mask)
+        clip = ClipCov(ratio=self.cov_ratio, lower=self.cov_lower, upper=self.cov_upper)
+        is_dropped = clip.draw(cov, chosen.mask, rollout.generator)[1]
+        each = math.ceil(len(chosen) / int(is_busy.sum()))
+        place = rollout.here(is_busy.cumsum(dim=0) - 1)
+        number = place.unsqueeze(1) * each + torch.arange(each, device=place.device)
+        counts = rollout.mask.any(dim=1, keepdim=True) & (number < len(chosen))
+        number = number.clamp(min=0) % len(chosen)  # rows without one read another's, with weight 0
+        names = ("prompt_ids", "prompt_mask", "ids", "present", "mask", "logps")
+        columns = {name: getattr(chosen, name)[number] for name in names}
+        columns |= {"advantage": advantage[number].to(chosen.logps.dtype), "is_dropped": is_dropped[number]}
+        return columns | {"weight": torch.where(counts, tokens / share, 0.0).to(chosen.logps.dtype)}
+
+    def _remember(self, rollout: Rollout, replay: Replay | None, memory: dict) -> None:
+        """This step's group means and its responses above their group's mean, from all processes."""
+        assert rollout.transcript is not None
+        rewards, text = rollout.everywhere(rollout.rewards), rollout.transcript
+        mask = rollout.everywhere(rollout.mask)
+        prompts = left_padded(rollout.everywhere(text.prompt_ids), rollout.everywhere(text.prompt_mask))
+        new = Replay(
+            prompt_ids=prompts[0],
+            prompt_mask=prompts[1],
+            ids=rollout.everywhere(text.ids),
+            present=rollout.everywhere(text.present),
+            mask=mask,
+            logps=rollout.everywhere(torch.where(rollout.mask, rollout.scored()[0].detach(), 0.0)),
+            reward=rewards,
+            step=torch.full_like(rewards, rollout.step, dtype=torch.long),
+        )
+        advantages = rollout.everywhere(per_token(rollout.advantages, rollout.mask))
+        is_good = (torch.where(mask, advantages, 0.0).sum(dim=1) > 0) & ~rewards.isnan()
+        if self.needs_tool_call:
+            is_good = is_good & (number_turns(mask).amax(dim=1) > 0)
+        new = new.rows(is_good)
+        (new if replay is None else replay.joined(new)).save(memory)
+        groups = rollout.everywhere(rollout.group_rewards.nanmean(dim=1))
+        first = torch.unique(rollout.everywhere(rollout.group), return_inverse=True)[1]
+        means = {number: mean for number, mean in zip(first.tolist(), groups.tolist(), strict=True) if mean == mean}
+        history = [*memory.get("baselines", []), list(means.values())]
+        while sum(map(len, history)) > self.baselines and len(history) > 1:
+            history = history[1:]
+        memory["baselines"] = history
+
+
+def gamma(step: int, warm_up: int) -> float:
+    """(1 - cos(pi s / S)) / 2 up to s = S, then 1."""
+    return (1 - math.cos(math.pi * min(step / warm_up, 1))) / 2

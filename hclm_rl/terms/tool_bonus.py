@@ -1,0 +1,40 @@
+"""Fading tool reward of SPEAR: Qin et al., 2025, arXiv:2509.22601"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from ..turns import number_turns
+from ..types import Rollout, RolloutEffect, Term
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToolBonus(Term):
+    """Pays for tool calls, right answer or wrong, less and less over the first steps.
+
+    R + mu(s) min(largest, each n),  mu(s) = (cos(pi s / S) + 1) / 2 up to step S, then 0;  n = tool calls that a tool
+    answered. With `largest` 1 it can equal the whole reward of a right answer: scale it to yours. Put it first.
+    """
+
+    each: float = 0.1  # reward a call, >= 0; the authors'
+    largest: float = 1.0  # the most that calls can earn, >= 0; the authors'
+    fade: int = 100  # S, optimiser steps, >= 1; the README's, 200 in its scripts
+
+    def __post_init__(self) -> None:
+        for name in ("each", "largest"):
+            if not 0 <= vars(self)[name] < math.inf:
+                raise ValueError(f"{name} must be >= 0 and finite, got {vars(self)[name]}")
+        if self.fade < 1:
+            raise ValueError(f"fade must be at least 1, got {self.fade}")
+
+    def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
+        turns = number_turns(rollout.mask)
+        last = turns.amax(dim=1) if turns.size(1) else turns.sum(dim=1)
+        calls = last.clamp(min=0).to(rollout.rewards.dtype)  # between two turns there is one answer
+        mu = (math.cos(math.pi * min(rollout.step / self.fade, 1)) + 1) / 2
+        bonus = mu * (self.each * calls).clamp(max=self.largest)
+        return RolloutEffect(
+            rewards=rollout.rewards + bonus,
+            metrics={"calls": rollout.everywhere(calls).mean(), "mu": torch.tensor(mu)},
+        )

@@ -1,0 +1,106 @@
+"""Turns of a response, its steps by a delimiter, and where each token stands in the text.
+
+A turn is an unbroken run of response tokens: what tools wrote lies between turns and belongs to none. In text without
+tools a response is one turn, which a delimiter such as a blank line cuts into steps. Functions of all rows of a step
+must be given those of all processes (`Rollout.everywhere`).
+"""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+BETWEEN = "\0"  # stands in the text for what a tool wrote: no phrase reaches across it
+LONGEST_CHARACTER = 4  # bytes of UTF-8, so at most as many tokens
+
+
+def number_turns(mask: Bool[Tensor, "N T"], ends: Bool[Tensor, "N T"] | None = None) -> Int[Tensor, "N T"]:
+    """Each token's turn, from 0 in each response; -1 off the mask. A token in `ends` ends its turn."""
+    is_start = mask & ~shifted(mask)
+    if ends is not None:
+        is_start = is_start | (mask & shifted(ends))
+    return torch.where(mask, is_start.cumsum(dim=1) - 1, -1)
+
+
+def shifted(x: Bool[Tensor, "N T"]) -> Bool[Tensor, "N T"]:
+    """The value of the token before; False for the first."""
+    return torch.nn.functional.pad(x[:, :-1], (1, 0), value=False)
+
+
+def sum_by_turn(x: Float[Tensor, "N T"], turn: Int[Tensor, "N T"]) -> Float[Tensor, "N S"]:
+    """The sum of x over each turn, S = the most turns that a response has (at least one); x off the turns is unread."""
+    slots = max(int(turn.max()) + 1, 1) if turn.numel() else 1
+    inside = turn >= 0
+    sums = x.new_zeros(len(turn), slots)
+    return sums.scatter_add(1, turn.clamp(min=0), torch.where(inside, x, 0))
+
+
+def tokens_by_turn(turn: Int[Tensor, "N T"]) -> Float[Tensor, "N S"]:
+    """The number of tokens of each turn, in float64; 0 where a response has no such turn."""
+    return sum_by_turn(torch.ones_like(turn, dtype=torch.float64), turn)
+
+
+def at_tokens(values: Float[Tensor, "N S"], turn: Int[Tensor, "N T"]) -> Float[Tensor, "N T"]:
+    """Each token's value of its turn; 0 off the turns."""
+    return torch.where(turn >= 0, values.gather(1, turn.clamp(min=0)), 0)
+
+
+def share_of_turns(mask: Bool[Tensor, "N T"]) -> Float[Tensor, "N T"]:
+    """1 / (T_j |tau_jt|) at each token of turn t of response j, which has T_j turns; 0 off the mask. In float64."""
+    turn = number_turns(mask)
+    tokens = tokens_by_turn(turn)
+    turns = (tokens > 0).sum(dim=1, keepdim=True)
+    return at_tokens(1 / (turns * tokens).clamp(min=1), turn)
+
+
+def locate(
+    tokenizer: PreTrainedTokenizerBase | None, ids: Int[Tensor, "N T"], mask: Bool[Tensor, "N T"]
+) -> list[tuple[str, list[tuple[int, int]]]]:
+    """Per row the text of its tokens and each token's (start, end) in it.
+
+    Each token is decoded behind the one before, so that spaces and merges come out as in the whole text. Tokens that
+    only together make a character share its place. A run of tokens off the mask is one `BETWEEN` and has no place.
+    """
+    if tokenizer is None:
+        raise ValueError("this rollout has no tokenizer, so the text of its tokens is not known")
+    known: dict[tuple[int, ...], str] = {(): ""}
+
+    def decode(*tokens: int) -> str:
+        if tokens not in known:
+            text = tokenizer.decode(list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            known[tokens] = str(text)
+        return known[tokens]
+
+    def locate_row(tokens: list[int], counts: list[bool]) -> tuple[str, list[tuple[int, int]]]:
+        text, places, before, pending = "", [(0, 0)] * len(tokens), (), []
+        for t, token in enumerate(tokens):
+            if not counts[t]:
+                text += BETWEEN if text and not text.endswith(BETWEEN) else ""
+                before = ()
+                continue
+            pending.append(t)
+            added = decode(*before, *(tokens[p] for p in pending))[len(decode(*before)) :]
+            goes_on = t + 1 < len(tokens) and counts[t + 1]
+            if added.endswith("\N{REPLACEMENT CHARACTER}") and goes_on and len(pending) < LONGEST_CHARACTER:
+                continue  # the first bytes of a character
+            for p in pending:
+                places[p] = (len(text), len(text) + len(added))
+            text, before, pending = text + added, (token,), []
+        return text, places
+
+    return [locate_row(tokens, counts) for tokens, counts in zip(ids.tolist(), mask.tolist(), strict=True)]
+
+
+def ends_of_steps(
+    tokenizer: PreTrainedTokenizerBase | None, ids: Int[Tensor, "N T"], mask: Bool[Tensor, "N T"], delimiter: str
+) -> Bool[Tensor, "N T"]:
+    """True at the tokens in which an occurrence of `delimiter` ends."""
+    ends = []
+    for text, places in locate(tokenizer, ids, mask):
+        last = set()  # positions of the delimiters' last characters
+        at = text.find(delimiter)
+        while at >= 0:
+            last.add(at + len(delimiter) - 1)
+            at = text.find(delimiter, at + len(delimiter))
+        ends.append([any(position in last for position in range(*place)) for place in places])
+    return torch.tensor(ends, dtype=torch.bool, device=mask.device).view_as(mask)

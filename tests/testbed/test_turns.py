@@ -1,0 +1,205 @@
+"""Several turns for real: TRL runs the tool, masks its tokens, and every term that knows turns trains on it."""
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+from trl.chat_template_utils import is_chat_template_prefix_preserving, parse_response, supports_tool_calling
+
+import hclm_rl
+from hclm_rl.launch import main
+from hclm_rl.testbed import find_task
+from hclm_rl.testbed.hidden_number import (
+    MAX_COMPLETION_LENGTH,
+    QUESTIONS,
+    HiddenNumber,
+    Problem,
+    compare,
+    found_number,
+    random_problems,
+    random_transcript,
+)
+from hclm_rl.testbed.hidden_number_policy import new_tokenizer, own_words, warm_start
+from hclm_rl.turns import number_turns, tokens_by_turn
+from tests.tiny import settings
+
+
+@pytest.fixture(scope="module")
+def talker(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A policy that has just learnt to call the tool and to answer."""
+    folder = str(tmp_path_factory.mktemp("talker"))
+    warm_start(folder, steps=150, transcripts=1000, width=32, layers=1)
+    return folder
+
+
+SEEN: list[dict] = []
+
+
+def closeness(prompts: list, completions: list[list[dict]], hidden: list[int], **_) -> list[float]:
+    """A graded reward, so that hardly any group is all alike: 1 less the distance to the hidden number."""
+    said = [messages[-1].get("content", "").split() for messages in completions]
+    number = [int(words[1]) if len(words) == 2 and words[1].isdigit() else 99 for words in said]
+    return [max(0.0, 1 - abs(x - y) / 32) for x, y in zip(number, hidden, strict=True)]
+
+
+class Watching(hclm_rl.GRPOTrainer):
+    """Keeps what each generation batch held."""
+
+    def _generate_and_score_completions(self, inputs):
+        output = super()._generate_and_score_completions(inputs)
+        SEEN.append(output)
+        return output
+
+
+def make(policy: str, out: Path, terms: list, **changes) -> Watching:
+    task = find_task("hidden_number", prompts=16)
+    config = hclm_rl.GRPOConfig(
+        output_dir=str(out),
+        entropy_terms=terms,
+        **settings(
+            max_completion_length=MAX_COMPLETION_LENGTH,
+            max_tool_calling_iterations=QUESTIONS,
+            per_device_train_batch_size=16,
+            num_generations=8,
+            **changes,
+        ),
+    )
+    SEEN.clear()
+    return Watching(
+        model=policy,
+        reward_funcs=[*task.reward_funcs, closeness],
+        args=config,
+        train_dataset=task.train_dataset,
+        environment_factory=task.environment,
+    )
+
+
+TERMS = {
+    "empg": {},
+    "epo": {"coef": 0.1},
+    "hicra": {"grams": ["call ask number"]},
+    "self_imitation": {"buffer": 1, "warm_up": 1, "keep_steps": 3},
+    "tool_bonus": {},
+    "info_po": {"temperature": 1.0, "template_before": 1, "template_after": 1},
+}
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_a_term_trains_on_turns(name: str, talker: str, tmp_path: Path):
+    trainer = make(talker, tmp_path, [{name: TERMS[name]}], max_steps=3)
+    before = {key: value.clone() for key, value in trainer.model.named_parameters()}
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert len(logs) == 3
+    for entry in logs:
+        assert all(torch.tensor(float(value)).isfinite() for value in entry.values())
+        assert float(entry["tools/call_frequency"]) > 0.25  # a question in every fourth response at least
+    assert max(float(entry[f"{name}/affected"]) for entry in logs) > 0
+    assert any((before[key] != value).any() for key, value in trainer.model.named_parameters())
+
+
+def test_the_tool_answers_and_its_tokens_are_masked(talker: str, tmp_path: Path):
+    trainer = make(talker, tmp_path, ["empg"], max_steps=1)
+    trainer.train()
+    tokenizer, [batch] = trainer.processing_class, SEEN
+    mask = batch["tool_mask"].bool() & batch["completion_mask"].bool()
+    replies = {tokenizer.convert_tokens_to_ids(word) for word in ("higher", "lower", "right")}
+    several = 0
+    for ids, own, present in zip(batch["completion_ids"], mask, batch["completion_mask"].bool(), strict=True):
+        words = tokenizer.convert_ids_to_tokens(ids.tolist())
+        for t in (present & ~own).nonzero().squeeze(1).tolist():
+            # `: reply >`; what a tool says of an error is mostly unknown words
+            assert words[t] not in ("call", "ask", "say", "<eos>", "<pad>"), words
+        turns = tokens_by_turn(number_turns(own.unsqueeze(0)))[0]
+        calls = sum(word == "call" for word, counts in zip(words, own.tolist(), strict=True) if counts)
+        several += len(turns) > 1 and calls > 0
+        assert int((turns > 0).sum()) <= QUESTIONS + 1
+    assert several > 4
+    written = batch["completion_ids"][batch["completion_mask"].bool() & ~mask]
+    assert sum(token in replies for token in written.tolist()) > 4
+
+
+def test_the_reply_is_that_of_the_rows_environment(talker: str, tmp_path: Path):
+    trainer = make(talker, tmp_path, ["empg"], max_steps=1)
+    trainer.train()
+    tokenizer, [batch] = trainer.processing_class, SEEN
+    hidden = [environment._hidden for environment in trainer.environments]
+    texts = [tokenizer.decode(ids[counts.bool()]) for ids, counts in
+             zip(batch["completion_ids"], batch["completion_mask"], strict=True)]  # fmt: skip
+    checked = 0
+    for number, text in zip(hidden, texts, strict=True):
+        for turn in text.split("call ask number ")[1:]:
+            words = turn.split()
+            if words[1:3] == ["<eos>", ":"] and words[0].isdigit():
+                assert words[3] == compare(int(words[0]), number), text
+                checked += 1
+    assert checked > 4
+
+
+def test_what_the_policy_says_is_what_is_trained():
+    tokenizer = new_tokenizer()
+    text = "3 14 > call ask number 7 <eos> : higher > say 9 <eos> <pad>"
+    ids = tokenizer(text, return_tensors="pt")["input_ids"]
+    own = [word for word, counts in zip(text.split(), own_words(ids, tokenizer)[0].tolist(), strict=True) if counts]
+    assert " ".join(own) == "call ask number 7 <eos> say 9 <eos>"
+
+
+def test_text_and_messages_are_one_another():
+    tokenizer, source = new_tokenizer(), random.Random(0)
+    assert supports_tool_calling(tokenizer) and is_chat_template_prefix_preserving(tokenizer)
+    for problem, _ in zip(random_problems("train", 0), range(20), strict=False):
+        messages = random_transcript(problem, source)
+        text = str(tokenizer.apply_chat_template(messages, tokenize=False))
+        assert text.split()[:3] == [str(problem.low), str(problem.high), ">"]
+        for message in messages:
+            if message["role"] == "assistant":
+                turn = str(tokenizer.apply_chat_template([message], tokenize=False))
+                prefix = tokenizer(f"{problem.low} {problem.high} >")["input_ids"]
+                parsed = parse_response(
+                    tokenizer, tokenizer(turn)["input_ids"], prefix=prefix, tools=[HiddenNumber().ask]
+                )
+                assert parsed == message
+
+
+def test_the_tokenizer_survives_saving(talker: str):
+    tokenizer = AutoTokenizer.from_pretrained(talker)
+    assert supports_tool_calling(tokenizer) and tokenizer.response_template == new_tokenizer().response_template
+
+
+def test_transcripts_know_only_what_was_said():
+    source = random.Random(1)
+    for problem, _ in zip(random_problems("train", 1), range(200), strict=False):
+        messages, left = random_transcript(problem, source), set(range(problem.low, problem.high + 1))
+        for call, reply in zip(messages[1:-1:2], messages[2:-1:2], strict=True):
+            number = call["tool_calls"][0]["function"]["arguments"]["number"]
+            assert number in left and reply["content"] == compare(number, problem.hidden)
+            left = {each for each in left if compare(number, each) == reply["content"]}
+        assert int(messages[-1]["content"].split()[1]) in left
+
+
+def test_the_reward_reads_the_last_turn():
+    said = [{"role": "assistant", "content": "say 9"}]
+    asked = [{"role": "assistant", "content": "", "tool_calls": []}, {"role": "tool", "name": "ask", "content": "9"}]
+    completions = [said, [*asked, *said], asked, [], [{"role": "assistant", "content": "9"}]]
+    assert found_number([], completions, hidden=[9, 9, 9, 9, 9]) == [1, 1, 0, 0, 0]
+    assert found_number([], [said], hidden=[8]) == [0]
+
+
+def test_splits_share_no_problem():
+    seen = {split: {p for p, _ in zip(random_problems(split, 0), range(400), strict=False)}
+            for split in ("train", "validation", "test")}  # fmt: skip
+    assert not (seen["train"] & seen["test"] or seen["train"] & seen["validation"] or seen["test"] & seen["validation"])
+    assert all(isinstance(each, Problem) and each.low <= each.hidden <= each.high for each in seen["train"])
+
+
+@pytest.mark.parametrize("algorithm, more, sentence", [
+    ("grpo", ["--eval_samples", "4"], "eval_samples measures single responses"),
+    ("rloo", [], "has tools, which TRL's RLOO trainer does not run"),
+])  # fmt: skip
+def test_the_launcher_says_what_tools_exclude(algorithm, more, sentence, talker: str, tmp_path: Path, capsys):
+    line = ["--task", "hidden_number", "--task_kwargs", '{"prompts": 8, "eval_prompts": 8}']
+    line += ["--model_name_or_path", talker, "--output_dir", str(tmp_path), "--bf16", "false", *more]
+    assert main(algorithm, line) == 2
+    assert sentence in capsys.readouterr().err
