@@ -107,7 +107,7 @@ def rollout(step: Step, rows: slice = slice(None), **changes: object) -> Rollout
         entropy=step.old_entropy[rows],
         ref_logps=step.old_logps[rows],
         prompts=["2 + 2 = ?"] * count,
-        texts=["so it is 4"] * count,
+        texts=[rf"so it is \boxed{{{i % 3}}}" for i in range(len(step.ids))][rows],
         progress=0.5,
         step=3,
         generator=torch.Generator().manual_seed(1),
@@ -230,7 +230,7 @@ class Processes:
                 narrow,
                 rows,
                 everywhere=lambda x: self.everywhere(rank, x),
-                here=lambda x: x[rows, :width],
+                here=lambda x: x[rows, :width] if x.dim() > 1 else x[rows],
                 total=lambda x: torch.stack(self.gather(rank, x)).sum(dim=0),
             )
 
