@@ -122,6 +122,8 @@ class RolloutEffect:
     """What a term asks for in stage 1; a field left out leaves that part alone."""
 
     rewards: Float[Tensor, "N"] | None = None  # the base algorithm's own normalisation is then repeated on them
+    # with `rewards`, True: the response has no part in that normalisation and gets advantage 0, as an unscored one
+    is_left_out: Bool[Tensor, "N"] | None = None
     advantages: Float[Tensor, "N"] | Float[Tensor, "N T"] | None = None
     columns: Mapping[str, Tensor] = field(default_factory=dict)  # (N,) or (N, T): travel to stage 2 with their rows
     shared: Mapping[str, Tensor] = field(default_factory=dict)  # any shape, the same for all rows

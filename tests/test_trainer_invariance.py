@@ -25,6 +25,7 @@ STRONG = {
     "clip_cov": {"ratio": 0.2, "lower": 0.1},
     "discriminator_clip": {"mu": 0.3},
     "epo": {"coef": 0.1, "alpha": 0.5, "kappa_l": 0.9, "kappa_r": 1.0},
+    "majority_vote": {"answer": r"^(\d)"},
     "pear": {"correct_from": 0.5},
     "perplexity_advantage": {"alpha": 0.1},
     "steer": {"min_weight": 0.2},
