@@ -116,6 +116,11 @@ class Chain:
         """Names of the links that read the whole next-token distribution."""
         return [link.name for link in self.links if link.term.needs_vocab]
 
+    @property
+    def needs_model(self) -> list[str]:
+        """Names of the links that let the model read texts in stage 1."""
+        return [link.name for link in self.links if link.term.needs_model]
+
     def on_rollout(
         self,
         rollout: Rollout,

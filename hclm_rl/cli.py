@@ -31,6 +31,7 @@ NEEDS = {
     "needs_scores": "scoring pass",
     "needs_hidden": "hidden states",
     "needs_vocab": "next-token distribution",
+    "needs_model": "further forward passes",
     "inert_on_policy": "several updates per rollout",
 }
 

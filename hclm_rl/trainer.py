@@ -16,10 +16,10 @@ import logging
 import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import trl
@@ -44,7 +44,7 @@ if not Version("1.16") <= Version(trl.__version__) < Version("1.17"):
     )
 
 from trl.models.utils import disable_gradient_checkpointing
-from trl.trainer.utils import nanstd
+from trl.trainer.utils import add_fused_lm_head, nanstd, use_adapter
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +87,7 @@ class _Run:
     inputs: dict[str, Any] | None = None  # set while TRL computes a training loss: the copy whose advantages we shape
     outcome: Outcome | None = None
     micro_batches: int = 0
+    reference_gives_entropy: bool = False
 
 
 class EntropyTermsMixin:
@@ -128,9 +129,9 @@ class EntropyTermsMixin:
             output = super()._generate_and_score_completions(inputs)
             scores = self._hclm_trls_scores(output, generation)
             if scores is None and self._hclm.chain.needs_scores:
-                if (
-                    self.args.steps_per_generation == self.num_iterations == 1
-                ):  # the loss's own pass sees it all at once
+                is_whole = self.args.steps_per_generation == self.num_iterations == 1
+                # the loss's own pass sees it all at once; but no other text is read in the middle of it
+                if is_whole and not self._hclm.chain.needs_model:
                     self._hclm.deferred = dict(output), generation
                     return output | {ROW: torch.arange(len(output["prompt_ids"]), device=self.accelerator.device)}
                 scores = self._hclm_own_scores(output, generation)
@@ -160,6 +161,34 @@ class EntropyTermsMixin:
             )
         return generation.scores[0]
 
+    def _hclm_score(
+        self, ids: Tensor, mask: Tensor, tail: int, scorer: Literal["policy", "reference"] = "policy"
+    ) -> tuple[Tensor, Tensor]:
+        """Rollout.score: log-probs and entropies of the last `tail` tokens of texts padded on the left."""
+        model, adapter = self.model, nullcontext()
+        if scorer == "reference" and not self.beta:
+            raise ValueError("a term asks for the reference model, which this run does not load: set beta > 0")
+        if scorer == "reference" and self.ref_model is not None:
+            model = self.ref_model
+            if not self._hclm.reference_gives_entropy:  # TRL asks it for log-probs alone
+                add_fused_lm_head(
+                    self.accelerator.unwrap_model(model),
+                    temperature=self.temperature,
+                    cast_lm_head_to_fp32=getattr(self.args, "cast_lm_head_to_fp32", False),
+                    outputs=("log_probs", "entropy"),
+                )
+                self._hclm.reference_gives_entropy = True
+        elif scorer == "reference":
+            peft_model = self.accelerator.unwrap_model(self.model)
+            adapter = use_adapter(peft_model, adapter_name="ref" if "ref" in peft_model.peft_config else None)
+        devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
+        quietly = disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs)
+        with torch.no_grad(), torch.random.fork_rng(devices), quietly, adapter:
+            logps, entropy, _ = super()._get_per_token_logps_and_entropies(
+                model, ids, mask.long(), tail, self.args.per_device_train_batch_size, compute_entropy=True
+            )
+        return logps, entropy
+
     def _hclm_stage_one(self, output: dict, generation: _Generation, scores: _Scores | None) -> dict[str, Tensor]:
         """Runs the chain's first stage; gives the new keys of the batch dict."""
         run, rank, n = self._hclm, self.accelerator.process_index, len(output["prompt_ids"])
@@ -176,6 +205,8 @@ class EntropyTermsMixin:
             reads["hidden"] = last_layer(states)
             if run.chain.needs_vocab:
                 reads["over_vocab"] = lambda functional: over_vocab(functional, states, self._hclm_head())
+        if run.chain.needs_model:
+            reads["score"] = self._hclm_score
         rollout = Rollout(
             ids=output["completion_ids"],
             mask=mask,
@@ -188,6 +219,9 @@ class EntropyTermsMixin:
             logps=None if scores is None else scores.logps,
             entropy=None if scores is None else scores.entropy,
             ref_logps=output.get("ref_per_token_logps"),
+            prompt_ids=output["prompt_ids"],
+            prompt_mask=output["prompt_mask"].bool(),
+            tokenizer=getattr(self.processing_class, "tokenizer", self.processing_class),
             prompts=generation.prompts,
             texts=generation.texts,
             progress=self._hclm_progress(),
@@ -492,7 +526,8 @@ def refuse_what_the_run_lacks(chain: Chain, model: Any, config: Any) -> None:
     if isinstance(model, str):
         trusts = bool(getattr(config, "trust_remote_code", False))
         model_config = AutoConfig.from_pretrained(model, trust_remote_code=trusts)
-    reads = sorted({*chain.needs_hidden, *chain.needs_vocab, *(x.name for x in chain.links if x.term.needs_scores)})
+    whole = (*chain.needs_hidden, *chain.needs_vocab, *chain.needs_model)
+    reads = sorted({*whole, *(x.name for x in chain.links if x.term.needs_scores)})
     if reads and getattr(model_config, "vision_config", None) is not None:
         raise ValueError(
             f"{', '.join(reads)}: reads scores or hidden states of the whole batch, which this library does not take "

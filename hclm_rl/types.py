@@ -7,7 +7,7 @@ True = counts: False on padding and on tokens that a tool wrote.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -33,6 +33,11 @@ def last_layer(states: Tensor) -> Callable[..., Tensor]:
 def no_vocab(functional: Callable[[Tensor], Tensor]) -> Tensor:
     """Stands for `over_vocab` of a batch that has none."""
     raise ValueError("this batch has no over_vocab: a term that reads it declares needs_vocab = True")
+
+
+def no_score(ids: Tensor, mask: Tensor, tail: int, scorer: str = "policy") -> tuple[Tensor, Tensor]:
+    """Stands for `score` of a rollout that has none."""
+    raise ValueError("this rollout has no score: a term that lets the model read declares needs_model = True")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,14 +78,21 @@ class Rollout:
     logps: Float[Tensor, "N T"] | None = None  # log pi(token) of the sampling policy; None unless a term needs_scores
     entropy: Float[Tensor, "N T"] | None = None  # nats, at the sampling temperature; None unless a term needs_scores
     ref_logps: Float[Tensor, "N T"] | None = None
-    prompts: list = field(default_factory=list)
-    texts: list = field(default_factory=list)
+    prompt_ids: Int[Tensor, "N P"] | None = None  # padded on the left
+    prompt_mask: Bool[Tensor, "N P"] | None = None
+    prompts: list = field(default_factory=list)  # text, or the messages of a chat
+    texts: list = field(default_factory=list)  # of the completions, or their messages
+    tokenizer: Any = None  # the run's, as transformers has it
     progress: float = 0.0  # share of the training done, in [0, 1]
     step: int = 0  # optimiser step
     generator: torch.Generator = field(default_factory=torch.Generator)  # the same state on every process
     hidden: Callable[..., Tensor] = no_hidden  # hidden() -> (N, T, D): the last states, those that PREDICTED each token
     # over_vocab(f), f: (n, V) log-probs of the sampling policy -> (n,), gives (N, T) without gradient, in chunks
     over_vocab: Callable[[Callable[[Tensor], Tensor]], Tensor] = no_vocab
+    # score(ids (M, L), mask (M, L), tail, scorer) -> (log-probs, entropies in nats), each (M, tail), of the last `tail`
+    # tokens of texts padded on the left, without gradient, at the sampling temperature. scorer: "policy" or
+    # "reference", the frozen model of the KL penalty. Same M and the same number of calls on every process.
+    score: Callable[..., tuple[Tensor, Tensor]] = no_score
     # everywhere(x): (N, ...) -> the rows of all processes, T padded to the widest
     everywhere: Callable[[Tensor], Tensor] = lambda x: x
     here: Callable[[Tensor], Tensor] = lambda x: x  # the inverse of `everywhere`: this process's rows, cut to its T
@@ -154,6 +166,7 @@ class Term:
     needs_scores: ClassVar[bool] = False  # stage 1 reads logps or entropy of the sampling policy
     needs_hidden: ClassVar[bool] = False  # reads hidden states
     needs_vocab: ClassVar[bool] = False  # reads the whole next-token distribution (over_vocab)
+    needs_model: ClassVar[bool] = False  # stage 1 lets the model read texts (Rollout.score)
     is_diagnostic: ClassVar[bool] = False  # gives metrics alone
     inert_on_policy: ClassVar[bool] = False  # does nothing when each rollout is used for one update only
     default_coef: ClassVar[float] = 1.0  # the link's coefficient where the recipe names none

@@ -86,4 +86,22 @@ class ReadsVocabulary(Term):
         return Effect(loss=collision, metrics={"gap_to_entropy": gap.detach()})
 
 
+READ: list[tuple[torch.Tensor, ...]] = []  # prompts, their mask, log-probs and entropies, one a generation batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadsPrompts(Term):
+    """Lets a model read the prompts, and keeps what it said."""
+
+    needs_model: ClassVar[bool] = True
+
+    scorer: str = "policy"
+
+    def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
+        ids, mask = rollout.prompt_ids, rollout.prompt_mask
+        assert ids is not None and mask is not None
+        READ.append((ids, mask, *rollout.score(ids, mask, ids.size(1) - 1, scorer=self.scorer)))
+        return RolloutEffect()
+
+
 NOT_A_TERM = 3

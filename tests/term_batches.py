@@ -90,6 +90,24 @@ def make_step(seed: int = 0, dtype: torch.dtype = torch.float32) -> Step:
     )
 
 
+class Words:
+    """A tokenizer of eleven words, w0 to w10."""
+
+    def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
+        return [int(word.removeprefix("w")) % 11 for word in text.split()]
+
+    def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
+        return [f"w{i}" for i in ids]
+
+
+def read(head: Tensor, ids: Tensor, mask: Tensor, tail: int) -> tuple[Tensor, Tensor]:
+    """Rollout.score of a made-up model, whose state is the sum of the head's rows of the tokens read so far."""
+    head = head.double()
+    states = torch.where(mask.unsqueeze(2), head[ids], 0.0).cumsum(dim=1)
+    logps, entropy = of_head(states[:, -tail - 1 : -1], 0.3 * head, ids[:, -tail:])
+    return logps.float(), entropy.float()
+
+
 def rollout(step: Step, rows: slice = slice(None), **changes: object) -> Rollout:
     """Stage 1's view of some rows; `changes` replace fields."""
     count = len(step.ids[rows])
@@ -107,6 +125,10 @@ def rollout(step: Step, rows: slice = slice(None), **changes: object) -> Rollout
         entropy=step.old_entropy[rows],
         ref_logps=step.old_logps[rows],
         prompts=["2 + 2 = ?"] * count,
+        prompt_ids=(torch.arange(4) + 3 * group[rows].unsqueeze(1)) % 11,
+        prompt_mask=torch.arange(4) >= group[rows].unsqueeze(1),  # the later prompt is shorter
+        tokenizer=Words(),
+        score=lambda ids, mask, tail, scorer="policy": read(step.head, ids, mask, tail),
         texts=[rf"so it is \boxed{{{i % 3}}}" for i in range(len(step.ids))][rows],
         progress=0.5,
         step=3,

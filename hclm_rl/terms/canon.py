@@ -1,4 +1,4 @@
-"""CANON, Conditional advantage estimation: 2025, arXiv:2509.23962"""
+"""CANON, Conditional advantage estimation: Chen et al., 2025, arXiv:2509.23962"""
 
 import math
 from dataclasses import dataclass
