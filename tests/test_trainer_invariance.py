@@ -21,6 +21,7 @@ CUT = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
 CUT_FINE = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
 # statistics that reach a tiny batch: with 30 tokens the authors' ratios select a single one
 STRONG = {
+    "ares": {"triggers": [], "window": 2, "correct_from": 0.5},
     "empo": {"answer": r"^(\d)"},  # whole completions are all different there
     "clip_cov": {"ratio": 0.2, "lower": 0.1},
     "discriminator_clip": {"mu": 0.3},
