@@ -70,6 +70,7 @@ class _Generation:
     reward_parts: Tensor | None = None  # of all processes
     prompts: list = field(default_factory=list)
     texts: list = field(default_factory=list)
+    rows: list = field(default_factory=list)
 
 
 @dataclass
@@ -119,6 +120,7 @@ class EntropyTermsMixin:
         if self._hclm.generation is not None:
             self._hclm.generation.reward_parts = reward_parts
             self._hclm.generation.prompts, self._hclm.generation.texts = prompts, completions
+            self._hclm.generation.rows = inputs
         return reward_parts
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
@@ -222,6 +224,7 @@ class EntropyTermsMixin:
             prompt_ids=output["prompt_ids"],
             prompt_mask=output["prompt_mask"].bool(),
             tokenizer=getattr(self.processing_class, "tokenizer", self.processing_class),
+            rows=generation.rows,
             prompts=generation.prompts,
             texts=generation.texts,
             progress=self._hclm_progress(),

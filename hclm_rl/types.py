@@ -82,6 +82,7 @@ class Rollout:
     prompt_mask: Bool[Tensor, "N P"] | None = None
     prompts: list = field(default_factory=list)  # text, or the messages of a chat
     texts: list = field(default_factory=list)  # of the completions, or their messages
+    rows: list = field(default_factory=list)  # {column: value} of the data set, one a response
     tokenizer: Any = None  # the run's, as transformers has it
     progress: float = 0.0  # share of the training done, in [0, 1]
     step: int = 0  # optimiser step

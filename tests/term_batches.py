@@ -91,13 +91,16 @@ def make_step(seed: int = 0, dtype: torch.dtype = torch.float32) -> Step:
 
 
 class Words:
-    """A tokenizer of eleven words, w0 to w10."""
+    """A tokenizer of eleven words, w0 to w10; text of any other words becomes some of them."""
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
-        return [int(word.removeprefix("w")) % 11 for word in text.split()]
+        return [sum(map(ord, word)) % 11 for word in text.split()]
 
     def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
         return [f"w{i}" for i in ids]
+
+    def decode(self, ids: list[int]) -> str:
+        return " ".join(self.convert_ids_to_tokens(ids))
 
 
 def read(head: Tensor, ids: Tensor, mask: Tensor, tail: int) -> tuple[Tensor, Tensor]:
@@ -127,6 +130,7 @@ def rollout(step: Step, rows: slice = slice(None), **changes: object) -> Rollout
         prompts=["2 + 2 = ?"] * count,
         prompt_ids=(torch.arange(4) + 3 * group[rows].unsqueeze(1)) % 11,
         prompt_mask=torch.arange(4) >= group[rows].unsqueeze(1),  # the later prompt is shorter
+        rows=[{"solution": f"w{i}"} for i in range(len(step.ids))][rows],
         tokenizer=Words(),
         score=lambda ids, mask, tail, scorer="policy": read(step.head, ids, mask, tail),
         texts=[rf"so it is \boxed{{{i % 3}}}" for i in range(len(step.ids))][rows],

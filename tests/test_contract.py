@@ -28,8 +28,12 @@ from .term_batches import (
 )
 
 # The authors' values, but where they leave a batch of 32 tokens alone: 2.5 deviations need one that is mostly certain.
-# So do the words of ARES, and a window of four tokens in rows of at most six.
-REACHING = {"discriminator_clip": {"mu": 0.5}, "ares": {"triggers": (), "window": 2}}
+# So do the words of ARES and a window of four tokens in rows of at most six, and steps that end with a blank line.
+REACHING = {
+    "discriminator_clip": {"mu": 0.5},
+    "ares": {"triggers": (), "window": 2},
+    "conditional_entropy": {"step_tokens": 1, "cuts": False},
+}
 TERMS = {name: find_term(name)(**REACHING.get(name, {})) for name in known_terms()}
 FOR_PARITY = {
     f"{name}, micro_batch": replace(term, statistics="micro_batch")  # type: ignore[call-arg]
