@@ -144,6 +144,8 @@ class Chain:
                         "before it; put terms that shape rewards first"
                     )
                 rewards = blend(rollout.rewards, effect.rewards, coef)
+                if effect.is_left_out is not None:
+                    rewards = rewards.masked_fill(effect.is_left_out, torch.nan)
                 group_rewards = rollout.everywhere(rewards).view(-1, rollout.group_rewards.size(1))[rollout.group]
                 advantages, scale = renormalise(rewards)
                 rollout = replace(rollout, rewards=rewards, group_rewards=group_rewards)

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import trl
@@ -46,7 +46,7 @@ if not Version("1.16") <= Version(trl.__version__) < Version("1.17"):
     )
 
 from trl.models.utils import disable_gradient_checkpointing
-from trl.trainer.utils import nanstd
+from trl.trainer.utils import add_fused_lm_head, nanstd, use_adapter
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +73,7 @@ class _Generation:
     reward_parts: Tensor | None = None  # of all processes
     prompts: list = field(default_factory=list)
     texts: list = field(default_factory=list)
+    rows: list = field(default_factory=list)
 
 
 @dataclass
@@ -92,6 +93,7 @@ class _Run:
     outcome: Outcome | None = None
     micro_batches: int = 0
     evaluated: list[Tensor] | None = None  # set during evaluation: reward parts of all processes, a tensor a batch
+    reference_gives_entropy: bool = False
     generated: dict[int, int] = field(default_factory=dict)  # optimiser step: generation batches that began in it
 
     @property
@@ -131,6 +133,7 @@ class EntropyTermsMixin:
         if self._hclm.generation is not None:
             self._hclm.generation.reward_parts = reward_parts
             self._hclm.generation.prompts, self._hclm.generation.texts = prompts, completions
+            self._hclm.generation.rows = inputs
         if self._hclm.evaluated is not None:
             self._hclm.evaluated.append(reward_parts)
         return reward_parts
@@ -175,18 +178,41 @@ class EntropyTermsMixin:
             )
         return generation.scores[0]
 
-    def _hclm_score(self, model: Any, transcript: Transcript) -> Tensor:
-        """Log-probs of any completions under the policy as it is, by a pass of its own; chunked without gradient."""
+    def _hclm_score(
+        self, model: Any, transcript: Transcript, scorer: Literal["policy", "reference"] = "policy"
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probs and entropies of any completions, by a pass of its own; in chunks where there is no gradient."""
+        adapter = nullcontext()
+        if scorer == "reference" and not self.beta:
+            raise ValueError("a term asks for the reference model, which this run does not load: set beta > 0")
+        if scorer == "reference" and self.ref_model is not None:
+            model = self.ref_model
+            if not self._hclm.reference_gives_entropy:  # TRL asks it for log-probs alone
+                add_fused_lm_head(
+                    self.accelerator.unwrap_model(model),
+                    temperature=self.temperature,
+                    cast_lm_head_to_fp32=getattr(self.args, "cast_lm_head_to_fp32", False),
+                    outputs=("log_probs", "entropy"),
+                )
+                self._hclm.reference_gives_entropy = True
+        elif scorer == "reference":
+            peft_model = self.accelerator.unwrap_model(self.model)
+            adapter = use_adapter(peft_model, adapter_name="ref" if "ref" in peft_model.peft_config else None)
         ids = torch.cat([transcript.prompt_ids, transcript.ids], dim=1)
         attention = torch.cat([transcript.prompt_mask, transcript.present], dim=1).long()
         devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
-        size = None if torch.is_grad_enabled() else self.args.per_device_train_batch_size
-        quietly = disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs)
-        with torch.random.fork_rng(devices), nullcontext() if torch.is_grad_enabled() else quietly:
-            logps, _, _ = super()._get_per_token_logps_and_entropies(
-                model, ids, attention, transcript.ids.size(1), size
+        has_gradient = torch.is_grad_enabled() and scorer == "policy"
+        size = None if has_gradient else self.args.per_device_train_batch_size
+        quietly = (
+            nullcontext()
+            if has_gradient
+            else disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs)
+        )
+        with torch.random.fork_rng(devices), quietly, adapter, torch.set_grad_enabled(has_gradient):
+            logps, entropy, _ = super()._get_per_token_logps_and_entropies(
+                model, ids, attention, transcript.ids.size(1), size, compute_entropy=True
             )
-        return logps
+        return logps, entropy
 
     def _hclm_stage_one(self, output: dict, generation: _Generation, scores: _Scores | None) -> dict[str, Tensor]:
         """Runs the chain's first stage; gives the new keys of the batch dict."""
@@ -227,6 +253,7 @@ class EntropyTermsMixin:
             logps=None if scores is None else scores.logps,
             entropy=None if scores is None else scores.entropy,
             ref_logps=output.get("ref_per_token_logps"),
+            rows=generation.rows,
             prompts=generation.prompts,
             texts=generation.texts,
             tokenizer=self._tokenizer,

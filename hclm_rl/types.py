@@ -7,12 +7,11 @@ True = counts: False on padding and on tokens that a tool wrote.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 
 def no_hidden(layer: int = -1) -> Tensor:
@@ -50,8 +49,13 @@ class Transcript:
     ids: Int[Tensor, "R T"]  # padded on the right
     present: Bool[Tensor, "R T"]  # False on padding; True on what tools wrote, unlike `mask`
 
+    @classmethod
+    def of(cls, ids: Int[Tensor, "R L"], mask: Bool[Tensor, "R L"], tail: int) -> "Transcript":
+        """Whole texts, padded on the left, whose last `tail` tokens are the completion."""
+        return cls(prompt_ids=ids[:, :-tail], prompt_mask=mask[:, :-tail], ids=ids[:, -tail:], present=mask[:, -tail:])
 
-def no_score(transcript: Transcript) -> Tensor:
+
+def no_score(transcript: Transcript, scorer: str = "policy") -> tuple[Tensor, Tensor]:
     """Stands for `score` of a batch that has none."""
     raise ValueError("this batch has no score: a term that calls it declares needs_rescoring = True")
 
@@ -94,9 +98,10 @@ class Rollout:
     logps: Float[Tensor, "N T"] | None = None  # log pi(token) of the sampling policy; None unless a term needs_scores
     entropy: Float[Tensor, "N T"] | None = None  # nats, at the sampling temperature; None unless a term needs_scores
     ref_logps: Float[Tensor, "N T"] | None = None
-    prompts: list = field(default_factory=list)
-    texts: list = field(default_factory=list)
-    tokenizer: PreTrainedTokenizerBase | None = None  # what made the ids: turns.py finds text with it
+    prompts: list = field(default_factory=list)  # text, or the messages of a chat
+    texts: list = field(default_factory=list)  # of the completions, or their messages
+    rows: list = field(default_factory=list)  # {column: value} of the data set, one a response
+    tokenizer: Any = None  # what made the ids, as transformers has it
     progress: float = 0.0  # share of the training done, in [0, 1]
     step: int = 0  # optimiser step
     generator: torch.Generator = field(default_factory=torch.Generator)  # the same state on every process
@@ -106,9 +111,10 @@ class Rollout:
     # slope(direction (N, T, D)) -> (N, T): d log pi(token) as its hidden state moves along `direction`
     slope: Callable[[Tensor], Tensor] = no_slope
     transcript: Transcript | None = None  # this process's rows as the model reads them; None unless needs_rescoring
-    # score(transcript) -> (rows, T): log pi(token) of the policy as it is, without gradient; a forward pass, so all
-    # processes must call it equally often
-    score: Callable[[Transcript], Tensor] = no_score
+    # score(transcript, scorer) -> (log-probs, entropies in nats), each (rows, T), of the completions of any texts, at
+    # the sampling temperature and without gradient. scorer: "policy" as it is, or "reference", the frozen model of the
+    # KL penalty. A forward pass: the same number of calls on every process.
+    score: Callable[..., tuple[Tensor, Tensor]] = no_score
     # everywhere(x): (N, ...) -> the rows of all processes, T padded to the widest
     everywhere: Callable[[Tensor], Tensor] = lambda x: x
     here: Callable[[Tensor], Tensor] = lambda x: x  # the inverse of `everywhere`: this process's rows, cut to its T
@@ -143,7 +149,7 @@ class TokenBatch:
     hidden: Callable[..., Tensor] = no_hidden  # hidden() -> (B, T, D): the last states, with gradient
     # over_vocab(f), f: (n, V) log-probs -> (n,), gives (B, T) with gradient, in chunks (vocab.py)
     over_vocab: Callable[[Callable[[Tensor], Tensor]], Tensor] = no_vocab
-    score: Callable[[Transcript], Tensor] = no_score  # as in Rollout, with gradient
+    score: Callable[..., tuple[Tensor, Tensor]] = no_score  # as in Rollout, with gradient for the policy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +157,8 @@ class RolloutEffect:
     """What a term asks for in stage 1; a field left out leaves that part alone."""
 
     rewards: Float[Tensor, "N"] | None = None  # the base algorithm's own normalisation is then repeated on them
+    # with `rewards`, True: the response has no part in that normalisation and gets advantage 0, as an unscored one
+    is_left_out: Bool[Tensor, "N"] | None = None
     advantages: Float[Tensor, "N"] | Float[Tensor, "N T"] | None = None
     columns: Mapping[str, Tensor] = field(default_factory=dict)  # (N,) or (N, T): travel to stage 2 with their rows
     shared: Mapping[str, Tensor] = field(default_factory=dict)  # any shape, the same for all rows

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import torch
 
-from hclm_rl import Effect, Rollout, RolloutEffect, Term, TokenBatch
+from hclm_rl import Effect, Rollout, RolloutEffect, Term, TokenBatch, Transcript
 
 SEEN: list[torch.Tensor] = []  # gradients at the log-probs, one a micro-batch
 
@@ -84,6 +84,25 @@ class ReadsVocabulary(Term):
         shannon = batch.over_vocab(lambda logps: -(logps.exp() * logps).sum(dim=-1))
         gap = torch.where(batch.mask, (shannon - batch.entropy).abs(), 0.0).max()
         return Effect(loss=collision, metrics={"gap_to_entropy": gap.detach()})
+
+
+READ: list[tuple[torch.Tensor, ...]] = []  # prompts, their mask, log-probs and entropies, one a generation batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadsPrompts(Term):
+    """Lets a model read the prompts, and keeps what it said."""
+
+    needs_rescoring: ClassVar[bool] = True
+
+    scorer: str = "policy"
+
+    def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
+        assert rollout.transcript is not None
+        ids, mask = rollout.transcript.prompt_ids, rollout.transcript.prompt_mask
+        text = Transcript.of(ids, mask, ids.size(1) - 1)
+        READ.append((ids, mask, *rollout.score(text, scorer=self.scorer)))
+        return RolloutEffect()
 
 
 NOT_A_TERM = 3

@@ -23,7 +23,7 @@ from hclm_rl.vocab import Head, over_vocab, slope_along
 LENGTHS = (6, 4, 6, 3, 5, 2, 1, 5)
 WORDS = ("so", "it", "is", "4", "wait", "let", "me", "see", "check", "then", ".")
 TOKENIZER = PreTrainedTokenizerFast(
-    tokenizer_object=Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}))
+    tokenizer_object=Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="."))
 )
 TOKENIZER.backend_tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
 
@@ -97,6 +97,20 @@ def make_step(seed: int = 0, dtype: torch.dtype = torch.float32) -> Step:
     )
 
 
+def whole_texts(transcript: Transcript) -> tuple[Tensor, Tensor, int]:
+    """(ids, mask, length of the completion)."""
+    ids = torch.cat([transcript.prompt_ids, transcript.ids], dim=1)
+    return ids, torch.cat([transcript.prompt_mask, transcript.present], dim=1), transcript.ids.size(1)
+
+
+def read(head: Tensor, transcript: Transcript) -> tuple[Tensor, Tensor]:
+    """Rollout.score of a made-up model, whose state is the sum of the head's rows of the tokens read so far."""
+    head, (ids, mask, tail) = head.double(), whole_texts(transcript)
+    states = torch.where(mask.unsqueeze(2), head[ids], 0.0).cumsum(dim=1)
+    logps, entropy = of_head(states[:, -tail - 1 : -1], 0.3 * head, ids[:, -tail:])
+    return logps.float(), entropy.float()
+
+
 def rollout(step: Step, rows: slice = slice(None), **changes: object) -> Rollout:
     """Stage 1's view of some rows; `changes` replace fields."""
     count = len(step.ids[rows])
@@ -114,10 +128,11 @@ def rollout(step: Step, rows: slice = slice(None), **changes: object) -> Rollout
         entropy=step.old_entropy[rows],
         ref_logps=step.old_logps[rows],
         prompts=["2 + 2 = ?"] * count,
-        texts=["so it is 4"] * count,
+        texts=[rf"so it is \boxed{{{i % 3}}}" for i in range(len(step.ids))][rows],
+        rows=[{"solution": WORDS[i % 11]} for i in range(len(step.ids))][rows],
         tokenizer=TOKENIZER,
-        transcript=transcript_of(step.ids[rows], step.mask[rows]),
-        score=lambda transcript: reading(transcript, step.head),
+        transcript=transcript_of(step.ids[rows], step.mask[rows], group[rows]),
+        score=lambda transcript, scorer="policy": read(step.head, transcript),
         progress=0.5,
         step=3,
         generator=torch.Generator().manual_seed(1),
@@ -147,16 +162,25 @@ def token_batch(step: Step, rows: slice | Tensor = slice(None), **changes: objec
         generator=torch.Generator().manual_seed(2),
         hidden=lambda: hidden,
         over_vocab=lambda functional: over_vocab(functional, hidden, Head(weight=step.head)),
-        score=lambda transcript: reading(transcript, step.head) + 0.1 * hidden.mean(),
+        score=lambda transcript, scorer="policy": (
+            reading(transcript, step.head) + 0.1 * hidden.mean(),
+            hidden[..., 0],
+        ),
     )
     return replace(whole, **changes)
 
 
-def transcript_of(ids: Tensor, mask: Tensor) -> Transcript:
-    """Behind a prompt of two tokens; all up to the last response token is present, a tool's tokens in between too."""
+def transcript_of(ids: Tensor, mask: Tensor, group: Tensor | None = None) -> Transcript:
+    """Behind a prompt of four tokens, of which the first of the later prompts are padding; without groups, of two.
+
+    All up to the last response token is present, a tool's tokens in between too.
+    """
     present = mask.flip(1).cumsum(dim=1).flip(1) > 0
-    prompt = torch.tensor([[1, 2]]).expand(len(ids), 2)
-    return Transcript(prompt_ids=prompt, prompt_mask=torch.ones_like(prompt).bool(), ids=ids, present=present)
+    if group is None:
+        prompt = torch.tensor([[1, 2]]).expand(len(ids), 2)
+        return Transcript(prompt_ids=prompt, prompt_mask=torch.ones_like(prompt).bool(), ids=ids, present=present)
+    prompt, is_there = (torch.arange(4) + 3 * group.unsqueeze(1)) % 11, torch.arange(4) >= group.unsqueeze(1)
+    return Transcript(prompt_ids=prompt, prompt_mask=is_there, ids=ids, present=present)
 
 
 def reading(transcript: Transcript, head: Tensor) -> Tensor:
@@ -260,7 +284,7 @@ class Processes:
                 narrow,
                 rows,
                 everywhere=lambda x: self.everywhere(rank, x),
-                here=lambda x: x[rows, :width],
+                here=lambda x: x[rows, :width] if x.dim() > 1 else x[rows],
                 total=lambda x: torch.stack(self.gather(rank, x)).sum(dim=0),
             )
 

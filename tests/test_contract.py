@@ -28,11 +28,14 @@ from .term_batches import (
 )
 
 # The authors' values, but where they leave a batch of 32 tokens alone: 2.5 deviations need one that is mostly certain.
-# A band below the entropy of the first step is one that a first step has left.
-# HICRA's phrases are English, the batch has eleven words.
+# A band above the entropy of the first step is one that a first step has left.
+# HICRA's phrases are English, the batch has eleven words. ARES looks for words and a window of four tokens, in rows of at
+# most six; the steps of conditional_entropy end with a blank line.
 REACHING = {
+    "ares": {"triggers": (), "window": 2},
+    "conditional_entropy": {"step_tokens": 1, "cuts": False},
     "discriminator_clip": {"mu": 0.5},
-    "force_reweight": {"floor": 0.1, "ceiling": 0.5},
+    "force_reweight": {"floor": 2.0, "ceiling": 3.0},
     "hicra": {"grams": ("so", "let me", "is")},
     "info_po": {"placeholder": "4"},
     "self_imitation": {"buffer": 1, "needs_tool_call": False},

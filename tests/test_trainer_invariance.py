@@ -21,6 +21,10 @@ CUT = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
 CUT_FINE = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
 # statistics that reach a tiny batch: with 30 tokens the authors' ratios select a single one
 STRONG = {
+    "arm": {"alpha": 3.0},
+    "ares": {"triggers": [], "window": 2, "correct_from": 0.5},
+    "empo": {"answer": r"^(\d)"},  # whole completions are all different there
+    "conditional_entropy": {"coef": 1.0, "answer": r"^(\d+)", "cue": "", "step_tokens": 1, "cuts": False},
     "clip_cov": {"ratio": 0.2, "lower": 0.1},
     "discriminator_clip": {"mu": 0.3},
     "force_reweight": {"floor": 0.1, "ceiling": 0.5},
@@ -28,6 +32,7 @@ STRONG = {
     "self_imitation": {"buffer": 1, "warm_up": 1, "needs_tool_call": False},
     "hicra": {"grams": ("1", "2", "3", "5", "8", "13")},
     "epo": {"coef": 0.1, "alpha": 0.5, "kappa_l": 0.9, "kappa_r": 1.0},
+    "majority_vote": {"answer": r"^(\d)"},
     "pear": {"correct_from": 0.5},
     "perplexity_advantage": {"alpha": 0.1},
     "steer": {"min_weight": 0.2},

@@ -83,7 +83,7 @@ class InfoPo(Term):
         for asked in range(most):  # as often on every process
             assert rollout.transcript is not None
             span = self._reply(rollout.mask, rollout.transcript.present, turn, asked)
-            without = rollout.score(replace(rollout.transcript, ids=self._overwritten(rollout, span)))
+            without, _ = rollout.score(replace(rollout.transcript, ids=self._overwritten(rollout, span)))
             gain = (rollout.scored()[0] - without).double()
             if asked + 1 < lengths.size(1):
                 is_credited[:, asked] = span.any(dim=1) & (lengths[:, asked + 1] > 0)

@@ -70,7 +70,7 @@ class SelfImitation(Term):
             return Effect()
         kept = {name: column.flatten(0, 1) for name, column in batch.columns.items()}
         names = ("prompt_ids", "prompt_mask", "ids", "present")
-        logps = batch.score(Transcript(**{name: kept[name] for name in names}))
+        logps, _ = batch.score(Transcript(**{name: kept[name] for name in names}))
         ratio = torch.where(kept["mask"], logps - kept["logps"], 0.0).exp()
         clipped = ratio.clamp(1 - batch.clip_range[0], 1 + batch.clip_range[1])
         advantages = kept["advantage"].unsqueeze(1)

@@ -27,9 +27,9 @@ def shaped(rewards: list[float], term: InfoPo | None = None, **changes):
     view = rollout(make_step(dtype=torch.float64), slice(0, 2))
     seen: list[Transcript] = []
 
-    def score(transcript: Transcript) -> torch.Tensor:
+    def score(transcript: Transcript) -> tuple[torch.Tensor, torch.Tensor]:
         seen.append(transcript)
-        return -torch.where(MASK, GAIN, 0.0)
+        return -torch.where(MASK, GAIN, 0.0), torch.zeros(MASK.shape)
 
     view = replace(
         view,
@@ -85,7 +85,7 @@ def test_each_reply_is_overwritten_alone_and_in_place():
 
     def score(transcript):
         seen.append(transcript)
-        return torch.zeros(transcript.ids.shape)
+        return torch.zeros(transcript.ids.shape), torch.zeros(transcript.ids.shape)
 
     view = rollout(make_step(), slice(0, 1))
     present = torch.tensor([[1] * 10 + [0]]).bool()
@@ -165,7 +165,9 @@ def by_the_card(step, rewards, beta: float, temperature: float, placeholder: int
 def test_agrees_with_a_loop(seed):
     step = holes(make_step(seed, torch.float64), seed)
     term = InfoPo(beta=0.7, temperature=0.8, placeholder="4")
-    first = first_stage(term, rollout(step), {})
+    text = transcript_of(step.ids, step.mask)
+    view = rollout(step, transcript=text, score=lambda text: (reading(text, step.head), None))
+    first = first_stage(term, view, {})
     expected = by_the_card(step, step.rewards.tolist(), 0.7, 0.8, WORDS.index("4"))
     assert first.affected["link"].sum() > 3
     for at, value in expected.items():

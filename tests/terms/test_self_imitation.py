@@ -53,7 +53,7 @@ def test_the_cards_schedule():
 def replayed_loss(term: SelfImitation, memory: dict, at: int, seed: int = 0, shift: float = 0.0):
     """The added loss, as the trainer averages it, of a step whose replays read as `reading` says plus `shift`."""
     step = make_step(seed, torch.float64)
-    batch = replace(token_batch(step), step=at, score=lambda text: reading(text, step.head) + shift)
+    batch = replace(token_batch(step), step=at, score=lambda text: (reading(text, step.head) + shift, None))
     first = first_stage(term, replace(rollout(step), step=3), memory)
     outcome = second_stage(term, batch, first, memory)
     if "link" not in outcome.losses:
@@ -79,7 +79,7 @@ def test_the_cards_replay():
     # both, as the card has them: (0.55 + 0.25) / 2, and gamma(50) of it
     both = kept_in(the_cards_buffer(step)).rows(torch.tensor([0, 2]))
     columns = term._columns(rollout(step), both, 0.45, step.mask.any(dim=1))
-    batch = replace(token_batch(step), columns=columns, score=lambda text: reading(text, step.head))
+    batch = replace(token_batch(step), columns=columns, score=lambda text: (reading(text, step.head), None))
     for at, expected in ((200, -0.4), (50, -0.058579)):
         loss = term(replace(batch, step=at), {}).loss[batch.mask].mean().item()
         assert loss == pytest.approx(expected, abs=5e-7)
@@ -138,7 +138,7 @@ def test_a_token_that_has_risen_enough_stops():
     first = first_stage(term, rollout(step), memory)
     hidden = torch.zeros((), dtype=torch.float64, requires_grad=True)
     for shift, moves in ((0.1, True), (0.3, False)):  # e^0.1 < 1.2 < e^0.3
-        scored = replace(batch, score=lambda text, s=shift: reading(text, step.head) + s + hidden)
+        scored = replace(batch, score=lambda text, s=shift: (reading(text, step.head) + s + hidden, None))
         hidden.grad = None
         second_stage(term, scored, first, memory).losses["link"].sum().backward()
         assert (hidden.grad.item() != 0) == moves

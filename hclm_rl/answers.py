@@ -1,0 +1,163 @@
+"""What a response answers and which answers are the same, for terms that compare the responses of a group.
+
+A rule that finds the answer is named in a recipe: a regular expression with one group (the last match counts), or the
+dotted path of a function `text -> answer`, None where there is none. Answers are compared as text, so what the function
+returns must print alike where it is equal.
+"""
+
+import functools
+import importlib
+import importlib.util
+import os
+import re
+import sys
+import threading
+from collections.abc import Callable, Hashable, Sequence
+
+import torch
+
+from .types import Rollout
+
+DEFAULT = "hclm_rl.answers.boxed_or_numbers"
+LATEX_TYPOGRAPHY = re.compile(r"\\left(?![a-zA-Z])|\\right(?![a-zA-Z])|\\[!,;:]")
+
+Extract = Callable[[str], Hashable | None]
+Same = Callable[[str, str], bool]
+
+
+def final_text(said: str | Sequence[dict]) -> str:
+    """The text of a prompt or completion: itself, or the last message of a chat, without images and tool calls."""
+    if isinstance(said, str):
+        return said
+    content = said[-1].get("content") if said else ""
+    if isinstance(content, list):
+        content = "".join(part.get("text", "") for part in content)
+    return content or ""
+
+
+def boxed(text: str) -> str | None:
+    r"""What is in the last \boxed{...}, braces balanced; None without one or where it is not closed."""
+    start = text.rfind(r"\boxed{")
+    if start < 0:
+        return None
+    inside, depth = start + len(r"\boxed{"), 1
+    for at in range(inside, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[at], 0)
+        if depth == 0:
+            return text[inside:at]
+    return None
+
+
+def boxed_or_numbers(text: str) -> str | None:
+    r"""What is in the last \boxed{...}; without one the whole text, if it is nothing but whole numbers, as a row of
+    coins and remainders of the task `coins` is: two such rows that are both right agree iff they pay the same coins."""
+    if r"\boxed{" in text:
+        return boxed(text)
+    words = text.split()
+    return " ".join(words) if words and all(re.fullmatch(r"-?[0-9]+", word) for word in words) else None
+
+
+def extractor(how: str) -> Extract:
+    """The rule of that name; raises one sentence where it is none."""
+    if re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", how):
+        if os.getcwd() not in sys.path:  # as for terms: a user's file lies beside the recipe
+            sys.path.insert(0, os.getcwd())
+        module, _, name = how.rpartition(".")
+        try:
+            return getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            raise ValueError(f"no function that finds answers at '{how}': {error}") from error
+    try:
+        pattern = re.compile(how)
+    except re.error as error:
+        raise ValueError(f"answer is no regular expression ({error}) and no dotted path, got {how!r}") from error
+    if pattern.groups != 1:
+        raise ValueError(f"answer must have one group, which holds the answer, got {how!r} with {pattern.groups}")
+
+    def last_match(text: str) -> str | None:
+        found = pattern.findall(text)
+        return found[-1] if found else None
+
+    return last_match
+
+
+def normalised(answer: str) -> str:
+    """Without what does not change its meaning: space runs, dollar signs around it, a full stop, LaTeX typography."""
+    answer = LATEX_TYPOGRAPHY.sub("", answer).replace(r"\dfrac", r"\frac").replace(r"\tfrac", r"\frac")
+    answer = re.sub(r"\\(?:text|mathrm)\{([^{}]*)\}", r"\1", answer)
+    return " ".join(answer.split()).strip("$").removesuffix(".").strip()
+
+
+def answer_of(said: str | Sequence[dict], extract: Extract) -> str | None:
+    """The normalised answer of a completion; None where there is none or it is empty."""
+    found = extract(final_text(said))
+    return None if found is None else normalised(str(found)) or None
+
+
+def equivalence(name: str) -> Same:
+    """ "text": equal normalised answers. "math_verify": equal as mathematics; what takes too long is not equal."""
+    if name == "text":
+        return lambda a, b: a == b
+    if importlib.util.find_spec("math_verify") is None:
+        raise ValueError("equivalence 'math_verify' needs a package that is missing: pip install 'hclm-rl[eval]'")
+    return same_in_mathematics
+
+
+@functools.lru_cache(maxsize=65536)
+def same_in_mathematics(first: str, second: str) -> bool:
+    from math_verify import parse, verify
+
+    # its clock is a signal, which only the main thread may set
+    seconds = 5 if threading.current_thread() is threading.main_thread() else None
+    one, other = (parse(rf"\boxed{{{answer}}}", parsing_timeout=seconds) for answer in (first, second))  # type: ignore[arg-type]
+    return first == second or verify(one, other, timeout_seconds=seconds)
+
+
+def clusters(answers: Sequence[str | None], same: Same) -> list[int]:
+    """The number of each answer's cluster: it joins the first whose first member it equals, else it opens the next.
+
+    A missing answer is a cluster of its own, so that "no answer" is never what most responses agree on.
+    """
+    numbers: list[int] = []
+    founders: list[str | None] = []
+    for answer in answers:
+        joins = (n for n, first in enumerate(founders) if first is not None and answer is not None)
+        number = next((n for n in joins if same(founders[n] or "", answer or "")), len(founders))
+        if number == len(founders):
+            founders.append(answer)
+        numbers.append(number)
+    return numbers
+
+
+def by_group(rollout: Rollout, extract: Extract) -> dict[int, list[str | None]]:
+    """The answers of all responses of each prompt that has responses on this process: {number of the prompt: answers}.
+
+    Texts of other processes come as bytes through `everywhere`.
+    """
+    own = [answer_of(text, extract) for text in rollout.texts]
+    encoded = [b"" if answer is None else answer.encode(errors="replace") for answer in own]
+    device = rollout.mask.device
+    lengths = torch.tensor([-1 if a is None else len(code) for a, code in zip(own, encoded, strict=True)])
+    width = max(1, *map(len, encoded))
+    codes = torch.tensor([list(code.ljust(width, b"\0")) for code in encoded], dtype=torch.uint8)
+    all_lengths = rollout.everywhere(lengths.to(device)).tolist()
+    rows = rollout.everywhere(codes.to(device)).cpu().numpy()
+    answers = [None if n < 0 else bytes(row[:n]).decode() for n, row in zip(all_lengths, rows, strict=True)]
+    size = rollout.group_rewards.size(1)
+    return {group: answers[group * size : (group + 1) * size] for group in rollout.group.unique().tolist()}
+
+
+def repeats(question: str, answer: str, share: float) -> bool:
+    """Whether more than `share` of the answer's words stand in the question, in order, or all of it stands there.
+
+    The first is ROUGE-L precision: the longest common subsequence of words over the words of the answer.
+    """
+    if answer.lower() in question.lower():
+        return True
+    asked, said = (re.findall(r"\w+", text.lower()) for text in (question, answer))
+    common = [0] * (len(asked) + 1)
+    for word in said:
+        before = 0  # the cell to the left in the row above
+        for at, other in enumerate(asked, 1):
+            before, common[at] = common[at], before + 1 if word == other else max(common[at], common[at - 1])
+    return bool(said) and common[-1] / len(said) > share

@@ -1,0 +1,147 @@
+"""Conditional-entropy reasoning utility: Guo, 2025, arXiv:2508.20395"""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ..answers import DEFAULT, answer_of, extractor
+from ..types import Effect, Rollout, RolloutEffect, Term, TokenBatch, Total, Transcript
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConditionalEntropy(Term):
+    """Measures how much each step of a response lowers the uncertainty about its answer; with coef > 0 pays for it.
+
+    H_j = mean entropy, in nats, of the scorer's predictions of the answer's tokens after question, steps 1 to j and
+    cue; u_j = H_(j-1) - H_j. `coef` times clip(u_j, -limit, limit) is added to the advantage of the last token of step
+    j. H sees no mistakes: a scorer that is certain of something else has a low H too, so look at `nll`, which asks for
+    the answer itself. Once an answer stands in the text it is copied: `cuts` drops those steps. Pay only by the frozen
+    reference (beta > 0), or the policy learns to be certain of everything. Costs N forward passes a step. Splitter, cue
+    and payment are ours.
+    """
+
+    needs_rescoring: ClassVar[bool] = True
+    default_coef: ClassVar[float] = 0.0  # lambda, ours; at most 0.1; 0 only measures, as the paper does
+
+    # regular expression with one group, or dotted path of a function text -> answer or None; default: the last \boxed{}
+    answer: str = DEFAULT  # or a text of nothing but whole numbers
+    answer_column: str | None = (
+        None  # of the data set: the answer to ask for, as in the paper; None: the response's own
+    )
+    cue: str = "\n\nThe final answer is "  # stands before the answer; ours
+    step_end: str = r"\n\s*\n"  # regular expression; a token that holds it ends a step; ours: blank lines
+    step_tokens: int = 0  # instead, a step is so many response tokens; 0: step_end
+    most_steps: int = 10  # of a response, >= 1; where there are more, evenly spaced ones
+    cuts: bool = True  # leave out the steps in which, or after which, the answer stands in the text
+    scorer: Literal["policy", "reference"] = "policy"  # the authors' is another model, Qwen3-8B
+    limit: float = 0.5  # nats, > 0; ours
+    certain: float = 0.1  # nats; steps after the first H_j below are `surplus`; ours
+    every: int = 1  # optimiser steps between measurements, >= 1
+
+    def __post_init__(self) -> None:
+        extractor(self.answer), re.compile(self.step_end)
+        if self.step_tokens < 0 or self.most_steps < 1 or self.every < 1:
+            raise ValueError(
+                "step_tokens must be >= 0, most_steps and every >= 1, got "
+                f"{self.step_tokens}, {self.most_steps} and {self.every}"
+            )
+        if not 0 < self.limit < math.inf:
+            raise ValueError(f"limit must be positive and finite, got {self.limit}")
+
+    def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
+        if rollout.step % self.every:
+            return RolloutEffect()
+        asked, encode = self._asked(rollout), rollout.tokenizer.encode
+        answers = [[] if each is None else encode(each, add_special_tokens=False) for each in asked]
+        ends = [self._ends(rollout, row, asked[row]) if answer else [] for row, answer in enumerate(answers)]
+        entropy, nll = self._read(rollout, answers, ends)
+        paid = torch.zeros(rollout.mask.shape, dtype=torch.float64, device=rollout.mask.device)
+        sums = torch.zeros(6, dtype=torch.float64)
+        for row, steps in enumerate(ends):
+            if steps:
+                h, n = entropy[row, : len(steps) + 1], nll[row, : len(steps) + 1]
+                gains = h[:-1] - h[1:]
+                paid[row, [end - 1 for end in steps]] = gains.clamp(-self.limit, self.limit)
+                below = (h < self.certain).nonzero()
+                surplus = len(steps) - int(below[0]) if len(below) else 0
+                rises = (gains > 0).double().mean()
+                total, worse = h[0] - h[-1], n[0] - n[-1]
+                sums += torch.tensor([total, slope(h), rises, surplus / len(steps), worse, 1.0], dtype=torch.float64)
+        names = ("utility_total", "utility_slope", "useful_steps", "surplus", "nll_total")
+        return RolloutEffect(
+            columns={"paid": paid.to(rollout.advantages.dtype)},
+            metrics={
+                name: Total(sums=(value, sums[-1]), form=lambda value, count: value / count if count else 0.0)
+                for name, value in zip(names, sums, strict=False)
+            },
+        )
+
+    def __call__(self, batch: TokenBatch, memory: dict) -> Effect:
+        if "paid" not in batch.columns:
+            return Effect()
+        return Effect(advantages=batch.advantages + batch.columns["paid"])
+
+    def _asked(self, rollout: Rollout) -> list[str | None]:
+        """The answer that is asked for after each step, as text."""
+        if self.answer_column is None:
+            return [answer_of(text, extractor(self.answer)) for text in rollout.texts]
+        if self.answer_column not in rollout.rows[0]:
+            raise ValueError(f"the data set has no column '{self.answer_column}', only {', '.join(rollout.rows[0])}")
+        return [None if row[self.answer_column] is None else str(row[self.answer_column]) for row in rollout.rows]
+
+    def _ends(self, rollout: Rollout, row: int, asked: str | None) -> list[int]:
+        """The number of completion tokens read at the end of each step."""
+        ids, own = rollout.ids[row].tolist(), rollout.mask[row].nonzero().squeeze(1).tolist()
+        pieces = {} if self.step_tokens else {i: rollout.tokenizer.decode([i]) for i in {ids[at] for at in own}}
+        ends = []
+        for number, at in enumerate(own, 1):
+            is_end = number % self.step_tokens == 0 if self.step_tokens else re.search(self.step_end, pieces[ids[at]])
+            if is_end or number == len(own):
+                ends.append(at + 1)
+        if self.cuts:
+            ends = [end for end in ends if (asked or "") not in rollout.tokenizer.decode(ids[:end])]
+        if len(ends) > self.most_steps:
+            ends = [ends[round((k + 1) * len(ends) / self.most_steps) - 1] for k in range(self.most_steps)]
+        return ends
+
+    def _read(
+        self, rollout: Rollout, answers: Sequence[list[int]], ends: Sequence[list[int]]
+    ) -> tuple[Float[Tensor, "N steps"], Float[Tensor, "N steps"]]:
+        """H_j and the mean of -log p of the answer after step j = 0, 1, ..., the last one repeated."""
+        assert rollout.transcript is not None
+        prompts, present = rollout.transcript.prompt_ids, rollout.transcript.prompt_mask
+        most = rollout.everywhere(torch.tensor([len(steps) for steps in ends], device=rollout.mask.device))
+        width = int(most.max()) + 1  # the same on all processes, so that all make the same number of passes
+        cue = rollout.tokenizer.encode(self.cue, add_special_tokens=False)
+        texts, lengths = [], []
+        for row, steps in enumerate(ends):
+            prompt, ids = prompts[row][present[row]].tolist(), rollout.ids[row].tolist()
+            stops = [0, *steps] + [steps[-1] if steps else 0] * (width - len(steps) - 1)
+            asked = answers[row] or prompt[-1:]  # what has no answer is read for the number of passes alone
+            texts += [prompt + ids[:stop] + cue + asked for stop in stops]
+            lengths += [len(asked)] * width
+        read, tail = max(map(len, texts)), max(lengths)
+        padded = torch.tensor([[0] * (read - len(text)) + text for text in texts], device=rollout.mask.device)
+        place = torch.arange(read, device=rollout.mask.device)
+        mask = place >= read - torch.tensor([len(text) for text in texts], device=place.device).unsqueeze(1)
+        logps, entropy = rollout.score(Transcript.of(padded, mask, tail), scorer=self.scorer)
+        is_answer = place[:tail] >= tail - torch.tensor(lengths, device=place.device).unsqueeze(1)
+        means = mean_of_rows(entropy.double(), is_answer), -mean_of_rows(logps.double(), is_answer)
+        return means[0].view(-1, width), means[1].view(-1, width)
+
+
+def mean_of_rows(values: Float[Tensor, "rows T"], mask: Bool[Tensor, "rows T"]) -> Float[Tensor, "rows"]:
+    return torch.where(mask, values, 0.0).sum(dim=1) / mask.sum(dim=1)
+
+
+def slope(values: Float[Tensor, "M"]) -> Float[Tensor, ""]:
+    """Of the line through (j, values_j) by least squares, M >= 2."""
+    j = torch.arange(len(values), dtype=values.dtype, device=values.device)
+    centred = j - j.mean()
+    return (centred * values).sum() / (centred**2).sum()

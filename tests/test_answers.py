@@ -1,0 +1,154 @@
+"""Which answer a text gives, and which answers are the same; expectations read off the texts by eye."""
+
+import pytest
+import torch
+
+from hclm_rl import answers
+from hclm_rl.answers import answer_of, boxed, boxed_or_numbers, by_group, clusters, equivalence, extractor, repeats
+from hclm_rl.testbed import coins
+
+from .term_batches import Processes, make_step, rollout
+
+
+def without_first_word(text: str):
+    return tuple(text.split()[1:]) or None
+
+
+@pytest.mark.parametrize(
+    "text, inside",
+    [
+        (r"so \boxed{4}", "4"),
+        (r"\boxed{1} no, \boxed{\frac{1}{2}}.", r"\frac{1}{2}"),
+        (r"\boxed{a{b}", None),
+        (r"\boxed{}", ""),
+        ("4", None),
+    ],
+)
+def test_the_last_box_with_balanced_braces(text, inside):
+    assert boxed(text) == inside
+
+
+def test_numbers_alone_are_an_answer_and_numbers_in_words_are_none():
+    assert boxed_or_numbers(" 7  28 5\n23 ") == "7 28 5 23"
+    assert boxed_or_numbers("-12") == "-12"
+    assert [boxed_or_numbers(text) for text in ("", "  ", "it is 4", "4.5", "²")] == [None] * 5
+    assert boxed_or_numbers(r"4 \boxed{5}") == "5" and boxed_or_numbers(r"4 5 \boxed{6") is None
+
+
+def test_two_payments_agree_iff_they_pay_the_same_coins():
+    row = {"coins": [3, 5, 7], "amount": 15, "forbidden": [1, 2, 4]}
+    texts = ["5 10 5 5 5 0", "5 10  5 5 5 0 ", "3 12 5 7 7 0", "7 8 5 3 3 0"]
+    assert all(coins.is_correct(row, text) or "3 12" in text for text in texts)
+    for a in texts:
+        for b in texts:
+            is_same = coins.answer(row, a) == coins.answer(row, b)
+            assert (boxed_or_numbers(a) == boxed_or_numbers(b)) == is_same
+
+
+def test_rules_are_patterns_or_dotted_paths():
+    assert extractor(r"= (\d+)")("1 + 1 = 2, so 2 + 2 = 4.") == "4"  # the last match
+    assert extractor(r"= (\d+)")("none") is None
+    assert extractor("tests.test_answers.without_first_word")("a b c") == ("b", "c")
+    # printed alike, so the same
+    assert answer_of("a b c", without_first_word) == "('b', 'c')" and answer_of("a", without_first_word) is None
+
+
+@pytest.mark.parametrize(
+    "how, sentence",
+    [
+        (r"\d+", r"answer must have one group, which holds the answer, got '\\d+' with 0"),
+        (r"(\d)(\d)", r"answer must have one group, which holds the answer, got '(\\d)(\\d)' with 2"),
+        ("(", "answer is no regular expression (missing ), unterminated subpattern at position 0) and no dotted path"),
+        ("no.such.function", "no function that finds answers at 'no.such.function': No module named 'no'"),
+        ("hclm_rl.answers.nothing", "no function that finds answers at 'hclm_rl.answers.nothing': module"),
+    ],
+)
+def test_refuses_what_is_no_rule(how, sentence):
+    with pytest.raises(ValueError) as error:
+        extractor(how)
+    assert str(error.value).startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        r"\boxed{4}",
+        [{"role": "assistant", "content": r"\boxed{4}"}],
+        [{"role": "assistant", "content": r"\boxed{9}"}, {"role": "tool", "content": "9"},
+         {"role": "assistant", "content": r"\boxed{4}"}],
+        [{"role": "assistant", "content": [{"type": "text", "text": r"\boxed"}, {"type": "text", "text": "{4}"}]}],
+    ],
+)  # fmt: skip
+def test_texts_and_chats(said):
+    assert answer_of(said, boxed) == "4"
+
+
+def test_an_empty_chat_has_no_answer():
+    assert answer_of([], boxed) is None and answer_of([{"role": "assistant", "content": None}], boxed) is None
+
+
+@pytest.mark.parametrize(
+    "written, same_as",
+    [
+        ("$ 4 $", "4"),
+        (r"\text{east}.", "east"),
+        (r"\left( 1,\! 2 \right)", "( 1, 2 )"),
+        (r"\dfrac{1}{2}", r"\frac{1}{2}"),
+        ("\\leftarrow", "\\leftarrow"),
+        ("  ", None),
+        ("$$", None),
+    ],
+)
+def test_typography_is_not_meaning(written, same_as):
+    assert answer_of(written, str) == same_as
+
+
+def test_clusters_ask_the_first_member_and_missing_answers_stay_alone():
+    assert clusters(["4", "7", "4", None, "4", "9", "7", None], equivalence("text")) == [0, 1, 0, 2, 0, 3, 1, 4]
+    # numbers within 1 of one another: not transitive, so 2 is compared with 0, not with 1, and opens a cluster; 3 joins
+    # it, and 1.5 is near no founder but 2
+    near = [str(x) for x in (0, 1, 2, 3, 1.5)]
+    assert clusters(near, lambda a, b: abs(float(a) - float(b)) <= 1) == [0, 0, 1, 1, 1]
+
+
+def test_equal_as_mathematics():
+    pytest.importorskip("math_verify")
+    same = equivalence("math_verify")
+    assert same("1/2", "0.5") and same(r"\frac{1}{2}", "0.5") and same("4", "4")
+    assert not same("1/2", "2") and not same("x", "y")
+
+
+def test_mathematics_without_its_package(monkeypatch):
+    monkeypatch.setattr(answers.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"needs a package that is missing: pip install 'hclm-rl\[eval\]'"):
+        equivalence("math_verify")
+
+
+def test_answers_of_a_group_that_two_processes_share():
+    step = make_step()
+    expected = {0: ["0", "1", "2", "0"], 1: ["1", "2", "0", "1"]}
+    assert by_group(rollout(step), extractor(answers.DEFAULT)) == expected
+    # four processes with two responses each; one of them has the longest answer, one none at all
+    texts = [["π ≈ 3.14", ""], ["a", "b"], ["c", "d"], ["e", "f\0g"]]
+    processes = Processes(4)
+    views = processes.views(step, [6, 6, 5, 5])
+    for view, own in zip(views, texts, strict=True):
+        view.texts[:] = own
+    found = processes.run(lambda rank: by_group(views[rank], str))
+    assert found[0] == found[1] == {0: ["π ≈ 3.14", None, "a", "b"]}
+    assert found[2] == found[3] == {1: ["c", "d", "e", "f\0g"]}
+    assert torch.equal(views[0].group, torch.tensor([0, 0]))
+
+
+@pytest.mark.parametrize(
+    "answer, share, is_repeat",
+    [
+        ("2 + 2", 0.8, True),  # stands there whole
+        ("what 2 2", 0.8, True),  # three of three words, in order
+        ("2 is what", 0.3, True),  # in order the question has one word of three
+        ("2 is what", 0.5, False),
+        ("four", 0.8, False),
+    ],
+)
+def test_answers_that_repeat_the_question(answer, share, is_repeat):
+    assert repeats("What is 2 + 2?", answer, share) == is_repeat
