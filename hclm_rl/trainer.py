@@ -31,6 +31,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from .chain import Chain, Outcome, per_token
 from .config import build_chain, refuse_two_controls
+from .conflicts import conflicts
 from .functional import split_token_weights
 from .metrics import StepMetrics
 from .rewards import checked
@@ -109,7 +110,10 @@ class EntropyTermsMixin:
         for i, (name, reward_func) in enumerate(zip(self.reward_func_names, self.reward_funcs, strict=True)):
             if not isinstance(reward_func, torch.nn.Module):
                 self.reward_funcs[i] = checked(reward_func, name)
-        self._hclm_warn_of_inert_links()
+        if self.accelerator.is_main_process:
+            self._hclm_warn_of_inert_links()
+            for sentence in conflicts(self._hclm.chain):
+                logger.warning("%s", sentence)
 
     # ---- stage 1: the generation batch
 
@@ -474,7 +478,7 @@ class EntropyTermsMixin:
 
     def _hclm_warn_of_inert_links(self) -> None:
         updates = self.args.steps_per_generation * self.num_iterations
-        if self.args.gradient_accumulation_steps % updates == 0 and self.accelerator.is_main_process:
+        if self.args.gradient_accumulation_steps % updates == 0:
             for link in self._hclm.chain.links:
                 if link.term.inert_on_policy:
                     logger.warning(

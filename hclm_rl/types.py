@@ -7,11 +7,14 @@ True = counts: False on padding and on tokens that a tool wrote.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+# what a term is meant to do to the entropy of the policy: raise it, lower it, or hold it at a level by its own rule
+Direction = Literal["more", "less", "level"]
 
 
 def no_hidden(layer: int = -1) -> Tensor:
@@ -154,6 +157,9 @@ class Term:
     needs_vocab: ClassVar[bool] = False  # reads the whole next-token distribution (over_vocab)
     is_diagnostic: ClassVar[bool] = False  # gives metrics alone
     inert_on_policy: ClassVar[bool] = False  # does nothing when each rollout is used for one update only
+    seeks: ClassVar[Direction | None] = None  # None: neither, or it depends on the batch
+    sets_baseline: ClassVar[bool] = False  # makes the advantages anew from the rewards, with a baseline of its own
+    centres: ClassVar[bool] = False  # takes a mean off the advantages that it is given
     default_coef: ClassVar[float] = 1.0  # the link's coefficient where the recipe names none
 
     def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..chain import per_token
-from ..types import Effect, Rollout, RolloutEffect, Term, TokenBatch
+from ..types import Direction, Effect, Rollout, RolloutEffect, Term, TokenBatch
 
 EQUAL_BELOW = 1e-12  # deviation of S, in nats, below which the authors' code keeps all tokens
 
@@ -30,6 +30,7 @@ class DiscriminatorClip(Term):
     """
 
     needs_scores: ClassVar[bool] = True
+    seeks: ClassVar[Direction | None] = "more"
 
     mu: float = 2.5  # in deviations of S, > 0; the authors' code and recipe, the paper sweeps 2.0 to 3.0
     normalise_by: Literal["kept", "all"] = "kept"  # "kept" is the authors'

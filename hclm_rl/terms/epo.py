@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..types import Effect, Rollout, RolloutEffect, Term, TokenBatch
+from ..types import Direction, Effect, Rollout, RolloutEffect, Term, TokenBatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +24,7 @@ class Epo(Term):
     """
 
     needs_scores: ClassVar[bool] = True
+    seeks: ClassVar[Direction | None] = "more"
     default_coef: ClassVar[float] = 0.001  # lambda; the paper's value
 
     alpha: float = 0.1  # strength of the penalty, >= 0; the paper's on ALFWorld, 0.05 on ScienceWorld
