@@ -15,9 +15,10 @@ from torch import Tensor
 from hclm_rl import Rollout, Term, TokenBatch, known_terms
 from hclm_rl.chain import Outcome
 from hclm_rl.terms.epo import Epo
+from hclm_rl.vocab import Head, over_vocab
 
 from .term_batches import first_stage, make_step, rollout, second_stage, token_batch
-from .test_contract import FOR_PARITY, TERMS
+from .test_contract import FOR_PARITY, FORMS, TERMS
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,13 @@ FLOWS = {
     "clip_cov, micro_batch": Flow(current="advantages logps old_logps"),
     "coding_rate": Flow(gradient="hidden", sampling="hidden", current="hidden"),
     "discriminator_clip": Flow(sampling="advantages logps entropy", current="advantages"),
+    "discriminator_clip, vocabulary": Flow(sampling="advantages logps entropy hidden", current="advantages"),
     "entropy_advantage": Flow(sampling="advantages entropy"),
     "entropy_bonus": Flow(gradient="entropy", current="entropy"),
     "epo": Flow(gradient="entropy", sampling="entropy", current="entropy"),
     "feature_softmax": Flow(gradient="hidden", current="hidden"),
     "forking_tokens": Flow(sampling="entropy", current="advantages"),
+    "forking_tokens, ties cut": Flow(sampling="entropy", current="advantages"),
     "forking_tokens, micro_batch": Flow(current="advantages entropy"),
     "information_force": Flow(sampling="hidden"),  # its stage 2 waits for the backward pass
     "kl_cov": Flow(gradient="logps", sampling="advantages logps", current="logps old_logps"),
@@ -50,11 +53,12 @@ FLOWS = {
     "qae": Flow(sampling="rewards group_rewards reward_scale"),
     "spectrum": Flow(sampling="hidden"),
     "steer": Flow(sampling="advantages logps entropy", current="advantages logps old_logps"),
+    "steer, exact": Flow(sampling="advantages logps entropy hidden", current="advantages logps old_logps"),
     "steer, micro_batch": Flow(sampling="entropy", current="advantages logps old_logps"),
     "variance": Flow(gradient="hidden", sampling="hidden", current="hidden"),
     "von_neumann": Flow(gradient="hidden", sampling="hidden", current="hidden"),
 }
-CASES = TERMS | FOR_PARITY
+CASES = TERMS | FORMS | FOR_PARITY
 every_case = pytest.mark.parametrize("name", sorted(CASES))
 
 
@@ -74,8 +78,8 @@ def floats_of(inputs: Rollout | TokenBatch) -> dict[str, Tensor]:
 def with_input(inputs, name: str, change: Callable[[Tensor], Tensor]):
     """The same inputs with one of them changed."""
     if name == "hidden":
-        states = change(inputs.hidden())
-        return replace(inputs, hidden=lambda: states)
+        states, head = change(inputs.hidden()), Head(weight=make_step(0, torch.float64).head)
+        return replace(inputs, hidden=lambda: states, over_vocab=lambda f: over_vocab(f, states, head))
     return replace(inputs, **{name: change(getattr(inputs, name))})
 
 
