@@ -31,6 +31,7 @@ NEEDS = {
     "needs_scores": "scoring pass",
     "needs_hidden": "hidden states",
     "needs_vocab": "next-token distribution",
+    "needs_attention": "eager attention",
     "inert_on_policy": "several updates per rollout",
 }
 

@@ -39,6 +39,20 @@ def no_vocab(functional: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Attention:
+    """How spread out the attention was that predicted each token, in every head of every layer."""
+
+    entropy: Float[Tensor, "B heads T"]  # nats, -sum_j a_j log a_j over the keys, with gradient unless checkpointed
+    visible: Int[Tensor, "B T"]  # keys that the token's query could see
+    width: int  # keys of the padded batch
+
+
+def no_attention() -> Attention:
+    """Stands for the attention of a batch that has none."""
+    raise ValueError("this batch has no attention entropies: a term that reads them declares needs_attention = True")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Total:
     """A metric made of sums over the whole optimiser step and all processes: `form(*sums)`, taken once, at the end.
 
@@ -116,6 +130,7 @@ class TokenBatch:
     step: int = 0
     generator: torch.Generator = field(default_factory=torch.Generator)  # the only source of randomness of a term
     hidden: Callable[..., Tensor] = no_hidden  # hidden() -> (B, T, D): the last states, with gradient
+    attention: Callable[[], Attention] = no_attention
     # over_vocab(f), f: (n, V) log-probs -> (n,), gives (B, T) with gradient, in chunks (vocab.py)
     over_vocab: Callable[[Callable[[Tensor], Tensor]], Tensor] = no_vocab
 
@@ -155,6 +170,7 @@ class Term:
     needs_scores: ClassVar[bool] = False  # stage 1 reads logps or entropy of the sampling policy
     needs_hidden: ClassVar[bool] = False  # reads hidden states
     needs_vocab: ClassVar[bool] = False  # reads the whole next-token distribution (over_vocab)
+    needs_attention: ClassVar[bool] = False  # stage 2 reads attention entropies: eager attention alone gives them
     is_diagnostic: ClassVar[bool] = False  # gives metrics alone
     inert_on_policy: ClassVar[bool] = False  # does nothing when each rollout is used for one update only
     seeks: ClassVar[Direction | None] = None  # None: neither, or it depends on the batch

@@ -16,6 +16,7 @@ from trl.trainer.utils import nanstd
 
 from hclm_rl import Chain, Constant, Link, Rollout, Term, TokenBatch
 from hclm_rl.chain import Outcome, RolloutOutcome, per_token
+from hclm_rl.types import Attention
 from hclm_rl.vocab import Head, over_vocab
 
 LENGTHS = (6, 4, 6, 3, 5, 2, 1, 5)
@@ -135,9 +136,18 @@ def token_batch(step: Step, rows: slice | Tensor = slice(None), **changes: objec
         step=3,
         generator=torch.Generator().manual_seed(2),
         hidden=lambda: hidden,
+        attention=lambda: attention_of(hidden),
         over_vocab=lambda functional: over_vocab(functional, hidden, Head(weight=step.head)),
     )
     return replace(whole, **changes)
+
+
+def attention_of(hidden: Tensor) -> Attention:
+    """As many made-up heads as the states are wide, after a prompt of three tokens; linear, so that NaN stays."""
+    b, t, _ = hidden.shape
+    visible = (torch.arange(t) + 3).expand(b, t)
+    largest = visible.unsqueeze(1).to(hidden.dtype).log()
+    return Attention(entropy=largest * (0.5 + 0.2 * hidden.transpose(1, 2)), visible=visible, width=t + 3)
 
 
 def one_link(term: Term) -> Chain:
