@@ -17,7 +17,7 @@ from hclm_rl.chain import Outcome
 from hclm_rl.terms.epo import Epo
 from hclm_rl.vocab import Head, over_vocab
 
-from .term_batches import first_stage, make_step, rollout, second_stage, token_batch
+from .term_batches import attention_of, first_stage, make_step, rollout, second_stage, token_batch
 from .test_contract import FOR_PARITY, FORMS, TERMS
 
 
@@ -31,6 +31,7 @@ class Flow:
 
 
 FLOWS = {
+    "attention_entropy": Flow(gradient="hidden", current="hidden"),  # the batches make attention of hidden states
     "clip_cov": Flow(sampling="advantages logps", current="advantages"),
     "clip_cov, micro_batch": Flow(current="advantages logps old_logps"),
     "coding_rate": Flow(gradient="hidden", sampling="hidden", current="hidden"),
@@ -79,7 +80,10 @@ def with_input(inputs, name: str, change: Callable[[Tensor], Tensor]):
     """The same inputs with one of them changed."""
     if name == "hidden":
         states, head = change(inputs.hidden()), Head(weight=make_step(0, torch.float64).head)
-        return replace(inputs, hidden=lambda: states, over_vocab=lambda f: over_vocab(f, states, head))
+        made = {"hidden": lambda: states, "over_vocab": lambda f: over_vocab(f, states, head)}
+        if isinstance(inputs, TokenBatch):
+            made["attention"] = lambda: attention_of(states)
+        return replace(inputs, **made)
     return replace(inputs, **{name: change(getattr(inputs, name))})
 
 

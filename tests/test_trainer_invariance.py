@@ -21,6 +21,7 @@ CUT = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
 CUT_FINE = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
 # statistics that reach a tiny batch: with 30 tokens the authors' ratios select a single one
 STRONG = {
+    "attention_entropy": {"coef": 1.0, "target": 1.0, "margin": 0.0},
     "clip_cov": {"ratio": 0.2, "lower": 0.1},
     "discriminator_clip": {"mu": 0.3},
     "epo": {"coef": 0.1, "alpha": 0.5, "kappa_l": 0.9, "kappa_r": 1.0},
