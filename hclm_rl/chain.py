@@ -112,6 +112,11 @@ class Chain:
         return [link.name for link in self.links if link.term.needs_hidden]
 
     @property
+    def needs_attention(self) -> list[str]:
+        """Names of the links that read attention entropies."""
+        return [link.name for link in self.links if link.term.needs_attention]
+
+    @property
     def needs_vocab(self) -> list[str]:
         """Names of the links that read the whole next-token distribution."""
         return [link.name for link in self.links if link.term.needs_vocab]

@@ -35,6 +35,7 @@ NEEDS = {
     "needs_hidden": "hidden states",
     "needs_vocab": "next-token distribution",
     "needs_rescoring": "passes over other texts",
+    "needs_attention": "eager attention",
     "inert_on_policy": "several updates per rollout",
 }
 

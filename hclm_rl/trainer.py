@@ -31,13 +31,15 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import EvalLoopOutput, has_length
 
 from .chain import Chain, Outcome, per_token
+from .coefficients import Constant
 from .config import build_chain, refuse_two_controls
+from .conflicts import conflicts
 from .functional import split_token_weights
 from .metrics import StepMetrics, token_values
 from .rewards import checked
 from .state import JSON_NAME, ChainState
 from .trace import Trace
-from .types import Metric, Rollout, TokenBatch, Transcript, last_layer
+from .types import Attention, Metric, Rollout, TokenBatch, Transcript, last_layer
 from .vocab import Head, over_vocab, slope_along
 
 if not Version("1.16") <= Version(trl.__version__) < Version("1.17"):
@@ -121,10 +123,14 @@ class EntropyTermsMixin:
         trace = Trace(folder=Path(getattr(config, "output_dir", None) or ""), steps=tuple(steps or ()), every=every)
         self._hclm = _Run(chain=chain, state=ChainState.fresh(chain), trace=trace)
         super().__init__(*args, **kwargs)
+        self._hclm_refuse_other_attention()
         for i, (name, reward_func) in enumerate(zip(self.reward_func_names, self.reward_funcs, strict=True)):
             if not isinstance(reward_func, torch.nn.Module):
                 self.reward_funcs[i] = checked(reward_func, name)
-        self._hclm_warn_of_inert_links()
+        if self.accelerator.is_main_process:
+            self._hclm_warn_of_inert_links()
+            for sentence in conflicts(self._hclm.chain):
+                logger.warning("%s", sentence)
 
     # ---- stage 1: the generation batch
 
@@ -318,20 +324,36 @@ class EntropyTermsMixin:
             return super()._get_per_token_logps_and_entropies(*args, **kwargs)
         seen: list[Tensor] = []
         through_head: list[Tensor] = []
-        with self._hclm_watch_hidden(seen, through_head):
+        attention: list[Tensor] = []
+        with self._hclm_watch_hidden(seen, through_head), self._hclm_watch_attention(attention, is_training_pass):
             logps, entropy, aux_loss = super()._get_per_token_logps_and_entropies(
                 *args, **{**kwargs, "compute_entropy": True}
             )
         width = logps.size(1)  # the state at position i predicts token i + 1
         hidden = torch.cat([states[:, -width - 1 : -1] for states in seen]) if seen else None
         if is_training_pass:
-            logps = self._hclm_stage_two(args[0], logps, entropy, hidden, through_head)
+            reads: dict[str, Callable] = {}
+            if attention:
+                visible = args[2].long().cumsum(dim=1)  # causal: the keys up to the query, but for the padding
+                spread = Attention(
+                    entropy=torch.cat([heads[:, :, -width - 1 : -1] for heads in attention], dim=1),
+                    visible=visible[:, -width - 1 : -1],
+                    width=visible.size(1),
+                )
+                reads["attention"] = lambda: spread
+            logps = self._hclm_stage_two(args[0], logps, entropy, hidden, through_head, reads)
         elif run.generation is not None:
             run.generation.scores.append(_Scores(logps, entropy, hidden))
         return logps, entropy, aux_loss
 
     def _hclm_stage_two(
-        self, model: Any, logps: Tensor, entropy: Tensor, hidden: Tensor | None, through_head: list[Tensor]
+        self,
+        model: Any,
+        logps: Tensor,
+        entropy: Tensor,
+        hidden: Tensor | None,
+        through_head: list[Tensor],
+        reads: dict[str, Callable],
     ) -> Tensor:
         """Runs the chain on a micro-batch; shapes the advantages of the armed inputs, gives TRL its log-probs."""
         run, inputs = self._hclm, self._hclm.inputs
@@ -342,7 +364,8 @@ class EntropyTermsMixin:
         old_logps = inputs.get("old_per_token_logps", inputs.get("hclm/old_logps"))
         columns = {key.removeprefix(COLUMN): value for key, value in inputs.items() if key.startswith(COLUMN)}
         affected = {key.removeprefix(AFFECTED): value for key, value in inputs.items() if key.startswith(AFFECTED)}
-        reads: dict[str, Callable] = {} if hidden is None else {"hidden": last_layer(hidden)}
+        if hidden is not None:
+            reads["hidden"] = last_layer(hidden)
         if run.chain.needs_vocab and hidden is not None:
             reads["over_vocab"] = lambda functional: over_vocab(functional, hidden, self._hclm_head())
         if run.chain.needs_rescoring:
@@ -425,6 +448,43 @@ class EntropyTermsMixin:
             yield
         finally:
             hook.remove()
+
+    @contextmanager
+    def _hclm_watch_attention(self, seen: list[Tensor], is_training_pass: bool) -> Iterator[None]:
+        """Keeps the attention entropies of every layer, (B, heads, queries); without gradient where it checkpoints."""
+        if not (self._hclm.chain.needs_attention and is_training_pass):
+            yield
+            return
+        model = self._hclm_language_model()
+
+        def keep(module: torch.nn.Module, args: Any, output: Any) -> None:
+            weights = (output[1].detach() if model.is_gradient_checkpointing else output[1]).float()
+            weights = torch.where(weights > 0, weights, 1.0)  # 0 log 0 is 0, and so is its gradient
+            seen.append(-(weights * weights.log()).sum(dim=-1))
+
+        modules = [each for each in model.modules() if type(each).__name__.endswith("Attention")]
+        hooks = [each.register_forward_hook(keep) for each in modules]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _hclm_refuse_other_attention(self) -> None:
+        links = [link for link in self._hclm.chain.links if link.term.needs_attention]
+        if not links:
+            return
+        names, given = ", ".join(link.name for link in links), self._hclm_language_model().config._attn_implementation
+        if given != "eager":
+            raise ValueError(
+                f"{names}: reads attention probabilities, which attn_implementation '{given}' does not keep: set "
+                "attn_implementation: eager (in Python model_init_kwargs={'attn_implementation': 'eager'})"
+            )
+        if self.args.gradient_checkpointing and any(link.coef != Constant(coefficient=0.0) for link in links):
+            raise ValueError(
+                f"{names}: regularises attention probabilities, which gradient checkpointing throws away: set "
+                "gradient_checkpointing: false, or coef: 0 to log them only"
+            )
 
     def _hclm_watch_gradient(self, outcome: Outcome, through_head: Tensor, mask: Tensor) -> None:
         width = mask.size(1)
@@ -621,7 +681,7 @@ class EntropyTermsMixin:
 
     def _hclm_warn_of_inert_links(self) -> None:
         updates = self.args.steps_per_generation * self.num_iterations
-        if self.args.gradient_accumulation_steps % updates == 0 and self.accelerator.is_main_process:
+        if self.args.gradient_accumulation_steps % updates == 0:
             for link in self._hclm.chain.links:
                 if link.term.inert_on_policy:
                     logger.warning(

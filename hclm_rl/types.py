@@ -7,11 +7,14 @@ True = counts: False on padding and on tokens that a tool wrote.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+# what a term is meant to do to the entropy of the policy: raise it, lower it, or hold it at a level by its own rule
+Direction = Literal["more", "less", "level"]
 
 
 def no_hidden(layer: int = -1) -> Tensor:
@@ -58,6 +61,20 @@ class Transcript:
 def no_score(transcript: Transcript, scorer: str = "policy") -> tuple[Tensor, Tensor]:
     """Stands for `score` of a batch that has none."""
     raise ValueError("this batch has no score: a term that calls it declares needs_rescoring = True")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attention:
+    """How spread out the attention was that predicted each token, in every head of every layer."""
+
+    entropy: Float[Tensor, "B heads T"]  # nats, -sum_j a_j log a_j over the keys, with gradient unless checkpointed
+    visible: Int[Tensor, "B T"]  # keys that the token's query could see
+    width: int  # keys of the padded batch
+
+
+def no_attention() -> Attention:
+    """Stands for the attention of a batch that has none."""
+    raise ValueError("this batch has no attention entropies: a term that reads them declares needs_attention = True")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +164,7 @@ class TokenBatch:
     step: int = 0
     generator: torch.Generator = field(default_factory=torch.Generator)  # the only source of randomness of a term
     hidden: Callable[..., Tensor] = no_hidden  # hidden() -> (B, T, D): the last states, with gradient
+    attention: Callable[[], Attention] = no_attention
     # over_vocab(f), f: (n, V) log-probs -> (n,), gives (B, T) with gradient, in chunks (vocab.py)
     over_vocab: Callable[[Callable[[Tensor], Tensor]], Tensor] = no_vocab
     score: Callable[..., tuple[Tensor, Tensor]] = no_score  # as in Rollout, with gradient for the policy
@@ -191,8 +209,12 @@ class Term:
     needs_hidden: ClassVar[bool] = False  # reads hidden states
     needs_vocab: ClassVar[bool] = False  # reads the whole next-token distribution (over_vocab)
     needs_rescoring: ClassVar[bool] = False  # calls `score` on other texts, or reads `transcript`
+    needs_attention: ClassVar[bool] = False  # stage 2 reads attention entropies: eager attention alone gives them
     is_diagnostic: ClassVar[bool] = False  # gives metrics alone
     inert_on_policy: ClassVar[bool] = False  # does nothing when each rollout is used for one update only
+    seeks: ClassVar[Direction | None] = None  # None: neither, or it depends on the batch
+    sets_baseline: ClassVar[bool] = False  # makes the advantages anew from the rewards, with a baseline of its own
+    centres: ClassVar[bool] = False  # takes a mean off the advantages that it is given
     default_coef: ClassVar[float] = 1.0  # the link's coefficient where the recipe names none
 
     def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:

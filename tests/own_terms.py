@@ -74,6 +74,16 @@ class Remembers(Term):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Rarely(Term):
+    """Doubles the advantages of every n-th step and leaves the others alone."""
+
+    every: int = 4
+
+    def __call__(self, batch: TokenBatch, memory: dict) -> Effect:
+        return Effect(advantages=batch.advantages * 2) if batch.step % self.every == 0 else Effect()
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReadsVocabulary(Term):
     """A bonus on the Renyi-2 entropy of the whole next-token distribution."""
 

@@ -18,6 +18,7 @@ from trl.trainer.utils import nanstd
 
 from hclm_rl import Chain, Constant, Link, Rollout, Term, TokenBatch, Transcript
 from hclm_rl.chain import Outcome, RolloutOutcome, per_token
+from hclm_rl.types import Attention
 from hclm_rl.vocab import Head, over_vocab, slope_along
 
 LENGTHS = (6, 4, 6, 3, 5, 2, 1, 5)
@@ -161,6 +162,7 @@ def token_batch(step: Step, rows: slice | Tensor = slice(None), **changes: objec
         step=3,
         generator=torch.Generator().manual_seed(2),
         hidden=lambda: hidden,
+        attention=lambda: attention_of(hidden),
         over_vocab=lambda functional: over_vocab(functional, hidden, Head(weight=step.head)),
         score=lambda transcript, scorer="policy": (
             reading(transcript, step.head) + 0.1 * hidden.mean(),
@@ -190,6 +192,14 @@ def reading(transcript: Transcript, head: Tensor) -> Tensor:
     state = head[ids]
     before = (state[:, -width - 1 : -1] + state[:, -width - 2 : -2]) / 2
     return (before @ head.T).log_softmax(-1).gather(-1, transcript.ids.unsqueeze(-1)).squeeze(-1)
+
+
+def attention_of(hidden: Tensor) -> Attention:
+    """As many made-up heads as the states are wide, after a prompt of three tokens; linear, so that NaN stays."""
+    b, t, _ = hidden.shape
+    visible = (torch.arange(t) + 3).expand(b, t)
+    largest = visible.unsqueeze(1).to(hidden.dtype).log()
+    return Attention(entropy=largest * (0.5 + 0.2 * hidden.transpose(1, 2)), visible=visible, width=t + 3)
 
 
 def one_link(term: Term) -> Chain:

@@ -46,9 +46,15 @@ FOR_PARITY = {
     for name, term in TERMS.items()
     if "statistics" in {field.name for field in dataclasses.fields(term)}
 }
-every_term = pytest.mark.parametrize("term", TERMS.values(), ids=TERMS.keys())
+# forms that read what the default form does not
+FORMS = {
+    "discriminator_clip, vocabulary": find_term("discriminator_clip")(over="vocabulary", mu=0.3, max_frac=1.0),
+    "forking_tokens, ties cut": find_term("forking_tokens")(ties="cut"),
+    "steer, exact": find_term("steer")(estimate="exact"),
+}
+every_term = pytest.mark.parametrize("term", (TERMS | FORMS).values(), ids=(TERMS | FORMS).keys())
 every_term_and_variant = pytest.mark.parametrize(
-    "term", [*TERMS.values(), *FOR_PARITY.values()], ids=[*TERMS.keys(), *FOR_PARITY.keys()]
+    "term", (TERMS | FORMS | FOR_PARITY).values(), ids=(TERMS | FORMS | FOR_PARITY).keys()
 )
 
 

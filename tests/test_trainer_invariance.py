@@ -25,6 +25,7 @@ STRONG = {
     "ares": {"triggers": [], "window": 2, "correct_from": 0.5},
     "empo": {"answer": r"^(\d)"},  # whole completions are all different there
     "conditional_entropy": {"coef": 1.0, "answer": r"^(\d+)", "cue": "", "step_tokens": 1, "cuts": False},
+    "attention_entropy": {"coef": 1.0, "target": 1.0, "margin": 0.0},
     "clip_cov": {"ratio": 0.2, "lower": 0.1},
     "discriminator_clip": {"mu": 0.3},
     "force_reweight": {"floor": 0.1, "ceiling": 0.5},

@@ -150,6 +150,22 @@ def test_an_idle_term_is_said_once(policy: str, tmp_path: Path, caplog, monkeypa
     assert caplog.text.count("'clip_cov' has affected no token for 2 optimiser steps") == 1
 
 
+def test_idle_is_fifty_steps_in_a_row(policy: str, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    def after(steps: int, *terms: object) -> list[str]:
+        caplog.clear()
+        trainer = make(policy, tmp_path, terms=list(terms), fixed=True, max_steps=steps, logging_steps=100)
+        with caplog.at_level(logging.WARNING):
+            trainer.train()
+        return [record.getMessage() for record in caplog.records if "affected no token" in record.getMessage()]
+
+    nothing = {"clip_cov": {"lower": 900.0, "upper": 901.0}}
+    said = "the entropy term 'clip_cov' has affected no token for 50 optimiser steps"
+    assert after(49, nothing) == []
+    # of the others none is idle: at coef 0, a diagnostic, one that acts in every fourth step
+    friends = [{"entropy_bonus": {"coef": 0.0}}, "information_force", {"tests.own_terms.Rarely": {"every": 4}}]
+    assert after(51, nothing, *friends) == [said]
+
+
 def test_affected_shares(policy: str, tmp_path: Path):
     # forking_tokens keeps the top 20 %; of the rest it changes those whose advantage was not 0, and of the kept those
     # too (normalise_by "kept"), so with "all" the share is at most 80 %

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..chain import per_token
 from ..functional import covariance_contributions
-from ..types import Effect, Rollout, RolloutEffect, Term, TokenBatch
+from ..types import Direction, Effect, Rollout, RolloutEffect, Term, TokenBatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +23,7 @@ class ClipCov(Term):
     """
 
     needs_scores: ClassVar[bool] = True
+    seeks: ClassVar[Direction | None] = "more"
 
     ratio: float = 2e-4  # of all response tokens, in (0, 1]; the paper's value
     lower: float = 1.0  # in units of log-prob x advantage; the paper's value

@@ -1,4 +1,4 @@
-"""Entropy-discriminator clipping, the batch-centred Clip_B: Wang et al., 2026, arXiv:2602.03392"""
+"""Entropy-discriminator clipping, Clip_B and Clip_V: Wang et al., 2026, arXiv:2602.03392"""
 
 import math
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..chain import per_token
-from ..types import Effect, Rollout, RolloutEffect, Term, TokenBatch
+from ..types import Direction, Effect, Rollout, RolloutEffect, Term, TokenBatch
 
 EQUAL_BELOW = 1e-12  # deviation of S, in nats, below which the authors' code keeps all tokens
 
@@ -18,10 +18,12 @@ EQUAL_BELOW = 1e-12  # deviation of S, in nats, below which the authors' code ke
 class DiscriminatorClip(Term):
     """Drops the tokens of bad responses whose push-down would lower the entropy most.
 
-    S_t = p_t (log p_t + H_t), H_t the entropy; raising one logit by e changes the entropy by -e S_t. With the mean and
-    the population deviation of S over all response tokens of the step, of either sign of A, a token with A_t < 0 is
-    dropped where S_t - mean S < -mu * deviation: a rare token, with S near its lower end. Selected once, at the
-    sampling policy, as in the authors' code, which takes the whole batch too.
+    S_t = p_t (log p_t + H_t), H_t the entropy; raising one logit by e changes the entropy by -e S_t. Selected once, at
+    the sampling policy, with population deviations over all response tokens of the step, of either sign of A.
+    over "batch" (Clip_B): a token with A_t < 0 is dropped where S_t - mean S < -mu * deviation of S, a rare token.
+    over "vocabulary" (Clip_V): D_t = N_t - S_t, N = sum_v p_v S_v, so that D is 0 on average at each position; a token
+    with A_t < 0 is dropped where D_t > mu * deviation of D, at most `max_frac` of all, those with the largest D. The
+    authors drop tokens with A_t = 0 too, which moves nothing but the denominator; here they stay.
 
     S >= -exp(-1 - H), so a token reaches a large mu only where most tokens are nearly certain (S near 0) and the
     deviation is small: on spread distributions nothing is dropped (watch `affected` and `lowest`). Dropped tokens leave
@@ -30,35 +32,74 @@ class DiscriminatorClip(Term):
     """
 
     needs_scores: ClassVar[bool] = True
+    seeks: ClassVar[Direction | None] = "more"
 
-    mu: float = 2.5  # in deviations of S, > 0; the authors' code and recipe, the paper sweeps 2.0 to 3.0
+    over: Literal["batch", "vocabulary"] = "batch"  # "vocabulary" reads the whole next-token distribution
+    # in deviations, > 0; None: 2.5 over the batch (the paper sweeps 2.0 to 3.0), 8.5 over the vocabulary (7.5 to 8.5);
+    # the authors' recipes. D has heavy tails, so the two never share a value.
+    mu: float | None = None
+    # of all response tokens, in (0, 1], at least one; of "vocabulary" alone; the authors' code; 1: no cap
+    max_frac: float = 1e-4
     normalise_by: Literal["kept", "all"] = "kept"  # "kept" is the authors'
-    is_symmetric: bool = False  # also drop A_t > 0 with S_t - mean S > mu * deviation; inferred, not in the code
+    # also drop A_t > 0 with S_t - mean S > mu * deviation; of "batch" alone; inferred, not in the code
+    is_symmetric: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 < self.mu < math.inf:
+        if self.mu is not None and not 0 < self.mu < math.inf:
             raise ValueError(f"mu must be positive and finite, got {self.mu}")
+        if not 0 < self.max_frac <= 1:
+            raise ValueError(f"max_frac must be in (0, 1], got {self.max_frac}")
+        if self.is_symmetric and self.over == "vocabulary":
+            raise ValueError("is_symmetric is a form of over='batch', got over='vocabulary'")
+
+    @property
+    def needs_vocab(self) -> bool:
+        return self.over == "vocabulary"
+
+    @property
+    def bound(self) -> float:
+        """mu, in deviations."""
+        return self.mu if self.mu is not None else {"batch": 2.5, "vocabulary": 8.5}[self.over]
 
     def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
         logps, entropy = (x.double() for x in rollout.scored())  # log p + H cancels where p is near 1
         s = torch.where(rollout.mask, logps.exp() * (logps + entropy), 0)
+        if self.over == "vocabulary":
+            s = torch.where(rollout.mask, s - rollout.over_vocab(expected_discriminator), 0)
         advantages = rollout.everywhere(per_token(rollout.advantages, rollout.mask))
         s, mask = rollout.everywhere(s), rollout.everywhere(rollout.mask)
         count = mask.sum().clamp(min=1)
-        z = torch.where(mask, s - s.sum() / count, 0)
-        deviation = (z.square().sum() / count).sqrt()
+        centred = torch.where(mask, s - s.sum() / count, 0)
+        deviation = (centred.square().sum() / count).sqrt()
         if deviation < EQUAL_BELOW:
-            return RolloutEffect(columns={"weight": rollout.here(mask.float())}, metrics={"lowest": z.new_zeros(())})
-        is_kept = mask & ~self._is_outlier(z / deviation, advantages)
+            return RolloutEffect(columns={"weight": rollout.here(mask.float())}, metrics={"lowest": s.new_zeros(())})
+        z = (centred if self.over == "batch" else s) / deviation
+        is_kept = mask & ~self._is_outlier(z, advantages, mask)
         scale = count / is_kept.sum().clamp(min=1) if self.normalise_by == "kept" else 1.0
-        lowest = torch.where(mask & (advantages < 0), z / deviation, 0).min()
+        lowest = torch.where(mask & (advantages < 0), z, 0).min()  # below -mu a token is dropped
         return RolloutEffect(columns={"weight": rollout.here(is_kept.float() * scale)}, metrics={"lowest": lowest})
 
     def __call__(self, batch: TokenBatch, memory: dict) -> Effect:
         weight = batch.columns["weight"]
         return Effect(advantages=torch.where(batch.mask, weight * batch.advantages, batch.advantages))
 
-    def _is_outlier(self, z: Float[Tensor, "rows T"], advantages: Float[Tensor, "rows T"]) -> Bool[Tensor, "rows T"]:
-        """`z` in deviations; a token at the bound is kept."""
-        is_outlier = (advantages < 0) & (z < -self.mu)
-        return is_outlier | ((advantages > 0) & (z > self.mu)) if self.is_symmetric else is_outlier
+    def _is_outlier(
+        self, z: Float[Tensor, "rows T"], advantages: Float[Tensor, "rows T"], mask: Bool[Tensor, "rows T"]
+    ) -> Bool[Tensor, "rows T"]:
+        """`z` in deviations, S - mean S or S - N; a token at the bound is kept."""
+        is_outlier = mask & (advantages < 0) & (z < -self.bound)
+        if self.is_symmetric:
+            is_outlier = is_outlier | (mask & (advantages > 0) & (z > self.bound))
+        if self.over == "vocabulary" and is_outlier.sum() > self.max_frac * mask.sum():
+            lowest = torch.where(is_outlier, z, torch.inf).flatten().argsort(stable=True)
+            is_outlier = torch.zeros_like(is_outlier).flatten()
+            is_outlier[lowest[: max(int(self.max_frac * int(mask.sum())), 1)]] = True
+            is_outlier = is_outlier.view_as(mask)
+        return is_outlier
+
+
+def expected_discriminator(logps: Float[Tensor, "n V"]) -> Float[Tensor, "n"]:
+    """N = sum_v p_v S_v = sum_v p_v^2 (log p_v + H), the mean of S under the distribution itself."""
+    p = logps.exp()
+    entropy = -(p * logps).sum(dim=-1, keepdim=True)
+    return (p * p * (logps + entropy)).sum(dim=-1)

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 import torch
 
-from ..types import Rollout, RolloutEffect, Term
+from ..types import Direction, Rollout, RolloutEffect, Term
 
 CERTAIN = 1e-8  # nats, added to m: a group that is certain up to rounding gets Y = 1, not 0 / 0 or noise
 
@@ -26,6 +26,10 @@ class EntropyAdvantage(Term):
     beta: float = 2.0  # bound of "clip", in units of the advantage, > 0; the paper's value
     # least Y_i, <= 1, ours: None, the paper's, lets a response with Hbar_i > 2 m change the sign of its advantage
     floor: float | None = 0.0
+
+    @property
+    def seeks(self) -> Direction | None:
+        return "less" if self.form == "residual" else None
 
     def __post_init__(self) -> None:
         if not self.beta > 0:

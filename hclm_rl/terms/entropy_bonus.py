@@ -4,7 +4,7 @@ adaptive bonus: He et al., 2025, arXiv:2505.22312"""
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..types import Effect, Term, TokenBatch
+from ..types import Direction, Effect, Term, TokenBatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +16,7 @@ class EntropyBonus(Term):
     each micro-batch by itself, which weights short micro-batches more.
     """
 
+    seeks: ClassVar[Direction | None] = "more"
     default_coef: ClassVar[float] = 0.005  # Cui et al., arXiv:2505.22617: the value that held entropy without exploding
 
     def __call__(self, batch: TokenBatch, memory: dict) -> Effect:

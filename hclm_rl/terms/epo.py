@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import torch
 
 from ..turns import share_of_turns
-from ..types import Effect, Rollout, RolloutEffect, Term, TokenBatch
+from ..types import Direction, Effect, Rollout, RolloutEffect, Term, TokenBatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +23,7 @@ class Epo(Term):
     """
 
     needs_scores: ClassVar[bool] = True
+    seeks: ClassVar[Direction | None] = "more"
     default_coef: ClassVar[float] = 0.001  # lambda; the paper's value
 
     alpha: float = 0.1  # strength of the penalty, >= 0; the paper's on ALFWorld, 0.05 on ScienceWorld
@@ -31,6 +32,8 @@ class Epo(Term):
     gamma: float = 3.0  # decay of beta_k, >= 0; the paper's value
     # "indicator": P_t is 1 outside the band, as in the released code; it has no gradient, so the bonus alone trains
     penalty: Literal["distance", "indicator"] = "distance"
+    # beta_k of "code", as released: from 1 to 0.04 at step 150, whatever the length of the run
+    schedule: Literal["paper", "code"] = "paper"
     average: Literal["turns", "tokens"] = "turns"  # "tokens": the mean over all tokens, as in the released code
 
     def __post_init__(self) -> None:
@@ -66,6 +69,8 @@ class Epo(Term):
         distance = torch.relu(lower - entropy) + torch.relu(entropy - upper)
         penalty = self.alpha * (distance if self.penalty == "distance" else is_outside)
         beta = penalty_weight(batch.step, batch.progress, self.gamma)
+        if self.schedule == "code":
+            beta = released_penalty_weight(batch.step)
         metrics = {"outside": is_outside, "beta": entropy.new_tensor(beta)}
         return Effect(loss=-weight * (entropy - beta * penalty), metrics=metrics)
 
@@ -74,3 +79,10 @@ def penalty_weight(step: int, progress: float, gamma: float) -> float:
     """beta_k = 1 + exp(-gamma k / floor(K / 2)) at step k = `step` of K = step / progress: from 2 towards 1."""
     steps = round(step / progress) if progress else 0
     return 1 + math.exp(-gamma * step / max(steps // 2, 1))
+
+
+def released_penalty_weight(step: int) -> float:
+    """The released code's weight, with its 150 steps and the jump at their middle: 1 to 0.827, then 0.8 to 0.04."""
+    if step <= 75:
+        return 1 - 0.2 * (1 - math.exp(-2 * step / 75))
+    return 0.8 * math.exp(-3 * (step - 75) / 75)

@@ -16,7 +16,8 @@ from ..types import Effect, Rollout, RolloutEffect, Term, TokenBatch
 class ForkingTokens(Term):
     """Trains only on the most uncertain share of the response tokens: A_t = 0 below the quantile of the entropy.
 
-    Ties at the quantile are kept, so a batch of equal entropies is trained whole. With statistics "step" the tokens are
+    Ties at the quantile are kept, so a batch of equal entropies is trained whole; ties "cut" keeps exactly the authors'
+    number, of equal ones the first. With statistics "step" the tokens are
     chosen once, at the sampling policy; the authors choose anew in each micro-batch. The paper's mean is over the kept
     tokens: normalise_by "kept" multiplies their advantages by N / N_kept, which is that mean for the token-mean losses
     (dapo, bnpo, cispo, vespo); "all" is TRL's and ms-swift's form, a step about `share` times as large. A KL penalty
@@ -27,7 +28,8 @@ class ForkingTokens(Term):
 
     share: float = 0.2  # of the response tokens, in (0, 1]; the paper's value
     normalise_by: Literal["kept", "all"] = "kept"
-    statistics: Literal["step", "micro_batch"] = "step"
+    ties: Literal["kept", "cut"] = "kept"  # "cut": as the authors' top-k, for parity with it
+    statistics: Literal["step", "micro_batch"] = "step"  # "micro_batch": as the authors' code, for parity with it
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
@@ -54,5 +56,8 @@ class ForkingTokens(Term):
             return torch.zeros_like(entropy)
         wanted = math.ceil(self.share * values.numel() - 1e-9)  # 0.28 * 25 is 7.000000000000001
         is_kept = mask & (entropy >= kth_largest(values, wanted))
+        if self.ties == "cut":
+            largest = torch.where(mask, entropy, -torch.inf).flatten().argsort(descending=True, stable=True)
+            is_kept = torch.zeros_like(mask).flatten().index_fill(0, largest[:wanted], True).view_as(mask)
         scale = values.numel() / is_kept.sum() if self.normalise_by == "kept" else 1.0
         return is_kept.float() * scale

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..chain import per_token
 from ..functional import covariance_contributions
-from ..types import Effect, Rollout, RolloutEffect, Term, TokenBatch
+from ..types import Direction, Effect, Rollout, RolloutEffect, Term, TokenBatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +24,7 @@ class KlCov(Term):
 
     needs_scores: ClassVar[bool] = True
     inert_on_policy: ClassVar[bool] = True
+    seeks: ClassVar[Direction | None] = "more"
 
     ratio: float = (
         2e-4  # of all response tokens, in (0, 1]; the paper's for 32B, 2e-3 for 7B (their code takes percent)

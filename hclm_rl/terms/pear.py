@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..types import Rollout, RolloutEffect, Term
+from ..types import Direction, Rollout, RolloutEffect, Term
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +22,7 @@ class Pear(Term):
     """
 
     needs_scores: ClassVar[bool] = True
+    seeks: ClassVar[Direction | None] = "less"
 
     think_end: tuple[int, ...] = (151668,)  # token ids of `</think>`, in order; Qwen3's, one of the paper's models
     alpha: float = 1.0  # weight of the answer's entropy; the paper's; 0 and -1 hurt accuracy there

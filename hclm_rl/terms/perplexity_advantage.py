@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 import torch
 
-from ..types import Rollout, RolloutEffect, Term
+from ..types import Direction, Rollout, RolloutEffect, Term
 
 EQUAL_PERPLEXITIES = 1e-6  # nats a token: below this deviation w_i is l_i - mean, undivided, as in the authors' code
 
@@ -26,6 +26,10 @@ class PerplexityAdvantage(Term):
     favours: Literal["low", "high"] = "low"  # the perplexity; "high": the authors' other variant, 1 + alpha w_i
     smallest: float = 0.8  # bounds of the weight, 0 <= smallest <= 1 <= largest: in the authors' code, not in the paper
     largest: float = 1.2
+
+    @property
+    def seeks(self) -> Direction | None:
+        return "less" if self.favours == "low" else "more"
 
     def __post_init__(self) -> None:
         if not self.alpha >= 0:

@@ -1,6 +1,7 @@
 """QAE, Quantile Advantage Estimation: Wu et al., 2025, arXiv:2509.22611"""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -17,6 +18,8 @@ class Qae(Term):
     is an arbitrary middle value. About four responses in five get no gradient, so the step is smaller than GRPO's.
     An estimator that centres or whitens advantages afterwards undoes it.
     """
+
+    sets_baseline: ClassVar[bool] = True
 
     quantile_k: float = 0.4  # in (0, 1); 0.4 with clip-higher, 0.6 where entropy is low or falling (the paper's values)
     interpolate: bool = False  # True: the linear interpolation of the authors' README, which the paper does not want

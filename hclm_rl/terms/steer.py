@@ -1,6 +1,7 @@
 """STEER, Stabilizing Token-level Entropy-changE via Reweighting: Hao et al., 2025, arXiv:2510.10150"""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from ..chain import per_token
 from ..functional import quantile
 from ..types import Effect, Quantiles, Rollout, RolloutEffect, Term, TokenBatch
+from .discriminator_clip import expected_discriminator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,12 +25,14 @@ class Steer(Term):
 
     It stabilises and aims at no level. The estimate lacks one factor p_t and the baseline of the exact first-order
     change -A r (S_t - sum_v p_v S_v), S_v = p_v (log p_v + H), so rare tokens set the scale: one outlier flattens all
-    other weights to about 1, and the term vanishes (watch the quantiles of `weight`). "linear" mostly raises the step.
+    other weights to about 1, and the term vanishes (watch the quantiles of `weight`). estimate "exact" is that change,
+    with S of the sampling policy and r = p_t / p_old,t. "linear" mostly raises the step.
     With "step" the scale is taken once, at the sampling policy; a token that moves beyond it keeps min_weight.
     """
 
     needs_scores: ClassVar[bool] = True
 
+    estimate: Literal["code", "exact"] = "code"  # the authors' code; "exact" reads the whole next-token distribution
     weighting: Literal["exponential", "linear"] = "exponential"  # the paper's; "linear" is an alternative in its code
     min_weight: float = 0.8  # in (0, 1]; the authors' run scripts
     max_weight: float = 1.2  # of "linear" alone, >= min_weight; the authors' run scripts
@@ -46,21 +50,27 @@ class Steer(Term):
         if not 0 < self.scale_level <= 1:
             raise ValueError(f"scale_level must be in (0, 1], got {self.scale_level}")
 
+    @property
+    def needs_vocab(self) -> bool:
+        return self.estimate == "exact"
+
     def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
         logps, entropy = rollout.scored()
         columns = {"entropy": torch.where(rollout.mask, entropy, 0)}
+        if self.estimate == "exact":
+            s = logps.exp() * (logps + entropy)
+            columns["s"] = torch.where(rollout.mask, s - rollout.over_vocab(expected_discriminator), 0)
         if self.statistics == "micro_batch":
             return RolloutEffect(columns=columns)
-        change = entropy_change(logps, logps, entropy, per_token(rollout.advantages, rollout.mask), rollout.mask)
+        advantages = per_token(rollout.advantages, rollout.mask)
+        change = self._change(logps, logps, columns, advantages, rollout.mask)
         smallest, scale = self._range(rollout.everywhere(change), rollout.everywhere(rollout.mask))
         return RolloutEffect(
             columns=columns, shared={"smallest": smallest, "scale": scale}, metrics={"largest_change": scale}
         )
 
     def __call__(self, batch: TokenBatch, memory: dict) -> Effect:
-        change = entropy_change(
-            batch.logps.detach(), batch.old_logps, batch.columns["entropy"], batch.advantages, batch.mask
-        )
+        change = self._change(batch.logps.detach(), batch.old_logps, batch.columns, batch.advantages, batch.mask)
         if self.statistics == "step":
             smallest, scale = batch.shared["smallest"], batch.shared["scale"]
         else:
@@ -70,6 +80,20 @@ class Steer(Term):
             advantages=torch.where(batch.mask, weight * batch.advantages, batch.advantages),
             metrics={"weight": Quantiles(values=weight)},
         )
+
+    def _change(
+        self,
+        logps: Float[Tensor, "rows T"],
+        old_logps: Float[Tensor, "rows T"],
+        columns: Mapping[str, Tensor],
+        advantages: Float[Tensor, "rows T"],
+        mask: Bool[Tensor, "rows T"],
+    ) -> Float[Tensor, "rows T"]:
+        """m_t by the estimate that was chosen; 0 off the mask."""
+        if self.estimate == "code":
+            return entropy_change(logps, old_logps, columns["entropy"], advantages, mask)
+        ratio = torch.where(mask, logps - old_logps, 0).exp()
+        return (torch.where(mask, advantages, 0) * ratio * columns["s"]).abs()
 
     def _range(
         self, change: Float[Tensor, "rows T"], mask: Bool[Tensor, "rows T"]

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hclm_rl.terms.discriminator_clip import DiscriminatorClip
+from hclm_rl.terms.discriminator_clip import DiscriminatorClip, expected_discriminator
 
 from ..term_batches import card_step, first_stage, make_step, rollout, second_stage, surrogate
 
@@ -155,6 +155,126 @@ def test_kept_tokens_carry_the_whole_mean():
     view = rollout(make_step(), advantages=-torch.ones(8))
     weight = DiscriminatorClip(mu=0.5).on_rollout(view, {}).columns["weight"][view.mask]
     assert (weight == 0).any() and weight.mean().item() == pytest.approx(1.0)
+
+
+# ---- over the vocabulary
+
+
+def with_vocabulary(advantages=A, tokens=TOKENS):
+    """The card's batch with its whole distributions; the padded slot has one of NaN."""
+    view, batch = the_card(advantages, tokens)
+    table = torch.tensor([SHAPES[name] for name, _ in tokens] + [(NAN,) * 4], dtype=torch.float64).log()
+    return replace(view, over_vocab=lambda functional: functional(table).unsqueeze(0)), batch
+
+
+def test_the_cards_expected_discriminator():
+    table = torch.tensor([SHAPES[name] for name, _ in TOKENS], dtype=torch.float64).log()
+    expected = [0.232029, 0.232029, 0.041589, 0.127799, 0.041589, 0.288988]
+    assert expected_discriminator(table).tolist() == pytest.approx(expected, abs=5e-7)
+
+
+def vocabulary(**settings) -> DiscriminatorClip:
+    return DiscriminatorClip(over="vocabulary", **settings)
+
+
+@pytest.mark.parametrize(
+    "settings, masked",
+    [
+        ({"mu": 1.0, "max_frac": 1.0}, [1, 5]),
+        ({"mu": 0.5, "max_frac": 1.0}, [1, 2, 5]),
+        ({"mu": 0.5, "max_frac": 0.2}, [5]),  # floor(1.2): the one with the largest D
+        ({"mu": 0.5, "max_frac": 0.34}, [1, 5]),  # floor(2.04)
+        ({"mu": 0.5, "max_frac": 0.5}, [1, 2, 5]),  # 3 / 6 is not more than the cap
+        ({"mu": 0.5}, [5]),  # 1e-4 of six tokens: at least one
+        ({}, []),  # mu 8.5
+    ],
+)
+def test_the_cards_example_over_the_vocabulary(settings, masked):
+    assert dropped(vocabulary(**settings), *with_vocabulary()) == masked
+
+
+def test_the_cards_loss_over_the_vocabulary():
+    view, batch = with_vocabulary()
+    advantages, metrics = shaped(vocabulary(mu=1.0, max_frac=1.0), view, batch)
+    # tokens 0, 2, 3, 4 are left: (-1 + 1 - 1 + 1) / 4
+    assert surrogate(batch, advantages)[batch.mask].mean().item() == pytest.approx(0.0, abs=1e-6)
+    # token 5 has the largest D, 0.409399 of a deviation of 0.219789
+    assert metrics["link/lowest"].item() == pytest.approx(-0.409399 / 0.219789, abs=1e-5)
+
+
+def test_the_threshold_is_on_d_itself_and_the_deviation_is_around_its_mean():
+    # D of token 2 is 0.143862. Less the mean, 0.109443, it would stay at any of these mu; with the root mean square of
+    # D as scale, 0.245533, it would at 0.6 as well. Its place is mu = 0.143862 / 0.219789 = 0.6545.
+    assert dropped(vocabulary(mu=0.6, max_frac=1.0), *with_vocabulary()) == [1, 2, 5]
+    assert dropped(vocabulary(mu=0.66, max_frac=1.0), *with_vocabulary()) == [1, 5]
+
+
+@pytest.mark.parametrize("advantage", [1.0, 0.0])
+def test_over_the_vocabulary_too_only_what_is_pushed_down_is_dropped_and_capped(advantage):
+    # token 5 has the largest D: without a negative advantage it neither falls nor takes the cap's one place
+    advantages = [*A[:5], advantage]
+    assert dropped(vocabulary(mu=0.5, max_frac=0.2), *with_vocabulary(advantages)) == [1] + [5] * (advantage == 0)
+    weight = vocabulary(mu=0.5, max_frac=0.2).on_rollout(with_vocabulary(advantages)[0], {}).columns["weight"]
+    assert weight[0, :6].tolist() == pytest.approx([1.2, 0, 1.2, 1.2, 1.2, 1.2])
+
+
+def test_the_discriminator_is_the_change_of_the_entropy_per_unit_of_step():
+    # dH = -alpha (S_a - N) for a step alpha on the log-prob of token a: z += alpha (e_a - p)
+    p = torch.tensor(SHAPES["flat"], dtype=torch.float64)
+    entropy = -(p * p.log()).sum()
+    for a in range(4):
+        step = 1e-6 * (torch.eye(4, dtype=torch.float64)[a] - p)
+        after = (p.log() + step).softmax(0)
+        change = (-(after * after.log()).sum() - entropy).item() / 1e-6
+        s = (p * (p.log() + entropy))[a]
+        expected = -(s - expected_discriminator(p.log().unsqueeze(0)))[0].item()
+        assert change == pytest.approx(expected, abs=1e-5)
+
+
+def over_the_vocabulary_by_the_card(step, mu: float, max_frac: float) -> list[tuple[int, int]]:
+    """The masked tokens of the card's step 4, token by token, with its guard A < 0."""
+    d = {}
+    for b, row in enumerate(step.mask.tolist()):
+        for t in (t for t, counts in enumerate(row) if counts):
+            p = (step.old_hidden[b, t] @ step.head.T).softmax(-1).tolist()
+            entropy = -sum(x * math.log(x) for x in p)
+            own = p[step.ids[b, t]]
+            d[b, t] = sum(x * x * (math.log(x) + entropy) for x in p) - own * (math.log(own) + entropy)
+    mean = sum(d.values()) / len(d)
+    deviation = math.sqrt(sum((x - mean) ** 2 for x in d.values()) / len(d))
+    masked = [at for at, x in d.items() if step.advantages[at[0]] < 0 and x > mu * deviation]
+    if len(masked) / len(d) > max_frac:
+        masked = sorted(masked, key=d.get, reverse=True)[: max(math.floor(max_frac * len(d)), 1)]
+    return sorted(masked)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("mu, max_frac", [(0.2, 1.0), (0.5, 1.0), (0.2, 0.1), (0.2, 1e-4)])
+def test_over_the_vocabulary_a_step_agrees_with_a_loop(seed, mu, max_frac):
+    step = make_step(seed, torch.float64)
+    masked = over_the_vocabulary_by_the_card(step, mu, max_frac)
+    assert masked  # or the test would say little
+    # the head works in float32, as on a GPU: no token lies that close to a threshold here
+    weight = vocabulary(mu=mu, max_frac=max_frac).on_rollout(rollout(step), {}).columns["weight"]
+    assert [tuple(at) for at in (step.mask & (weight == 0)).nonzero().tolist()] == masked
+
+
+def test_the_vocabulary_is_read_only_where_it_is_asked_for():
+    assert not DiscriminatorClip().needs_vocab and vocabulary().needs_vocab
+
+
+@pytest.mark.parametrize(
+    "wrong, sentence",
+    [
+        ({"max_frac": 0.0}, "max_frac must be in (0, 1], got 0.0"),
+        ({"max_frac": NAN}, "max_frac must be in (0, 1], got nan"),
+        ({"is_symmetric": True}, "is_symmetric is a form of over='batch', got over='vocabulary'"),
+    ],
+)
+def test_refuses_over_the_vocabulary(wrong, sentence):
+    with pytest.raises(ValueError) as error:
+        vocabulary(**wrong)
+    assert str(error.value) == sentence
 
 
 @pytest.mark.parametrize("mu", [0.0, -1.0, NAN, math.inf])

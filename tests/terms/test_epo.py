@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hclm_rl.terms.epo import Epo, penalty_weight
+from hclm_rl.terms.epo import Epo, penalty_weight, released_penalty_weight
 
 from ..term_batches import card_step, first_stage, make_step, rollout, second_stage, token_batch
 
@@ -104,6 +104,18 @@ def test_the_weight_of_the_penalty():
     # K = 125: half of it is 62, and step 62 is one decay of e^-gamma
     assert penalty_weight(62, 62 / 125, 3.0) == pytest.approx(1 + math.exp(-3), rel=1e-12)
     assert penalty_weight(125, 1.0, 3.0) == pytest.approx(1.0024, abs=5e-5)
+
+
+def test_the_released_weight_of_the_penalty():
+    term = Epo(**PAPER, schedule="code")
+    _, _, metrics = added_loss(term, [[1, 1, 1], [1, 1, 0]], H, history(1.0))
+    # step 30: 1 - 0.2 (1 - e^-0.8) = 0.889866
+    assert metrics["link/beta"].item() == pytest.approx(0.889866, abs=5e-7)
+    assert released_penalty_weight(0) == 1
+    # the jump at the middle: 1 - 0.2 (1 - e^-2) = 0.827067, then 0.8 e^(-3 / 75) = 0.768632 one step later
+    assert released_penalty_weight(75) == pytest.approx(0.827067, abs=5e-7)
+    assert released_penalty_weight(76) == pytest.approx(0.768632, abs=5e-7)
+    assert released_penalty_weight(150) == pytest.approx(0.8 * math.exp(-3), rel=1e-12)
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -62,6 +62,19 @@ def test_ties_at_the_quantile_are_kept(statistics):
 
 
 @BOTH
+def test_ties_may_be_cut_to_the_authors_number(statistics):
+    # ceil(0.2 * 6) = 2: 1.2 and the first of three 0.9, times 6 / 2
+    view, batch = the_card(((0.1, 1.2, 0.9, 0.05), (0.9, 0.9, NAN, NAN)))
+    advantages, share = shaped(ForkingTokens(statistics=statistics, ties="cut"), view, batch)
+    assert advantages[batch.mask].tolist() == [0, 3.0, 3.0, 0, 0, 0]
+    assert share == pytest.approx(2 / 6)
+    # a policy that is certain everywhere: ceil(1.2) of the zeros, not all six
+    view, batch = the_card(((0.0,) * 4, (0.0, 0.0, NAN, NAN)))
+    advantages, share = shaped(ForkingTokens(statistics=statistics, ties="cut"), view, batch)
+    assert share == pytest.approx(2 / 6)
+
+
+@BOTH
 def test_equal_entropies_are_trained_whole_and_unscaled(statistics):
     view, batch = the_card(((0.0,) * 4, (0.0, 0.0, NAN, NAN)))
     advantages, _ = shaped(ForkingTokens(statistics=statistics), view, batch)

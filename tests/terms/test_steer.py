@@ -147,6 +147,28 @@ def test_a_certain_token_and_one_without_advantage_keep_their_weight(statistics)
     assert weight == pytest.approx([0.8, 0.8, 0.8 ** (0.153426 / 17.420681)])
 
 
+@BOTH
+def test_the_exact_estimate(statistics):
+    # the card's trap: p = (0.6, 0.25, 0.1, 0.05), A = r = 1: -dH = S_a - N for each of the four as the sampled one
+    p = [0.6, 0.25, 0.1, 0.05]
+    entropy = -sum(x * math.log(x) for x in p)
+    view, batch = the_card(p, p, [1.0] * 4, [entropy] * 4)
+    table = torch.tensor([p] * 4 + [[NAN] * 4], dtype=torch.float64).log()
+    view = replace(view, over_vocab=lambda functional: functional(table).unsqueeze(0))
+    m = (0.165024, 0.236644, 0.275296, 0.246480)
+    weight = shaped(Steer(estimate="exact", statistics=statistics), view, batch)[1]
+    close(weight, printed(*(0.8 ** (x / 0.275296) for x in m)))
+    # the ratio is that of now: a first token twice as likely has m = 0.330048, which the scale of the step lacks
+    moved = replace(batch, logps=batch.logps.detach() + torch.tensor([math.log(2), 0, 0, 0, NAN]))
+    weight = shaped(Steer(estimate="exact", statistics=statistics), view, moved)[1]
+    scale = 0.275296 if statistics == "step" else 0.330048
+    close(weight, printed(*(0.8 ** min(x / scale, 1) for x in (0.330048, *m[1:]))))
+
+
+def test_the_vocabulary_is_read_only_where_it_is_asked_for():
+    assert not Steer().needs_vocab and Steer(estimate="exact").needs_vocab
+
+
 def by_the_card(batch, old_entropy, linear: bool) -> dict[tuple[int, int], float]:
     """The weights of the card's steps 1 to 5, token by token."""
     m = {}

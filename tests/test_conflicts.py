@@ -1,0 +1,134 @@
+"""What of a chain undoes what, in one sentence each; and a chain of friends says nothing."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from hclm_rl import Term, build_chain
+from hclm_rl.conflicts import conflicts
+from hclm_rl.types import Direction
+
+from .tiny import make
+
+CONTROL = {"kind": "step_to_target", "target": 0.3}
+
+
+# names of methods, before their classes say themselves what they seek
+@dataclass(frozen=True, kw_only=True)
+class Empg(Term):
+    """Stands for the method of that name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmRl(Term):
+    """Stands for the method of that name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EntroPic(Term):
+    """Stands for the method of that name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stranger(Term):
+    """A user's own term, which says what it does."""
+
+    seeks: ClassVar[Direction | None] = "less"
+    centres: ClassVar[bool] = True
+
+
+def said(*entries: object) -> list[str]:
+    return conflicts(build_chain(list(entries)))
+
+
+FIGHT = "they work against each other; keep one of the two"
+
+
+@pytest.mark.parametrize(
+    "entries, sentence",
+    [
+        ((Empg(), "clip_cov"), f"'Empg' lowers the entropy of the policy and 'clip_cov' raises it: {FIGHT}"),
+        (("entropy_bonus", Empg()), f"'Empg' lowers the entropy of the policy and 'entropy_bonus' raises it: {FIGHT}"),
+        (("epo", "pear"), f"'pear' lowers the entropy of the policy and 'epo' raises it: {FIGHT}"),
+        ((Stranger(), "kl_cov"), f"'Stranger' lowers the entropy of the policy and 'kl_cov' raises it: {FIGHT}"),
+        ((EmRl(), EntroPic()), f"'EmRl' lowers the entropy of the policy and 'EntroPic' holds it at a level: {FIGHT}"),
+        (
+            (EmRl(), {"entropy_bonus": {"coef": CONTROL}}),
+            f"'EmRl' lowers the entropy of the policy and 'entropy_bonus' holds it at a level: {FIGHT}",
+        ),
+        (  # a controller on a term that has no direction of its own
+            (EmRl(), {"steer": {"coef": CONTROL}}),
+            f"'EmRl' lowers the entropy of the policy and 'steer' holds it at a level: {FIGHT}",
+        ),
+        (
+            ("clip_cov", {"entropy_bonus": {"coef": -0.01, "name": "malus"}}),
+            f"'malus' lowers the entropy of the policy and 'clip_cov' raises it: {FIGHT}",
+        ),
+        (
+            ({"entropy_bonus": {"coef": CONTROL}}, {"clip_cov": {"coef": CONTROL}}),
+            "'entropy_bonus', 'clip_cov' each control the entropy: every one answers what the others did, so they "
+            "swing or drive each other to their bounds; keep one controller and give the others a number as coef",
+        ),
+        (
+            (EntroPic(), {"entropy_bonus": {"coef": CONTROL}}),
+            "'EntroPic', 'entropy_bonus' each control the entropy: every one answers what the others did, so they "
+            "swing or drive each other to their bounds; keep one controller and give the others a number as coef",
+        ),
+        (
+            ({"pear": {"coef": CONTROL}},),
+            "the coefficient of 'pear' grows while the entropy is below its target, and the term lowers the entropy: "
+            "the two drive it to nothing; give the term a number or a schedule as coef",
+        ),
+        (
+            ("qae", Empg()),
+            "'Empg' centres the advantages again, which undoes the baseline that 'qae' set; keep one of the two",
+        ),
+        (
+            ("qae", "steer", Stranger()),
+            "'Stranger' centres the advantages again, which undoes the baseline that 'qae' set; keep one of the two",
+        ),
+        (
+            (Empg(), "qae"),
+            "'qae' makes the advantages anew from the rewards, which undoes 'Empg' before it; keep one of the two",
+        ),
+        (
+            ("qae", {"qae": {"name": "again"}}),
+            "'again' makes the advantages anew from the rewards, which undoes 'qae' before it; keep one of the two",
+        ),
+    ],
+)
+def test_a_conflict_is_one_sentence(entries, sentence):
+    assert said(*entries) == [sentence]
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        (),
+        ("clip_cov", "kl_cov", "entropy_bonus", "epo", "qae", "steer", "log_det", "information_force"),
+        (Empg(), "entropy_advantage"),  # of one mind
+        (Empg(), {"entropy_advantage": {"form": "clip"}}, {"clip_cov": {"coef": 0.0}}),  # coef 0 is absence
+        ({"perplexity_advantage": {"favours": "high"}}, "entropy_bonus"),
+        ({"entropy_bonus": {"coef": {"kind": "linear", "start": 0.1, "end": 0.0}}}, EntroPic()),  # a schedule is none
+        ({"entropy_bonus": {"coef": CONTROL}}, "clip_cov"),
+        ({"information_force": {"coef": CONTROL}}, EntroPic()),  # a diagnostic changes nothing
+    ],
+)
+def test_friends(entries):
+    assert said(*entries) == []
+
+
+def test_all_conflicts_are_said():
+    # the two controllers, and pear against each of the other two
+    assert len(said("pear", {"entropy_bonus": {"coef": CONTROL}}, {"clip_cov": {"coef": CONTROL}})) == 3
+
+
+def test_the_trainer_says_it_once_before_training(policy: str, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    with caplog.at_level(logging.WARNING):
+        trainer = make(policy, tmp_path, terms=["pear", "entropy_bonus"])
+        assert caplog.text.count("'pear' lowers the entropy of the policy and 'entropy_bonus' raises it") == 1
+        trainer.train()
+    assert caplog.text.count("they work against each other") == 1

@@ -1,0 +1,179 @@
+"""Where each term's gradient flows, and what each stage looks at: a table with a line for every term, no line spare.
+
+A gradient that reaches the policy on a way that the method does not have is a wrong method that trains: a weight that
+was not detached looks like a weight. And a statistic of the sampling policy that is taken from the current one makes
+the method another one in the second update on a rollout, where alone it shows.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from hclm_rl import Rollout, Term, TokenBatch, known_terms
+from hclm_rl.chain import Outcome
+from hclm_rl.terms.epo import Epo
+from hclm_rl.vocab import Head, over_vocab
+
+from .term_batches import attention_of, first_stage, make_step, rollout, second_stage, token_batch
+from .test_contract import FOR_PARITY, FORMS, TERMS
+
+
+@dataclass(frozen=True)
+class Flow:
+    """What a term's card says of its inputs, as space-separated names."""
+
+    gradient: str = ""  # of logps, entropy, hidden: those of the current policy that its added loss trains
+    sampling: str = ""  # what stage 1 looks at, of the sampling policy and of the rewards
+    current: str = ""  # what stage 2 looks at beside what stage 1 attached
+
+
+FLOWS = {
+    "attention_entropy": Flow(gradient="hidden", current="hidden"),  # the batches make attention of hidden states
+    "clip_cov": Flow(sampling="advantages logps", current="advantages"),
+    "clip_cov, micro_batch": Flow(current="advantages logps old_logps"),
+    "coding_rate": Flow(gradient="hidden", sampling="hidden", current="hidden"),
+    "discriminator_clip": Flow(sampling="advantages logps entropy", current="advantages"),
+    "discriminator_clip, vocabulary": Flow(sampling="advantages logps entropy hidden", current="advantages"),
+    "entropy_advantage": Flow(sampling="advantages entropy"),
+    "entropy_bonus": Flow(gradient="entropy", current="entropy"),
+    "epo": Flow(gradient="entropy", sampling="entropy", current="entropy"),
+    "feature_softmax": Flow(gradient="hidden", current="hidden"),
+    "forking_tokens": Flow(sampling="entropy", current="advantages"),
+    "forking_tokens, ties cut": Flow(sampling="entropy", current="advantages"),
+    "forking_tokens, micro_batch": Flow(current="advantages entropy"),
+    "information_force": Flow(sampling="hidden"),  # its stage 2 waits for the backward pass
+    "kl_cov": Flow(gradient="logps", sampling="advantages logps", current="logps old_logps"),
+    "kl_cov, micro_batch": Flow(gradient="logps", current="advantages logps old_logps"),
+    "log_det": Flow(gradient="hidden", sampling="hidden", current="hidden"),
+    "pear": Flow(sampling="entropy rewards"),
+    "perplexity_advantage": Flow(sampling="advantages logps"),
+    "position_advantage": Flow(current="advantages"),
+    "qae": Flow(sampling="rewards group_rewards reward_scale"),
+    "spectrum": Flow(sampling="hidden"),
+    "steer": Flow(sampling="advantages logps entropy", current="advantages logps old_logps"),
+    "steer, exact": Flow(sampling="advantages logps entropy hidden", current="advantages logps old_logps"),
+    "steer, micro_batch": Flow(sampling="entropy", current="advantages logps old_logps"),
+    "variance": Flow(gradient="hidden", sampling="hidden", current="hidden"),
+    "von_neumann": Flow(gradient="hidden", sampling="hidden", current="hidden"),
+}
+CASES = TERMS | FORMS | FOR_PARITY
+every_case = pytest.mark.parametrize("name", sorted(CASES))
+
+
+def test_every_term_has_its_line():
+    missing, spare = sorted(CASES.keys() - FLOWS.keys()), sorted(FLOWS.keys() - CASES.keys())
+    assert not missing, f"say in FLOWS where the gradient of {missing} flows and what they look at"
+    assert not spare, f"FLOWS speaks of {spare}, which are not there"
+    assert known_terms() == sorted(TERMS)
+
+
+def floats_of(inputs: Rollout | TokenBatch) -> dict[str, Tensor]:
+    """Every tensor of numbers that a stage is given, the hidden states included."""
+    held = {name: value for name, value in vars(inputs).items() if isinstance(value, Tensor)}
+    return {name: value for name, value in held.items() if value.is_floating_point()} | {"hidden": inputs.hidden()}
+
+
+def with_input(inputs, name: str, change: Callable[[Tensor], Tensor]):
+    """The same inputs with one of them changed."""
+    if name == "hidden":
+        states, head = change(inputs.hidden()), Head(weight=make_step(0, torch.float64).head)
+        made = {"hidden": lambda: states, "over_vocab": lambda f: over_vocab(f, states, head)}
+        if isinstance(inputs, TokenBatch):
+            made["attention"] = lambda: attention_of(states)
+        return replace(inputs, **made)
+    return replace(inputs, **{name: change(getattr(inputs, name))})
+
+
+def leaves_of(batch: TokenBatch) -> dict[str, Tensor]:
+    """What may carry a gradient of the current policy."""
+    return {"logps": batch.logps, "entropy": batch.entropy, "hidden": batch.hidden()}
+
+
+def gradients(outcome: Outcome, mask: Tensor, of: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Of the sum of the added losses over the tokens that count; without those that are not reached, or by nothing."""
+    total = sum(loss if loss.dim() == 0 else torch.where(mask, loss, 0).sum() for loss in outcome.losses.values())
+    if not isinstance(total, Tensor):
+        return {}
+    found = torch.autograd.grad(total, tuple(of.values()), allow_unused=True)
+    return {name: each for name, each in zip(of, found, strict=True) if each is not None and each.any()}
+
+
+@every_case
+def test_gradient_flows_where_it_should_and_nowhere_else(name: str):
+    step = make_step(dtype=torch.float64)
+    view, batch, memory = rollout(step), token_batch(step), {}
+    for each in floats_of(view):
+        view = with_input(view, each, lambda x: x.clone().requires_grad_())
+    # the trainers hand over the sampling policy's log-probs as constants, and kl_cov takes the difference to them
+    for each in floats_of(batch).keys() - {"old_logps", "advantages"}:
+        batch = with_input(batch, each, lambda x: x.detach().clone().requires_grad_())
+    outcome = second_stage(CASES[name], batch, first_stage(CASES[name], view, memory), memory)
+    assert outcome.advantages is None or not outcome.advantages.requires_grad
+    now = {each: value for each, value in floats_of(batch).items() if value.requires_grad}
+    before = {f"{each} of the sampling policy": value for each, value in floats_of(view).items()}
+    reached = gradients(outcome, batch.mask, now | before)
+    assert reached.keys() == set(FLOWS[name].gradient.split())
+    for each, gradient in reached.items():
+        assert not gradient[~batch.mask].any(), f"padding gets a gradient in {each}"
+
+
+def moved(x: Tensor) -> Tensor:
+    """Other numbers of the same kind: each its own factor between 0.4 and 1.6, so the sign of a log-prob stays."""
+    source = torch.Generator().manual_seed(11)
+    factors = 0.4 + 1.2 * torch.rand(x.shape, generator=source, dtype=x.dtype)
+    return (x.detach() * factors).requires_grad_(x.requires_grad)
+
+
+def moved_in(inputs, name: str):
+    """The same inputs with other numbers in one of them; advantages turn their sign too."""
+    return with_input(inputs, name, lambda x: -moved(x) if name == "advantages" else moved(x))
+
+
+def of_stage_one(term: Term, view: Rollout) -> dict[str, Tensor]:
+    """All that stage 1 asks for and passes on; of a diagnostic, what it logs."""
+    memory = earlier(term)
+    effect = term.on_rollout(replace(view, generator=torch.Generator().manual_seed(1)), memory)
+    numbers = torch.tensor([float(value) for value in memory.values() if isinstance(value, (int, float))])
+    asked = {"rewards": effect.rewards, "advantages": effect.advantages, "memory": numbers}
+    logged = effect.metrics if term.is_diagnostic else {}
+    asked |= {**effect.columns, **effect.shared, **logged}
+    return {name: value for name, value in asked.items() if isinstance(value, Tensor)}
+
+
+def of_stage_two(term: Term, view: Rollout, batch: TokenBatch) -> dict[str, Tensor]:
+    """The advantages, the added losses and their gradients."""
+    memory = earlier(term)
+    outcome = second_stage(term, batch, first_stage(term, view, memory), memory)
+    asked = {f"loss of {link}": loss.detach() for link, loss in outcome.losses.items()}
+    asked |= {} if outcome.advantages is None else {"advantages": outcome.advantages}
+    return asked | gradients(outcome, batch.mask, leaves_of(batch))
+
+
+def earlier(term: Term) -> dict:
+    """A memory where a rule needs an earlier step: epo's band."""
+    return {"entropy_sum": 1.0, "steps": 1} if isinstance(term, Epo) else {}
+
+
+def looked_at(name: str, seed: int) -> tuple[set[str], set[str]]:
+    """The inputs of stage 1 and of stage 2 without which they would ask for something else."""
+    term, step = CASES[name], make_step(seed, torch.float64)
+    view, batch = rollout(step), token_batch(step)
+    first, second = of_stage_one(term, view), of_stage_two(term, view, batch)
+    sampling = {each for each in floats_of(view) if not same(first, of_stage_one(term, moved_in(view, each)))}
+    current = {each for each in floats_of(batch) if not same(second, of_stage_two(term, view, moved_in(batch, each)))}
+    return sampling, current
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@every_case
+def test_each_stage_looks_at_what_it_should_and_at_nothing_else(name: str):
+    seen = [looked_at(name, seed) for seed in range(3)]  # on one batch a selection may stay the same by chance
+    sampling, current = (set().union(*each) for each in zip(*seen, strict=True))
+    assert sampling == set(FLOWS[name].sampling.split())
+    assert current == set(FLOWS[name].current.split())

@@ -1,0 +1,57 @@
+"""Every method has a recipe that parses and names it, a header that says what to expect, and a row in the docs."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hclm_rl import known_terms
+from hclm_rl.arguments import parse
+from hclm_rl.config import build_chain, find_term
+from hclm_rl.launch import main
+
+ROOT = Path(__file__).parents[1]
+RECIPES = {file.stem: file for file in sorted((ROOT / "recipes/methods").glob("*.yaml"))}
+# what a method's recipe may have of its own; all else is the quickstart's, or the runs would not compare
+OWN = {"entropy_terms", "output_dir"}
+
+
+def test_every_term_has_a_recipe():
+    assert [name for name in known_terms() if name not in RECIPES] == []
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_parses_and_says_what_it_is(name: str):
+    text = RECIPES[name].read_text()
+    header = text.split("\ntask:")[0]
+    assert f"#   accelerate launch recipes/grpo.py --config recipes/methods/{name}.yaml" in header
+    assert re.search(r"^# .*minutes? on ", header, flags=re.MULTILINE) and "\n# Numbers" in header
+    parse("grpo", ["--config", str(RECIPES[name])])
+    assert yaml.safe_load(text)["output_dir"] == f"runs/methods/{name}"
+
+
+@pytest.mark.parametrize("name", known_terms())
+def test_a_terms_recipe_is_the_quickstart_with_that_term(name: str):
+    recipe, quickstart = (
+        yaml.safe_load(file.read_text()) for file in (RECIPES[name], ROOT / "recipes/quickstart.yaml")
+    )
+    assert find_term(name) in [type(link.term) for link in build_chain(recipe["entropy_terms"]).links]
+    assert {key: recipe.get(key) for key in quickstart.keys() - OWN} == {
+        key: quickstart[key] for key in quickstart.keys() - OWN
+    }
+
+
+@pytest.mark.parametrize("name", known_terms())
+def test_a_term_has_its_row_and_the_row_its_recipe(name: str):
+    rows = [line for line in (ROOT / "docs/methods.md").read_text().splitlines() if line.startswith(f"| `{name}` |")]
+    assert len(rows) == 1
+    assert f"[{name}.yaml](../recipes/methods/{name}.yaml)" in rows[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_trains_three_steps(name: str, tmp_path: Path):
+    short = ["--output_dir", str(tmp_path), "--max_steps", "3", "--eval_samples", "0", "--logging_steps", "1"]
+    assert main("grpo", ["--config", str(RECIPES[name]), *short, "--no_save_final", "--use_cpu", "true"]) == 0
+    assert (tmp_path / "log.jsonl").read_text().count("\n") >= 3
