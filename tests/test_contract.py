@@ -29,8 +29,8 @@ from .term_batches import (
 
 # The authors' values, but where they leave a batch of 32 tokens alone: 2.5 deviations need one that is mostly certain.
 # A band above the entropy of the first step is one that a first step has left.
-# HICRA's phrases are English, the batch has eleven words. ARES looks for words and a window of four tokens, in rows of at
-# most six; the steps of conditional_entropy end with a blank line.
+# HICRA's phrases are English, the batch has eleven words. ARES looks for words and a window of four tokens, in rows of
+# at most six; the steps of conditional_entropy end with a blank line.
 REACHING = {
     "ares": {"triggers": (), "window": 2},
     "conditional_entropy": {"step_tokens": 1, "cuts": False},
