@@ -118,9 +118,14 @@ class CollapseDetector:
             return False, ()
         left = (math.log(share) - math.log(self.collapsed)) / -pace if pace < 0 and share > 0 else math.inf
         told = f"the entropy is at {100 * share:.0f} % of its start"
-        if share < self.collapsing_below or left < self.horizon:
+        is_on = state.get("verdict") == STATES.index("collapsing")
+        # hysteresis: it goes on until the level has risen by a tenth, or the slope has clearly flattened
+        below, within = (
+            (1.1 * self.collapsing_below, 4 * self.horizon) if is_on else (self.collapsing_below, self.horizon)
+        )
+        if share < below or left < within:
             reach = f" and at its slope reaches {100 * self.collapsed:.0f} % in {max(left, 0):.0f} steps"
-            return True, (told + (reach if left < self.horizon else ""),)
+            return True, (told + (reach if left < within else ""),)
         return False, (told,)
 
     def other_signs(self, logs: Mapping[str, object], state: State, steps: int) -> tuple[str, ...]:
