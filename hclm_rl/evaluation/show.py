@@ -112,7 +112,7 @@ def pass_curves(result: Result) -> str:
         axes.set_ylim(0, 1.02)
         axes.set_xlabel("k responses")
         axes.set_ylabel("pass@k")
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, loc="lower right")
         return svg_of(figure)
 
 

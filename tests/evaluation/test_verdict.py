@@ -91,6 +91,13 @@ def test_each_signal_alone_is_a_warning():
     assert (verdict.given, verdict.kind) == (["answer collapse"], "warning")
 
 
+def test_a_few_problems_lost_are_no_support_loss():
+    # 2 gained and 5 lost: p = 0.45, as noise alone would have it
+    base = [sampled(str(i), "Cab" if 2 <= i < 7 else "aab") for i in range(9)]
+    trained = [sampled(str(i), "Cab" if i < 2 else "aab") for i in range(9)]
+    assert signals(base, trained)["support loss"] is False
+
+
 def test_sharpened_and_answer_collapse_is_collapsed():
     base = [sampled(str(i), "CCCCCaab" if i < 10 else "Caaabbcc") for i in range(20)]
     sharp = [sampled(str(i), "CCCCCCCC" if i < 10 else "aaaaaaaa") for i in range(20)]
