@@ -45,7 +45,8 @@ class ConditionalEntropy(Term):
     every: int = 1  # optimiser steps between measurements, >= 1
 
     def __post_init__(self) -> None:
-        extractor(self.answer), re.compile(self.step_end)
+        extractor(self.answer)
+        re.compile(self.step_end)
         if self.step_tokens < 0 or self.most_steps < 1 or self.every < 1:
             raise ValueError(
                 "step_tokens must be >= 0, most_steps and every >= 1, got "

@@ -36,7 +36,8 @@ class Empo(Term):
     max_overlap: float | None = None
 
     def __post_init__(self) -> None:
-        extractor(self.answer), equivalence(self.equivalence)
+        extractor(self.answer)
+        equivalence(self.equivalence)
         if self.empty_reward is not None and not math.isfinite(self.empty_reward):
             raise ValueError(f"empty_reward must be finite or None, got {self.empty_reward}")
         for name in ("min_max_share", "max_overlap"):

@@ -34,7 +34,8 @@ class MajorityVote(Term):
     samples: int | None = None
 
     def __post_init__(self) -> None:
-        extractor(self.answer), equivalence(self.equivalence)
+        extractor(self.answer)
+        equivalence(self.equivalence)
         if self.samples is not None and self.samples < 2:
             raise ValueError(f"samples must be at least 2 or None, got {self.samples}")
 
