@@ -48,7 +48,7 @@ def products_texts(seed: int) -> list[str]:
 
 LESSONS = {
     "coins": Lesson(texts=coins_texts, prompt_tokens=10, steps=650, batch=128, learning_rate=4e-3),
-    "products": Lesson(texts=products_texts, prompt_tokens=6, steps=240, batch=256, learning_rate=3e-3),
+    "products": Lesson(texts=products_texts, prompt_tokens=6, steps=300, batch=256, learning_rate=3e-3),
 }
 
 
