@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .chain import Chain, Link, NotFinite
-    from .coefficients import Constant, Cosine, Linear, StepToTarget
+    from .coefficients import Constant, Cosine, Linear, ProportionalIntegral, StepToTarget
     from .config import GRPOConfig, RLOOConfig, build_chain, known_terms
     from .trainer import GRPOTrainer, RLOOTrainer
     from .types import Effect, Quantiles, Rollout, RolloutEffect, Term, TokenBatch, Total
@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 # Imported on first use: torch and TRL take seconds, which `hclm-rl methods` need not wait for.
 _HOMES = {
     "chain": ("Chain", "Link", "NotFinite"),
-    "coefficients": ("Constant", "Cosine", "Linear", "StepToTarget"),
+    "coefficients": ("Constant", "Cosine", "Linear", "ProportionalIntegral", "StepToTarget"),
     "config": ("GRPOConfig", "RLOOConfig", "build_chain", "known_terms"),
     "trainer": ("GRPOTrainer", "RLOOTrainer"),
     "types": ("Effect", "Quantiles", "Rollout", "RolloutEffect", "Term", "TokenBatch", "Total"),
@@ -31,6 +31,7 @@ __all__ = [
     "Linear",
     "Link",
     "NotFinite",
+    "ProportionalIntegral",
     "Quantiles",
     "RLOOConfig",
     "RLOOTrainer",
