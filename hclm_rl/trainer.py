@@ -175,7 +175,7 @@ class EntropyTermsMixin:
             states = scores.hidden
             reads["hidden"] = last_layer(states)
             if run.chain.needs_vocab:
-                reads["over_vocab"] = lambda functional: over_vocab(functional, states, self._hclm_head())
+                reads["over_vocab"] = lambda functional: over_vocab(functional, states, self._hclm_head(), mask=mask)
         rollout = Rollout(
             ids=output["completion_ids"],
             mask=mask,
@@ -274,7 +274,7 @@ class EntropyTermsMixin:
         affected = {key.removeprefix(AFFECTED): value for key, value in inputs.items() if key.startswith(AFFECTED)}
         reads = {} if hidden is None else {"hidden": last_layer(hidden)}
         if run.chain.needs_vocab and hidden is not None:
-            reads["over_vocab"] = lambda functional: over_vocab(functional, hidden, self._hclm_head())
+            reads["over_vocab"] = lambda functional: over_vocab(functional, hidden, self._hclm_head(), mask=mask)
         batch = TokenBatch(
             ids=inputs["completion_ids"],
             mask=mask,

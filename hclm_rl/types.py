@@ -80,6 +80,7 @@ class Rollout:
     generator: torch.Generator = field(default_factory=torch.Generator)  # the same state on every process
     hidden: Callable[..., Tensor] = no_hidden  # hidden() -> (N, T, D): the last states, those that PREDICTED each token
     # over_vocab(f), f: (n, V) log-probs of the sampling policy -> (n,), gives (N, T) without gradient, in chunks
+    # (vocab.py); 0 off the mask
     over_vocab: Callable[[Callable[[Tensor], Tensor]], Tensor] = no_vocab
     # everywhere(x): (N, ...) -> the rows of all processes, T padded to the widest
     everywhere: Callable[[Tensor], Tensor] = lambda x: x
@@ -113,7 +114,7 @@ class TokenBatch:
     step: int = 0
     generator: torch.Generator = field(default_factory=torch.Generator)  # the only source of randomness of a term
     hidden: Callable[..., Tensor] = no_hidden  # hidden() -> (B, T, D): the last states, with gradient
-    # over_vocab(f), f: (n, V) log-probs -> (n,), gives (B, T) with gradient, in chunks (vocab.py)
+    # over_vocab(f), f: (n, V) log-probs -> (n,), gives (B, T) with gradient, 0 off the mask
     over_vocab: Callable[[Callable[[Tensor], Tensor]], Tensor] = no_vocab
 
 

@@ -112,7 +112,9 @@ def rollout(step: Step, rows: slice = slice(None), **changes: object) -> Rollout
         step=3,
         generator=torch.Generator().manual_seed(1),
         hidden=lambda: step.old_hidden[rows],
-        over_vocab=lambda functional: over_vocab(functional, step.old_hidden[rows], Head(weight=step.head)),
+        over_vocab=lambda functional: over_vocab(
+            functional, step.old_hidden[rows], Head(weight=step.head), mask=step.mask[rows]
+        ),
     )
     return replace(whole, **changes)
 
@@ -135,7 +137,7 @@ def token_batch(step: Step, rows: slice | Tensor = slice(None), **changes: objec
         step=3,
         generator=torch.Generator().manual_seed(2),
         hidden=lambda: hidden,
-        over_vocab=lambda functional: over_vocab(functional, hidden, Head(weight=step.head)),
+        over_vocab=lambda functional: over_vocab(functional, hidden, Head(weight=step.head), mask=mask),
     )
     return replace(whole, **changes)
 
