@@ -110,6 +110,7 @@ class TokenBatch:
     columns: Mapping[str, Tensor] = field(default_factory=dict)  # what this term's on_rollout attached, row by row
     shared: Mapping[str, Tensor] = field(default_factory=dict)  # what this term's on_rollout attached for all rows
     clip_range: tuple[float, float] = (0.2, 0.2)  # epsilon_low, epsilon_high of the base algorithm
+    coef: float = 1.0  # the link's strength in this step, by which the trainer multiplies the loss that is asked for
     progress: float = 0.0
     step: int = 0
     generator: torch.Generator = field(default_factory=torch.Generator)  # the only source of randomness of a term
@@ -155,7 +156,8 @@ class Term:
     needs_vocab: ClassVar[bool] = False  # reads the whole next-token distribution (over_vocab)
     is_diagnostic: ClassVar[bool] = False  # gives metrics alone
     inert_on_policy: ClassVar[bool] = False  # does nothing when each rollout is used for one update only
-    default_coef: ClassVar[float] = 1.0  # the link's coefficient where the recipe names none
+    # the link's coefficient where the recipe names none: a number, or a mapping as a recipe has it
+    default_coef: ClassVar[float | Mapping[str, object]] = 1.0
 
     def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
         """Stage 1, once per generation batch: rewards, advantages, statistics of the whole step."""

@@ -28,7 +28,12 @@ from .term_batches import (
 )
 
 # The authors' values, but where they leave a batch of 32 tokens alone: 2.5 deviations need one that is mostly certain.
-REACHING = {"discriminator_clip": {"mu": 0.5}}
+REACHING = {
+    "discriminator_clip": {"mu": 0.5},
+    "entro_pic": {"threshold": 0.3},  # few tokens of this policy reach 0.95
+    "lp_reg": {"rho": 0.9},  # 1 % of 32 tokens is none, and most of them are filtered out or have become likelier
+    "siren": {"anchor": 2.0},  # at the first rollout the anchor is the level itself, and there is no pull
+}
 TERMS = {name: find_term(name)(**REACHING.get(name, {})) for name in known_terms()}
 FOR_PARITY = {
     f"{name}, micro_batch": replace(term, statistics="micro_batch")  # type: ignore[call-arg]
