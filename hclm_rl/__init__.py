@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .chain import Chain, Link, NotFinite
-    from .coefficients import Constant, Cosine, Linear, OnCollapse, StepToTarget
+    from .coefficients import Constant, Cosine, Linear, OnCollapse, ProportionalIntegral, StepToTarget
     from .collapse import CollapseCallback, CollapseDetector
     from .config import GRPOConfig, RLOOConfig, build_chain, known_terms
     from .trainer import GRPOTrainer, RLOOTrainer
@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 # Imported on first use: torch and TRL take seconds, which `hclm-rl methods` need not wait for.
 _HOMES = {
     "chain": ("Chain", "Link", "NotFinite"),
-    "coefficients": ("Constant", "Cosine", "Linear", "OnCollapse", "StepToTarget"),
+    "coefficients": ("Constant", "Cosine", "Linear", "OnCollapse", "ProportionalIntegral", "StepToTarget"),
     "collapse": ("CollapseCallback", "CollapseDetector"),
     "config": ("GRPOConfig", "RLOOConfig", "build_chain", "known_terms"),
     "trainer": ("GRPOTrainer", "RLOOTrainer"),
@@ -36,6 +36,7 @@ __all__ = [
     "Link",
     "NotFinite",
     "OnCollapse",
+    "ProportionalIntegral",
     "Quantiles",
     "RLOOConfig",
     "RLOOTrainer",

@@ -188,9 +188,8 @@ class Chain:
         losses, metrics, callbacks = {}, {}, {}
         for link in self.links:
             name, coef = link.name, coefs[link.name]
-            own = replace(
-                batch, columns=of_link(columns, name), shared=of_link(shared, name), generator=generators(name)
-            )
+            own = replace(batch, columns=of_link(columns, name), shared=of_link(shared, name), coef=coef)
+            own = replace(own, generator=generators(name))
             effect = link.term(own, memories[name])
             affected = affected_before[name]
             if effect.advantages is not None and coef:

@@ -131,12 +131,15 @@ class Cosine(Linear):
 class StepToTarget:
     """Raises the coefficient step by step while the entropy is below the target, and applies it only then.
 
-    Source: Skywork Open Reasoner 1, He et al., 2025, arXiv:2505.22312. Two rules, c the state, T the target:
+    Source: Skywork Open Reasoner 1, He et al., 2025, arXiv:2505.22312. Three rules, c the state, T the target:
 
     "trl" (TRL 1.16, one step of lag): applied c if h_last <= T else 0, with h_last = +inf at first; after the step, h
         its entropy, c <- min(c + delta, maximum) if h <= T else max(c - delta, minimum); h_last <- h.
     "paper" (same-step gate): applied c if e <= T else 0, with e measured when this step's responses were sampled;
         after the step, given that same e, c rises if e < T, falls if e > T, stays if equal; within the bounds.
+    "skywork" (Skywork's code, one step of lag): applied c if h_last < T else 0, open at first; after the step, c rises
+        if h < T and falls otherwise. Their h is the mean of -log p over sampled tokens, a noisy estimate of the
+        entropy that is exact here.
 
     The state is an integral: it rises for as long as the entropy is low. The bonus explodes the entropy from about
     1e-2 on (arXiv:2505.22617), a hundredth of TRL's default `maximum`: set it.
@@ -147,7 +150,7 @@ class StepToTarget:
     start: float = 0.0
     minimum: float = 0.0
     maximum: float = 1.0  # TRL's default; Skywork's scripts have 0.005
-    rule: Literal["trl", "paper"] = "trl"
+    rule: Literal["trl", "paper", "skywork"] = "trl"
 
     def __post_init__(self) -> None:
         require_numbers(self, "target", "delta", "start", "minimum", "maximum")
@@ -158,18 +161,18 @@ class StepToTarget:
                 f"minimum <= start <= maximum must hold, got minimum {self.minimum}, start {self.start}, "
                 f"maximum {self.maximum}"
             )
-        if self.rule not in ("trl", "paper"):
-            raise ValueError(f'rule must be "trl" or "paper", got {self.rule!r}')
+        if self.rule not in ("trl", "paper", "skywork"):
+            raise ValueError(f'rule must be "trl", "paper" or "skywork", got {self.rule!r}')
 
     @property
     def needs_entropy(self) -> bool:
         return self.rule == "paper"
 
     def initial_state(self) -> State:
-        return {"coefficient": self.start, "last_entropy": math.inf}
+        return {"coefficient": self.start, "last_entropy": -math.inf if self.rule == "skywork" else math.inf}
 
     def value(self, progress: float, state: State, entropy: float | None = None) -> float:
-        if self.rule == "trl":
+        if self.rule != "paper":
             gate = state["last_entropy"]
         elif entropy is None:
             raise ValueError(
@@ -178,7 +181,8 @@ class StepToTarget:
             )
         else:
             gate = entropy
-        return state["coefficient"] if gate <= self.target else 0.0
+        is_open = gate < self.target if self.rule == "skywork" else gate <= self.target
+        return state["coefficient"] if is_open else 0.0
 
     def update(self, entropy: float, state: State) -> State:
         rises = entropy < self.target or (self.rule == "trl" and entropy == self.target)
@@ -244,12 +248,76 @@ class OnCollapse:
         return seen | {"is_on": float(is_on)}
 
 
+@dataclass(frozen=True, kw_only=True)
+class ProportionalIntegral:
+    """Holds the entropy at the target: c = clip(k_i E + k_p e, minimum, maximum), e = H - target, E the sum of past e.
+
+    Source: EntroPIC, 2025, arXiv:2511.15248; E is that before this step's e is added. c > 0 where there is too much
+    entropy: for a term that lowers it, as `entro_pic` does; negative gains turn that round, for an entropy bonus.
+    "lagged": one update per optimiser step, c acts in the next one, and 0 in the first.
+    "same_step": c from the entropy measured when this step's responses were sampled, as in the authors' code.
+
+    Entropy is at the sampling temperature, and so is the target. The gains suit entropies near 0.1: at an error of 1
+    nat k_p = 1 saturates at once. With `anti_windup` k_i E stays within the bounds; without it a long phase far above
+    the target stores an E that later drives the entropy below it.
+    """
+
+    target: float = 0.1  # nats, >= 0; the authors' script, whose temperature is 0.6: more at temperature 1
+    k_p: float = 1.0  # per nat, of the same sign as k_i; the authors' value
+    k_i: float = 0.01  # per nat and step; the authors' value
+    minimum: float = -1.0  # <= 0; the authors' value
+    maximum: float = 1.0  # >= 0; the authors' value
+    rule: Literal["lagged", "same_step"] = "lagged"
+    anti_windup: bool = True  # False: E is unbounded, as in the authors' code
+
+    def __post_init__(self) -> None:
+        require_numbers(self, "target", "k_p", "k_i", "minimum", "maximum")
+        if self.target < 0:
+            raise ValueError(f"target must not be negative, got {self.target}; for no control give a number as coef")
+        if self.k_p * self.k_i < 0:
+            raise ValueError(f"k_p and k_i must have the same sign, got {self.k_p} and {self.k_i}")
+        if not self.minimum <= 0 <= self.maximum:
+            raise ValueError(f"minimum <= 0 <= maximum must hold, got {self.minimum} and {self.maximum}")
+        if self.rule not in ("lagged", "same_step"):
+            raise ValueError(f'rule must be "lagged" or "same_step", got {self.rule!r}')
+
+    @property
+    def needs_entropy(self) -> bool:
+        return self.rule == "same_step"
+
+    def initial_state(self) -> State:
+        return {"integral": 0.0, "coefficient": 0.0}
+
+    def value(self, progress: float, state: State, entropy: float | None = None) -> float:
+        if self.rule == "lagged":
+            return state["coefficient"]
+        if entropy is None:
+            raise ValueError(
+                'rule="same_step" answers to the entropy of the same step, measured before the backward pass: pass the '
+                'entropy at sampling time, or choose rule="lagged"'
+            )
+        return self._strength(entropy, state)
+
+    def update(self, entropy: float, state: State) -> State:
+        integral = state["integral"] + entropy - self.target
+        if self.anti_windup and not self.minimum <= self.k_i * integral <= self.maximum:
+            integral = self._within(self.k_i * integral) / self.k_i
+        return {"integral": integral, "coefficient": self._strength(entropy, state)}
+
+    def _strength(self, entropy: float, state: State) -> float:
+        return self._within(self.k_i * state["integral"] + self.k_p * (entropy - self.target))
+
+    def _within(self, strength: float) -> float:
+        return min(max(strength, self.minimum), self.maximum)
+
+
 KINDS: dict[str, Callable[..., Coefficient]] = {
     "constant": Constant,
     "linear": Linear,
     "cosine": Cosine,
     "step_to_target": StepToTarget,
     "on_collapse": OnCollapse,
+    "proportional_integral": ProportionalIntegral,
 }
 
 

@@ -149,7 +149,7 @@ def build_link(entry: object) -> Link:
     if isinstance(entry, Term):
         package, _, module = type(entry).__module__.rpartition(".")
         name = module if package == terms.__name__ else type(entry).__name__  # as a recipe would name it
-        return Link(name=name, term=entry, coef=Constant(coefficient=entry.default_coef))
+        return Link(name=name, term=entry, coef=coefficient_from(entry.default_coef))
     if isinstance(entry, str):
         entry = {entry: {}}
     if not isinstance(entry, Mapping) or len(entry) != 1:
@@ -166,7 +166,7 @@ def build_link(entry: object) -> Link:
     if label is not None and not isinstance(label, str):
         raise ValueError(f"{name}: name must be text without '/', got {label!r}")
     try:
-        strength: Coefficient = Constant(coefficient=term.default_coef) if coef is None else coefficient_from(coef)
+        strength: Coefficient = coefficient_from(term.default_coef if coef is None else coef)
     except ValueError as error:
         raise ValueError(f"{name}: coef: {error}") from error
     return Link(name=name.rpartition(".")[2] if label is None else label, term=term, coef=strength)

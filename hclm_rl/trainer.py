@@ -235,7 +235,7 @@ class EntropyTermsMixin:
             states = scores.hidden
             reads["hidden"] = last_layer(states)
             if run.chain.needs_vocab:
-                reads["over_vocab"] = lambda functional: over_vocab(functional, states, self._hclm_head())
+                reads["over_vocab"] = lambda functional: over_vocab(functional, states, self._hclm_head(), mask=mask)
                 reads["slope"] = lambda direction: slope_along(
                     direction, states, output["completion_ids"], self._hclm_head()
                 )
@@ -367,7 +367,7 @@ class EntropyTermsMixin:
         if hidden is not None:
             reads["hidden"] = last_layer(hidden)
         if run.chain.needs_vocab and hidden is not None:
-            reads["over_vocab"] = lambda functional: over_vocab(functional, hidden, self._hclm_head())
+            reads["over_vocab"] = lambda functional: over_vocab(functional, hidden, self._hclm_head(), mask=mask)
         if run.chain.needs_rescoring:
             reads["score"] = functools.partial(self._hclm_score, model)
         batch = TokenBatch(

@@ -124,6 +124,7 @@ class Rollout:
     generator: torch.Generator = field(default_factory=torch.Generator)  # the same state on every process
     hidden: Callable[..., Tensor] = no_hidden  # hidden() -> (N, T, D): the last states, those that PREDICTED each token
     # over_vocab(f), f: (n, V) log-probs of the sampling policy -> (n,), gives (N, T) without gradient, in chunks
+    # (vocab.py); 0 off the mask
     over_vocab: Callable[[Callable[[Tensor], Tensor]], Tensor] = no_vocab
     # slope(direction (N, T, D)) -> (N, T): d log pi(token) as its hidden state moves along `direction`
     slope: Callable[[Tensor], Tensor] = no_slope
@@ -160,12 +161,13 @@ class TokenBatch:
     columns: Mapping[str, Tensor] = field(default_factory=dict)  # what this term's on_rollout attached, row by row
     shared: Mapping[str, Tensor] = field(default_factory=dict)  # what this term's on_rollout attached for all rows
     clip_range: tuple[float, float] = (0.2, 0.2)  # epsilon_low, epsilon_high of the base algorithm
+    coef: float = 1.0  # the link's strength in this step, by which the trainer multiplies the loss that is asked for
     progress: float = 0.0
     step: int = 0
     generator: torch.Generator = field(default_factory=torch.Generator)  # the only source of randomness of a term
     hidden: Callable[..., Tensor] = no_hidden  # hidden() -> (B, T, D): the last states, with gradient
     attention: Callable[[], Attention] = no_attention
-    # over_vocab(f), f: (n, V) log-probs -> (n,), gives (B, T) with gradient, in chunks (vocab.py)
+    # over_vocab(f), f: (n, V) log-probs -> (n,), gives (B, T) with gradient, 0 off the mask
     over_vocab: Callable[[Callable[[Tensor], Tensor]], Tensor] = no_vocab
     score: Callable[..., tuple[Tensor, Tensor]] = no_score  # as in Rollout, with gradient for the policy
 
@@ -215,7 +217,8 @@ class Term:
     seeks: ClassVar[Direction | None] = None  # None: neither, or it depends on the batch
     sets_baseline: ClassVar[bool] = False  # makes the advantages anew from the rewards, with a baseline of its own
     centres: ClassVar[bool] = False  # takes a mean off the advantages that it is given
-    default_coef: ClassVar[float] = 1.0  # the link's coefficient where the recipe names none
+    # the link's coefficient where the recipe names none: a number, or a mapping as a recipe has it
+    default_coef: ClassVar[float | Mapping[str, object]] = 1.0
 
     def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
         """Stage 1, once per generation batch: rewards, advantages, statistics of the whole step."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -41,22 +41,32 @@ class Head:
 
 
 def over_vocab(
-    functional: Callable[[Tensor], Tensor], hidden: Float[Tensor, "B T D"], head: Head, rows_at_once: int = 256
+    functional: Callable[[Tensor], Tensor],
+    hidden: Float[Tensor, "B T D"],
+    head: Head,
+    rows_at_once: int = 256,
+    mask: Bool[Tensor, "B T"] | None = None,
 ) -> Float[Tensor, "B T"]:
     """`functional`: (n, V) log-probs -> (n,), for every position of `hidden`; differentiable in hidden and head.
 
     Memory: `rows_at_once` x V floats forward and backward, at the price of one more projection in the backward pass.
+    Positions off the mask cost nothing, give 0, and let nothing of their states into values or gradients.
     """
 
     def of_rows(rows: Tensor) -> Tensor:
         return functional(head.logps(rows))
 
-    rows = hidden.reshape(-1, hidden.size(-1)).split(rows_at_once)
+    counted = hidden.reshape(-1, hidden.size(-1)) if mask is None else hidden[mask]
+    rows = counted.split(rows_at_once)
     if torch.is_grad_enabled():
-        values = [checkpoint(of_rows, chunk, use_reentrant=False, preserve_rng_state=False) for chunk in rows]
+        values = torch.cat(
+            [checkpoint(of_rows, chunk, use_reentrant=False, preserve_rng_state=False) for chunk in rows]
+        )
     else:
-        values = [of_rows(chunk) for chunk in rows]
-    return torch.cat(values).view(hidden.shape[:-1])
+        values = torch.cat([of_rows(chunk) for chunk in rows])
+    if mask is None:
+        return values.view(hidden.shape[:-1])
+    return values.new_zeros(mask.shape).masked_scatter(mask, values)
 
 
 def slope_along(

@@ -138,7 +138,9 @@ def rollout(step: Step, rows: slice = slice(None), **changes: object) -> Rollout
         step=3,
         generator=torch.Generator().manual_seed(1),
         hidden=lambda: step.old_hidden[rows],
-        over_vocab=lambda functional: over_vocab(functional, step.old_hidden[rows], Head(weight=step.head)),
+        over_vocab=lambda functional: over_vocab(
+            functional, step.old_hidden[rows], Head(weight=step.head), mask=step.mask[rows]
+        ),
         slope=lambda direction: slope_along(direction, step.old_hidden[rows], step.ids[rows], Head(weight=step.head)),
     )
     return replace(whole, **changes)
@@ -163,7 +165,7 @@ def token_batch(step: Step, rows: slice | Tensor = slice(None), **changes: objec
         generator=torch.Generator().manual_seed(2),
         hidden=lambda: hidden,
         attention=lambda: attention_of(hidden),
-        over_vocab=lambda functional: over_vocab(functional, hidden, Head(weight=step.head)),
+        over_vocab=lambda functional: over_vocab(functional, hidden, Head(weight=step.head), mask=mask),
         score=lambda transcript, scorer="policy": (
             reading(transcript, step.head) + 0.1 * hidden.mean(),
             hidden[..., 0],

@@ -5,7 +5,15 @@ from dataclasses import FrozenInstanceError
 import pytest
 import yaml
 
-from hclm_rl.coefficients import Coefficient, Constant, Cosine, Linear, StepToTarget, coefficient_from
+from hclm_rl.coefficients import (
+    Coefficient,
+    Constant,
+    Cosine,
+    Linear,
+    ProportionalIntegral,
+    StepToTarget,
+    coefficient_from,
+)
 
 MEASURED = [0.50, 0.22, 0.15, 0.12, 0.20, 0.30, 0.18]  # nats; the worked example of the method card
 
@@ -52,7 +60,21 @@ def test_paper_rule_without_the_entropy_says_so():
         controller.value(0.0, controller.initial_state())
 
 
-@pytest.mark.parametrize("rule", ["trl", "paper"])
+def test_skyworks_code():
+    # on the card's entropies: the flag of the step before gates, and an entropy at the target (0.20) lowers c
+    applied, after = run(StepToTarget(target=0.2, rule="skywork"), MEASURED)
+    assert after == pytest.approx([0, 0, 0.005, 0.010, 0.005, 0, 0.005])
+    assert applied == pytest.approx([0, 0, 0, 0.005, 0.010, 0, 0])
+    # the flag is on at first, and the bounds of the authors' scripts hold
+    controller = StepToTarget(target=0.2, delta=0.003, start=0.001, maximum=0.005, rule="skywork")
+    assert not controller.needs_entropy
+    assert run(controller, [0.1, 0.1, 0.1]) == (
+        pytest.approx([0.001, 0.004, 0.005]),
+        pytest.approx([0.004, 0.005, 0.005]),
+    )
+
+
+@pytest.mark.parametrize("rule", ["trl", "paper", "skywork"])
 def test_bounds_hold(rule):
     controller = StepToTarget(target=0.2, delta=0.004, start=0.003, minimum=0.001, maximum=0.005, rule=rule)
     assert run(controller, [0.1, 0.1, 0.3, 0.3, 0.3])[1] == pytest.approx([0.005, 0.005, 0.001, 0.001, 0.001])
@@ -64,6 +86,61 @@ def test_state_is_a_new_dict_and_infinity_survives_json():
     assert state == {"coefficient": 0.0, "last_entropy": math.inf} == json.loads(json.dumps(state))
     controller.update(0.1, state)
     assert state == {"coefficient": 0.0, "last_entropy": math.inf}
+
+
+def controlled(controller, entropies):
+    """Applied coefficient in each step and the integral before it; the state passes through JSON."""
+    state, applied, before = controller.initial_state(), [], []
+    for entropy in entropies:
+        before.append(state["integral"])
+        applied.append(controller.value(0.5, state, entropy))
+        state = json.loads(json.dumps(controller.update(entropy, state)))
+    return applied, before
+
+
+ALPHA = [0.2, -0.018, -0.0482, 1.0]  # the method card's worked example; the last is clipped from 1.4013
+
+
+@pytest.mark.parametrize("anti_windup", [True, False])
+def test_proportional_integral_of_the_card(anti_windup):
+    measured = [0.30, 0.08, 0.05, 1.5]
+    same_step = ProportionalIntegral(rule="same_step", anti_windup=anti_windup)
+    applied, before = controlled(same_step, measured)
+    assert applied == pytest.approx(ALPHA) and before == pytest.approx([0, 0.2, 0.18, 0.13])
+    # one step of lag: the same coefficients, each in the next step, and none in the first
+    lagged = ProportionalIntegral(anti_windup=anti_windup)
+    assert controlled(lagged, [*measured, 0.1])[0] == pytest.approx([0.0, *ALPHA])
+    assert not lagged.needs_entropy and lagged.value(0.0, lagged.initial_state()) == 0.0
+
+
+def test_the_same_step_needs_its_entropy():
+    controller = ProportionalIntegral(rule="same_step")
+    assert controller.needs_entropy
+    with pytest.raises(ValueError, match='entropy at sampling time, or choose rule="lagged"'):
+        controller.value(0.0, controller.initial_state())
+
+
+def test_what_a_long_phase_above_the_target_leaves_behind():
+    # an error of 1 for 200 steps, then of -0.5: E = 200 is 2 in units of c, so c stays at the upper bound
+    phases = [1.1] * 200 + [-0.4]
+    applied, before = controlled(ProportionalIntegral(rule="same_step", anti_windup=False), phases)
+    assert before[-1] == pytest.approx(200) and applied[-1] == 1.0
+    # held at |k_i E| <= 1: E = 100, and c = 1 - 0.5
+    applied, before = controlled(ProportionalIntegral(rule="same_step"), phases)
+    assert before[-1] == pytest.approx(100) and applied[-1] == pytest.approx(0.5)
+
+
+def test_negative_gains_are_for_a_bonus():
+    controller = ProportionalIntegral(target=0.3, k_p=-0.2, k_i=-0.1, minimum=0.0, maximum=0.1, rule="same_step")
+    # e = -0.2, -0.2, 0.7, -0.2. E before: 0, -0.2, -0.4, then 0.3, held at 0, where c's integral part is at its bound
+    # 0: c = 0.04, 0.02 + 0.04, 0.04 - 0.14 below 0, and 0.04 again
+    applied, before = controlled(controller, [0.1, 0.1, 1.0, 0.1])
+    assert applied == pytest.approx([0.04, 0.06, 0.0, 0.04]) and before == pytest.approx([0, -0.2, -0.4, 0])
+
+
+def test_without_an_integral_gain_the_integral_is_not_bounded_by_it():
+    controller = ProportionalIntegral(k_i=0.0, rule="same_step")
+    assert controlled(controller, [0.3, 0.2])[0] == pytest.approx([0.2, 0.1])
 
 
 def test_linear():
@@ -102,7 +179,12 @@ def test_a_constant_stays():
         (lambda: StepToTarget(target=math.inf), "target must be finite"),
         (lambda: StepToTarget(target=0.2, delta=-0.1), "delta must not be negative, got -0.1"),
         (lambda: StepToTarget(target=0.2, start=2.0), "minimum <= start <= maximum must hold, got .* start 2.0"),
-        (lambda: StepToTarget(target=0.2, rule="skywork"), 'rule must be "trl" or "paper", got \'skywork\''),
+        (lambda: StepToTarget(target=0.2, rule="dapo"), 'rule must be "trl", "paper" or "skywork", got \'dapo\''),
+        (lambda: ProportionalIntegral(target="1e-1"), "target must be a number, got the string '1e-1'"),
+        (lambda: ProportionalIntegral(target=-1), "target must not be negative, got -1.0; for no control give a numb"),
+        (lambda: ProportionalIntegral(k_p=-1), "k_p and k_i must have the same sign, got -1.0 and 0.01"),
+        (lambda: ProportionalIntegral(minimum=0.1), "minimum <= 0 <= maximum must hold, got 0.1 and 1.0"),
+        (lambda: ProportionalIntegral(rule="pid"), 'rule must be "lagged" or "same_step", got \'pid\''),
     ],
 )
 @pytest.mark.usefixtures("annotations_unchecked")
@@ -118,6 +200,7 @@ def test_a_coefficient_from_a_recipe():
     assert coefficient_from({"kind": "step_to_target", "target": 0.2, "rule": "paper"}) == StepToTarget(
         target=0.2, rule="paper"
     )
+    assert coefficient_from({"kind": "proportional_integral", "target": 0.3}) == ProportionalIntegral(target=0.3)
     given = Cosine(start=1.0, end=0.0)
     assert coefficient_from(given) is given
 

@@ -39,6 +39,9 @@ REACHING = {
     "hicra": {"grams": ("so", "let me", "is")},
     "info_po": {"placeholder": "4"},
     "self_imitation": {"buffer": 1, "needs_tool_call": False},
+    "entro_pic": {"threshold": 0.3},  # few tokens of this policy reach 0.95
+    "lp_reg": {"rho": 0.9},  # 1 % of 32 tokens is none, and most of them are filtered out or have become likelier
+    "siren": {"anchor": 2.0},  # at the first rollout the anchor is the level itself, and there is no pull
 }
 TERMS = {name: find_term(name)(**REACHING.get(name, {})) for name in known_terms()}
 FOR_PARITY = {

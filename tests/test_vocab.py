@@ -135,3 +135,17 @@ def test_slopes_are_directional_derivatives_through_the_head(head_factors):
 
     _, expected = torch.autograd.functional.jvp(own_logps, hidden, direction)
     torch.testing.assert_close(slope_along(direction, hidden, ids, head, rows_at_once=3), expected)
+
+
+def test_what_the_mask_leaves_out_reaches_neither_values_nor_gradients():
+    source = torch.Generator().manual_seed(0)
+    weight, states = torch.randn(VOCABULARY, WIDTH, generator=source), torch.randn(2, 3, WIDTH, generator=source)
+    mask = torch.tensor([[True, False, True], [False, False, True]])
+    hidden = torch.where(mask.unsqueeze(2), states, math.nan).requires_grad_()
+    values = over_vocab(shannon, hidden, Head(weight=weight), rows_at_once=2, mask=mask)
+    torch.testing.assert_close(values, torch.where(mask, over_vocab(shannon, states, Head(weight=weight)), 0))
+    values.sum().backward()
+    assert hidden.grad.isfinite().all() and torch.equal((hidden.grad != 0).any(dim=2), mask)
+    nothing = over_vocab(shannon, hidden, Head(weight=weight), mask=torch.zeros_like(mask))
+    nothing.sum().backward()
+    assert torch.equal(nothing, torch.zeros(2, 3))

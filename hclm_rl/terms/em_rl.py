@@ -1,0 +1,44 @@
+"""EM-RL, entropy minimisation by RL: Agarwal et al., 2025, arXiv:2505.15134"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+
+from ..types import Rollout, RolloutEffect, Term
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmRl(Term):
+    """Learns from its own certainty alone: the reward is minus the response's entropy, no answer is checked.
+
+    "token": r_i = -sum_t H_t;  "sequence": r_i = sum_t log p_t, both in nats over the response's tokens, at the
+    sampling policy and its temperature. A_i = r_i - mean of the r_j of the other responses to the prompt, not divided
+    by a deviation. It replaces the advantages of the terms before it; the verifier's rewards are only logged. A coef
+    below 1 is the share of the way from the verifier's advantages.
+
+    This is the opposite of an entropy bonus: collapse is the goal, so stopping early is part of the method (the paper:
+    about 100 steps), and no controller that holds the entropy up belongs beside it. The sum favours short responses:
+    watch their length. The KL to the base model is the trainer's `beta` (the paper: 0.001), with GRPO: RLOO has it in
+    the reward, which this replaces. It fails where the model's prior is poor.
+    """
+
+    needs_scores: ClassVar[bool] = True
+
+    reward: Literal["token", "sequence"] = "token"  # the paper reports 42.9 and 41.6 on Qwen2.5-Math-7B
+    reduction: Literal["sum", "mean"] = "sum"  # "mean" over the response's tokens is another method, not the paper's
+
+    def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
+        logps, entropy = rollout.scored()
+        certainty = -entropy if self.reward == "token" else logps
+        # float64: what a row sums to must not show how many padded slots it has
+        rewards = torch.where(rollout.mask, certainty.double(), 0).sum(dim=1)
+        if self.reduction == "mean":
+            rewards = rewards / rollout.mask.sum(dim=1).clamp(min=1)
+        size = rollout.group_rewards.size(1)
+        groups = rollout.everywhere(rewards).view(-1, size)[rollout.group]
+        # r - (sum - r) / (G - 1) = G / (G - 1) (r - mean)
+        advantages = (rewards - groups.mean(dim=1)) * size / max(size - 1, 1)
+        return RolloutEffect(
+            advantages=advantages.to(rollout.advantages.dtype), metrics={"reward": rewards.float().mean()}
+        )
