@@ -365,7 +365,7 @@ def test_a_floor_below_rounding_is_refused_with_a_sentence():
 
 
 @pytest.mark.slow
-def test_log_det_and_force_cost_less_than_three_products():
+def test_log_det_and_force_cost_less_than_two_and_a_half_products():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     width = 512
@@ -388,6 +388,6 @@ def test_log_det_and_force_cost_less_than_three_products():
     torch.set_num_threads(threads)
     ratio = median(seconds[entropy_and_force]) / median(seconds[product])
     print(f"log-det and force: {ratio:.2f} products of {count} x {width} x {width}")
-    # flops: half a product for S, one for the two solves, D / (6 N) for Cholesky: 1.54. Seen: 2.5 to 2.7, the rest
-    # being memory traffic; with cholesky_solve and a full S it is 4.5
-    assert ratio <= 3.0
+    # flops: half a product for S, one for the two solves, D / (6 N) for Cholesky: 1.54. Seen: 2.2 to 2.3, the rest
+    # being memory traffic; with cholesky_solve and a full S it is 4.5. (D = 1024: 2.1; D = 256: 3.0.)
+    assert ratio <= 2.5
