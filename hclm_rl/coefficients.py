@@ -200,14 +200,14 @@ class OnCollapse:
     is above `until` of its start.
     """
 
-    on: float  # the coefficient while it is on
-    off: float = 0.0  # and while it is not
+    active: float  # the coefficient while it is on
+    idle: float = 0.0  # and while it is not
     since: Literal["warning", "collapsing"] = "warning"
     until: float = 0.7  # share of the start, above the detector's warning_below
     detector: Mapping[str, float] | None = None  # fields of CollapseDetector that differ from its defaults
 
     def __post_init__(self) -> None:
-        require_numbers(self, "on", "off", "until")
+        require_numbers(self, "active", "idle", "until")
         if self.since not in ("warning", "collapsing"):
             raise ValueError(f'since must be "warning" or "collapsing", got {self.since!r}')
         watch = self._watch()
@@ -233,7 +233,7 @@ class OnCollapse:
         return {"is_on": 0.0}
 
     def value(self, progress: float, state: State, entropy: float | None = None) -> float:
-        return self.on if state["is_on"] else self.off
+        return self.active if state["is_on"] else self.idle
 
     def update(self, entropy: float, state: State) -> State:
         from .collapse import STATES

@@ -150,7 +150,7 @@ def force_of(surrogate: str, log: Sequence[dict], coef: float | None) -> Force |
 
 def greatest_coef(spec: object) -> float:
     """The strongest that a coefficient gets."""
-    found = [getattr(spec, name, None) for name in ("coefficient", "start", "end", "maximum", "on")]
+    found = [getattr(spec, name, None) for name in ("coefficient", "start", "end", "maximum", "active")]
     numbers = [float(value) for value in found if isinstance(value, int | float)]
     return max(numbers, key=abs) if numbers else 1.0
 

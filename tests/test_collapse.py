@@ -126,7 +126,7 @@ def run_coefficient(coefficient: OnCollapse, entropies: list[float]) -> list[flo
 def test_the_switch_has_hysteresis():
     # falls to 40 %, stays, recovers to 60 % (above the warning at 50 %, below `until`), then to 90 %
     levels = [1.0] * 30 + [0.4] * 60 + [0.6] * 60 + [0.9] * 60
-    values = run_coefficient(OnCollapse(on=0.1, off=0.0, until=0.7), levels)
+    values = run_coefficient(OnCollapse(active=0.1, idle=0.0, until=0.7), levels)
     assert set(values[:30]) == {0.0}
     first = values.index(0.1)
     assert 30 < first < 60
@@ -136,23 +136,23 @@ def test_the_switch_has_hysteresis():
 
 
 def test_an_explosion_switches_off():
-    values = run_coefficient(OnCollapse(on=0.1), [1.0] * 20 + [0.3] * 30 + [0.35 * 1.1**i for i in range(40)])
+    values = run_coefficient(OnCollapse(active=0.1), [1.0] * 20 + [0.3] * 30 + [0.35 * 1.1**i for i in range(40)])
     assert 0.1 in values and values[-1] == 0.0
 
 
 def test_it_waits_for_collapsing_where_asked():
     levels = [0.4 + 0.6 * math.exp(-i / 100) for i in range(400)]
-    assert 0.1 in run_coefficient(OnCollapse(on=0.1), levels)
-    assert 0.1 not in run_coefficient(OnCollapse(on=0.1, since="collapsing"), levels)
+    assert 0.1 in run_coefficient(OnCollapse(active=0.1), levels)
+    assert 0.1 not in run_coefficient(OnCollapse(active=0.1, since="collapsing"), levels)
 
 
 def test_from_a_recipe():
-    found = coefficient_from({"kind": "on_collapse", "on": 0.1, "detector": {"warning_below": 0.6}})
+    found = coefficient_from({"kind": "on_collapse", "active": 0.1, "detector": {"warning_below": 0.6}})
     assert isinstance(found, OnCollapse) and not found.needs_entropy
     for spec, sentence in (
-        ({"kind": "on_collapse", "on": 0.1, "until": 0.5}, "until must be above the detector's warning_below, 0.5"),
-        ({"kind": "on_collapse", "on": 0.1, "since": "later"}, 'since must be "warning" or "collapsing"'),
-        ({"kind": "on_collapse", "on": 0.1, "detector": {"warn": 1}}, "detector of on_collapse"),
+        ({"kind": "on_collapse", "active": 0.1, "until": 0.5}, "until must be above the detector's warning_below, 0.5"),
+        ({"kind": "on_collapse", "active": 0.1, "since": "later"}, 'since must be "warning" or "collapsing"'),
+        ({"kind": "on_collapse", "active": 0.1, "detector": {"warn": 1}}, "detector of on_collapse"),
     ):
         with pytest.raises(ValueError, match=sentence):
             coefficient_from(spec)
