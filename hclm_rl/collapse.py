@@ -1,7 +1,7 @@
 """Sees a collapse of the policy's entropy coming, from what a run logs
 
 The detector reads one log entry at a time and keeps plain numbers, so it works in training (`CollapseCallback`, and as
-the coefficient `on_collapse`) and on the log of a finished run (`judge`). Its thresholds were set on one half of 54
+the coefficient `on_collapse`) and on the log of a finished run (`judge`). Its thresholds were set on one half of 64
 runs of the testbed and are reported on the other (docs/results.md).
 """
 
@@ -47,10 +47,10 @@ class CollapseDetector:
     """
 
     collapsed: float = 0.2  # share of the start that counts as collapse, in (0, 1)
-    collapsing_below: float = 0.3  # share of the start
+    collapsing_below: float = 0.25  # share of the start
     warning_below: float = 0.5  # share of the start
     exploding_above: float = 1.5  # shares of the start
-    horizon: int = 50  # optimiser steps
+    horizon: int = 45  # optimiser steps
     memory: int = 10  # optimiser steps
     window: int = 40  # optimiser steps
     reference: int = 5  # optimiser steps
