@@ -26,6 +26,7 @@ class Canon(Term):
     """
 
     needs_scores: ClassVar[bool] = True
+    sets_baseline: ClassVar[bool] = True
 
     # of a response: the mean entropy of its tokens at the sampling policy, or their number
     metric: Literal["entropy", "length"] = "entropy"
