@@ -4,22 +4,17 @@ from itertools import combinations
 
 from .chain import Chain, Link
 from .coefficients import Constant, StepToTarget
-from .types import Direction, Term
+from .types import Direction
 
 OPPOSITE: dict[Direction, Direction] = {"more": "less", "less": "more"}
-# what a term's paper says of it, by the name of its class, where the class does not say it itself
+# what a paper says of its method, by the name of its class, where the class does not say it itself
 SEEKS: dict[str, Direction] = {
     "EmRl": "less",
-    "Empg": "less",  # trusts confident steps more and pays for confident next ones
-    "Empo": "less",
-    "EntropyBalanced": "more",
     "LpReg": "more",
     "Tea": "more",
     "EntroPic": "level",
     "Siren": "level",
 }
-CENTRES = {"Empg"}
-SETS_BASELINE = {"Canon"}
 
 
 def conflicts(chain: Chain) -> list[str]:
@@ -41,16 +36,6 @@ def direction(link: Link) -> Direction | None:
 def is_controlled(link: Link) -> bool:
     """Whether the link follows the entropy: by a coefficient that remembers, or by its term's own rule."""
     return direction(link) == "level" or bool(link.coef.initial_state())
-
-
-def sets_baseline(term: Term) -> bool:
-    """Whether it makes the advantages anew from the rewards."""
-    return term.sets_baseline or type(term).__name__ in SETS_BASELINE
-
-
-def centres(term: Term) -> bool:
-    """Whether it takes a mean off the advantages that it is given."""
-    return term.centres or type(term).__name__ in CENTRES
 
 
 def _of_two_controllers(links: list[Link]) -> str | None:
@@ -89,12 +74,12 @@ def _of_directions(first: Link, second: Link) -> str | None:
 
 def _of_a_baseline(first: Link, second: Link) -> str | None:
     """`first` runs before `second`."""
-    if sets_baseline(first.term) and centres(second.term):
+    if first.term.sets_baseline and second.term.centres:
         return (
             f"'{second.name}' centres the advantages again, which undoes the baseline that '{first.name}' set; keep "
             "one of the two"
         )
-    if sets_baseline(second.term) and (sets_baseline(first.term) or centres(first.term)):
+    if second.term.sets_baseline and (first.term.sets_baseline or first.term.centres):
         return (
             f"'{second.name}' makes the advantages anew from the rewards, which undoes '{first.name}' before it; keep "
             "one of the two"

@@ -17,6 +17,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from .conflicts import conflicts
 from .forces import LEAST_RATIO, SURROGATES, Regime, regime
 
 CLEAR = 2.0  # standard errors from 0 at which the sign of the critical coefficient counts
@@ -260,7 +261,7 @@ def term_name(term: object) -> str:
 
 def chain_mistakes(chain, config) -> list[str]:
     """What can be told from the recipe alone."""
-    found = []
+    found = conflicts(chain)
     updates = (config.steps_per_generation or 1) * config.num_iterations
     for link in chain.links:
         if link.term.inert_on_policy and config.gradient_accumulation_steps % updates == 0:

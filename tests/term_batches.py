@@ -137,13 +137,18 @@ def rollout(step: Step, rows: slice = slice(None), **changes: object) -> Rollout
         progress=0.5,
         step=3,
         generator=torch.Generator().manual_seed(1),
-        hidden=lambda: step.old_hidden[rows],
-        over_vocab=lambda functional: over_vocab(
-            functional, step.old_hidden[rows], Head(weight=step.head), mask=step.mask[rows]
-        ),
-        slope=lambda direction: slope_along(direction, step.old_hidden[rows], step.ids[rows], Head(weight=step.head)),
+        **reads_of_rollout(step.old_hidden[rows], step.ids[rows], step.head, step.mask[rows]),
     )
     return replace(whole, **changes)
+
+
+def reads_of_rollout(hidden: Tensor, ids: Tensor, head: Tensor, mask: Tensor | None = None) -> dict[str, Callable]:
+    """What a rollout makes of hidden states."""
+    return {
+        "hidden": lambda: hidden,
+        "over_vocab": lambda functional: over_vocab(functional, hidden, Head(weight=head), mask=mask),
+        "slope": lambda direction: slope_along(direction, hidden, ids, Head(weight=head)),
+    }
 
 
 def token_batch(step: Step, rows: slice | Tensor = slice(None), **changes: object) -> TokenBatch:
@@ -163,15 +168,25 @@ def token_batch(step: Step, rows: slice | Tensor = slice(None), **changes: objec
         progress=0.5,
         step=3,
         generator=torch.Generator().manual_seed(2),
-        hidden=lambda: hidden,
-        attention=lambda: attention_of(hidden),
-        over_vocab=lambda functional: over_vocab(functional, hidden, Head(weight=step.head), mask=mask),
-        score=lambda transcript, scorer="policy": (
-            reading(transcript, step.head) + 0.1 * hidden.mean(),
-            hidden[..., 0],
-        ),
+        **reads_of_batch(hidden, mask, step.head),
     )
     return replace(whole, **changes)
+
+
+def reads_of_batch(hidden: Tensor, mask: Tensor, head: Tensor) -> dict[str, Callable]:
+    """What a micro-batch makes of hidden states; other texts' log-probs too hang on those of its tokens."""
+
+    def score(transcript: Transcript, scorer: str = "policy") -> tuple[Tensor, Tensor]:
+        nudge = 0.1 * torch.where(mask.unsqueeze(2), hidden, 0).mean()
+        logps, entropy = read(head, transcript)
+        return logps + nudge, entropy + nudge
+
+    return {
+        "hidden": lambda: hidden,
+        "attention": lambda: attention_of(hidden),
+        "over_vocab": lambda functional: over_vocab(functional, hidden, Head(weight=head), mask=mask),
+        "score": score,
+    }
 
 
 def transcript_of(ids: Tensor, mask: Tensor, group: Tensor | None = None) -> Transcript:

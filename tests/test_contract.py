@@ -52,6 +52,9 @@ FOR_PARITY = {
 # forms that read what the default form does not
 FORMS = {
     "discriminator_clip, vocabulary": find_term("discriminator_clip")(over="vocabulary", mu=0.3, max_frac=1.0),
+    "force_reweight, representation": find_term("force_reweight")(
+        by="representation", unit="nats", floor=1.0, ceiling=5.0
+    ),
     "forking_tokens, ties cut": find_term("forking_tokens")(ties="cut"),
     "steer, exact": find_term("steer")(estimate="exact"),
 }

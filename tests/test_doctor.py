@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from hclm_rl import build_chain
+from hclm_rl.arguments import parse
 from hclm_rl.cli import main
-from hclm_rl.doctor import Force, examine, force_of, mean_and_error, recommended
+from hclm_rl.doctor import Force, chain_mistakes, examine, force_of, mean_and_error, recommended
 
 RECIPE = """\
 task: coins
@@ -81,6 +83,17 @@ def test_mistakes_of_the_recipe(tmp_path: Path, terms: str, more: str, sentence:
     found = examine(settings, prompts=1, steps=1)
     assert any(sentence in mistake for mistake in found.mistakes), found.mistakes
     assert all("\n" not in mistake for mistake in found.mistakes)
+
+
+@pytest.mark.parametrize("shaper", ["pear", "empg"])
+def test_links_that_work_against_each_other(tmp_path: Path, shaper: str):
+    _, config, _, _ = parse("grpo", recipe(tmp_path, f"[{shaper}, entropy_bonus]"))
+    assert chain_mistakes(build_chain(config.entropy_terms), config) == [
+        f"'{shaper}' lowers the entropy of the policy and 'entropy_bonus' raises it: they work against each other; "
+        "keep one of the two"
+    ]
+    _, config, _, _ = parse("grpo", recipe(tmp_path, f"[{shaper}, {{entropy_bonus: {{coef: -0.01}}}}]"))
+    assert chain_mistakes(build_chain(config.entropy_terms), config) == []
 
 
 def test_the_page_and_json(tmp_path: Path, capsys: pytest.CaptureFixture):

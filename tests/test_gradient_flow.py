@@ -15,10 +15,18 @@ from torch import Tensor
 from hclm_rl import Rollout, Term, TokenBatch, known_terms
 from hclm_rl.chain import Outcome
 from hclm_rl.terms.epo import Epo
-from hclm_rl.vocab import Head, over_vocab
+from hclm_rl.terms.self_imitation import SelfImitation
 
-from .term_batches import attention_of, first_stage, make_step, rollout, second_stage, token_batch
-from .test_contract import FOR_PARITY, FORMS, TERMS
+from .term_batches import (
+    first_stage,
+    make_step,
+    reads_of_batch,
+    reads_of_rollout,
+    rollout,
+    second_stage,
+    token_batch,
+)
+from .test_contract import FOR_PARITY, FORMS, TERMS, with_tools
 
 
 @dataclass(frozen=True)
@@ -31,31 +39,49 @@ class Flow:
 
 
 FLOWS = {
+    # the threshold of its windows, the kind of prompt, the KL's strength; no vocabulary, no advantages
+    "ares": Flow(gradient="logps", sampling="logps entropy rewards ref_logps", current="logps ref_logps"),
+    "arm": Flow(sampling="advantages logps"),  # of the rewards only whether all are 0, which no factor changes
     "attention_entropy": Flow(gradient="hidden", current="hidden"),  # the batches make attention of hidden states
+    "canon": Flow(sampling="entropy rewards"),  # it makes the advantages anew
     "clip_cov": Flow(sampling="advantages logps", current="advantages"),
     "clip_cov, micro_batch": Flow(current="advantages logps old_logps"),
     "coding_rate": Flow(gradient="hidden", sampling="hidden", current="hidden"),
+    "conditional_entropy": Flow(current="advantages"),  # answers are scored, and those scores know no input
     "discriminator_clip": Flow(sampling="advantages logps entropy", current="advantages"),
     "discriminator_clip, vocabulary": Flow(sampling="advantages logps entropy hidden", current="advantages"),
+    "empg": Flow(sampling="advantages entropy"),
+    "empo": Flow(),  # answers alone
     "entropy_advantage": Flow(sampling="advantages entropy"),
+    "entropy_balanced": Flow(gradient="logps", sampling="entropy", current="advantages logps old_logps"),
+    "entropy_balanced, micro_batch": Flow(gradient="logps", current="advantages logps old_logps entropy"),
     "entropy_bonus": Flow(gradient="entropy", current="entropy"),
+    "entropy_flow": Flow(sampling="advantages logps entropy hidden"),
     "epo": Flow(gradient="entropy", sampling="entropy", current="entropy"),
     "feature_softmax": Flow(gradient="hidden", current="hidden"),
+    "force_reweight": Flow(sampling="advantages logps entropy hidden", current="advantages"),
+    "force_reweight, representation": Flow(sampling="advantages hidden", current="advantages"),
     "forking_tokens": Flow(sampling="entropy", current="advantages"),
     "forking_tokens, ties cut": Flow(sampling="entropy", current="advantages"),
     "forking_tokens, micro_batch": Flow(current="advantages entropy"),
+    "hicra": Flow(sampling="advantages"),
+    "info_po": Flow(sampling="advantages logps group_rewards"),
     "information_force": Flow(sampling="hidden"),  # its stage 2 waits for the backward pass
     "kl_cov": Flow(gradient="logps", sampling="advantages logps", current="logps old_logps"),
     "kl_cov, micro_batch": Flow(gradient="logps", current="advantages logps old_logps"),
     "log_det": Flow(gradient="hidden", sampling="hidden", current="hidden"),
+    "majority_vote": Flow(),  # answers alone
     "pear": Flow(sampling="entropy rewards"),
     "perplexity_advantage": Flow(sampling="advantages logps"),
     "position_advantage": Flow(current="advantages"),
     "qae": Flow(sampling="rewards group_rewards reward_scale"),
+    # what it keeps for later and where the bar lies; replays hang on the batches' hidden states
+    "self_imitation": Flow(gradient="hidden", sampling="advantages logps rewards group_rewards", current="hidden"),
     "spectrum": Flow(sampling="hidden"),
     "steer": Flow(sampling="advantages logps entropy", current="advantages logps old_logps"),
     "steer, exact": Flow(sampling="advantages logps entropy hidden", current="advantages logps old_logps"),
     "steer, micro_batch": Flow(sampling="entropy", current="advantages logps old_logps"),
+    "tool_bonus": Flow(sampling="rewards"),
     "variance": Flow(gradient="hidden", sampling="hidden", current="hidden"),
     "von_neumann": Flow(gradient="hidden", sampling="hidden", current="hidden"),
 }
@@ -76,15 +102,14 @@ def floats_of(inputs: Rollout | TokenBatch) -> dict[str, Tensor]:
     return {name: value for name, value in held.items() if value.is_floating_point()} | {"hidden": inputs.hidden()}
 
 
-def with_input(inputs, name: str, change: Callable[[Tensor], Tensor]):
-    """The same inputs with one of them changed."""
-    if name == "hidden":
-        states, head = change(inputs.hidden()), Head(weight=make_step(0, torch.float64).head)
-        made = {"hidden": lambda: states, "over_vocab": lambda f: over_vocab(f, states, head)}
-        if isinstance(inputs, TokenBatch):
-            made["attention"] = lambda: attention_of(states)
-        return replace(inputs, **made)
-    return replace(inputs, **{name: change(getattr(inputs, name))})
+def with_input(inputs, name: str, change: Callable[[Tensor], Tensor], head: Tensor):
+    """The same inputs with one of them changed; with the hidden states, all that is made of them by the `head`."""
+    if name != "hidden":
+        return replace(inputs, **{name: change(getattr(inputs, name))})
+    states = change(inputs.hidden())
+    if isinstance(inputs, TokenBatch):
+        return replace(inputs, **reads_of_batch(states, inputs.mask, head))
+    return replace(inputs, **reads_of_rollout(states, inputs.ids, head))
 
 
 def leaves_of(batch: TokenBatch) -> dict[str, Tensor]:
@@ -103,13 +128,14 @@ def gradients(outcome: Outcome, mask: Tensor, of: dict[str, Tensor]) -> dict[str
 
 @every_case
 def test_gradient_flows_where_it_should_and_nowhere_else(name: str):
-    step = make_step(dtype=torch.float64)
-    view, batch, memory = rollout(step), token_batch(step), {}
+    step = with_tools(make_step(dtype=torch.float64))
+    view, batch, memory = rollout(step), token_batch(step), earlier(CASES[name])
     for each in floats_of(view):
-        view = with_input(view, each, lambda x: x.clone().requires_grad_())
-    # the trainers hand over the sampling policy's log-probs as constants, and kl_cov takes the difference to them
-    for each in floats_of(batch).keys() - {"old_logps", "advantages"}:
-        batch = with_input(batch, each, lambda x: x.detach().clone().requires_grad_())
+        view = with_input(view, each, lambda x: x.clone().requires_grad_(), step.head)
+    # the trainers hand over the log-probs of the sampling policy and of the reference as constants, and terms take
+    # differences to them
+    for each in floats_of(batch).keys() - {"old_logps", "ref_logps", "advantages"}:
+        batch = with_input(batch, each, lambda x: x.detach().clone().requires_grad_(), step.head)
     outcome = second_stage(CASES[name], batch, first_stage(CASES[name], view, memory), memory)
     assert outcome.advantages is None or not outcome.advantages.requires_grad
     now = {each: value for each, value in floats_of(batch).items() if value.requires_grad}
@@ -127,17 +153,17 @@ def moved(x: Tensor) -> Tensor:
     return (x.detach() * factors).requires_grad_(x.requires_grad)
 
 
-def moved_in(inputs, name: str):
+def moved_in(inputs, name: str, head: Tensor):
     """The same inputs with other numbers in one of them; advantages turn their sign too."""
-    return with_input(inputs, name, lambda x: -moved(x) if name == "advantages" else moved(x))
+    return with_input(inputs, name, lambda x: -moved(x) if name == "advantages" else moved(x), head)
 
 
 def of_stage_one(term: Term, view: Rollout) -> dict[str, Tensor]:
     """All that stage 1 asks for and passes on; of a diagnostic, what it logs."""
     memory = earlier(term)
     effect = term.on_rollout(replace(view, generator=torch.Generator().manual_seed(1)), memory)
-    numbers = torch.tensor([float(value) for value in memory.values() if isinstance(value, (int, float))])
-    asked = {"rewards": effect.rewards, "advantages": effect.advantages, "memory": numbers}
+    asked = {"rewards": effect.rewards, "advantages": effect.advantages}
+    asked |= {f"memory {key}": torch.as_tensor(value, dtype=torch.float64) for key, value in memory.items()}
     logged = effect.metrics if term.is_diagnostic else {}
     asked |= {**effect.columns, **effect.shared, **logged}
     return {name: value for name, value in asked.items() if isinstance(value, Tensor)}
@@ -153,17 +179,23 @@ def of_stage_two(term: Term, view: Rollout, batch: TokenBatch) -> dict[str, Tens
 
 
 def earlier(term: Term) -> dict:
-    """A memory where a rule needs an earlier step: epo's band."""
-    return {"entropy_sum": 1.0, "steps": 1} if isinstance(term, Epo) else {}
+    """A memory where a rule needs an earlier step: epo's band, and what self_imitation replays."""
+    memory: dict = {"entropy_sum": 1.0, "steps": 1} if isinstance(term, Epo) else {}
+    if isinstance(term, SelfImitation):
+        first_stage(term, rollout(with_tools(make_step(7, torch.float64))), memory)
+    return memory
 
 
 def looked_at(name: str, seed: int) -> tuple[set[str], set[str]]:
     """The inputs of stage 1 and of stage 2 without which they would ask for something else."""
-    term, step = CASES[name], make_step(seed, torch.float64)
+    term, step = CASES[name], with_tools(make_step(seed, torch.float64))
     view, batch = rollout(step), token_batch(step)
     first, second = of_stage_one(term, view), of_stage_two(term, view, batch)
-    sampling = {each for each in floats_of(view) if not same(first, of_stage_one(term, moved_in(view, each)))}
-    current = {each for each in floats_of(batch) if not same(second, of_stage_two(term, view, moved_in(batch, each)))}
+    sampling = {
+        each for each in floats_of(view) if not same(first, of_stage_one(term, moved_in(view, each, step.head)))
+    }
+    after = {each: moved_in(batch, each, step.head) for each in floats_of(batch)}
+    current = {each for each, other in after.items() if not same(second, of_stage_two(term, view, other))}
     return sampling, current
 
 

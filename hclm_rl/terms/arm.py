@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..types import Rollout, RolloutEffect, Term, Transcript
+from ..types import Direction, Rollout, RolloutEffect, Term, Transcript
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +25,7 @@ class Arm(Term):
 
     needs_scores: ClassVar[bool] = True
     needs_rescoring: ClassVar[bool] = True
+    seeks: ClassVar[Direction | None] = "more"
 
     alpha: float = 0.3  # >= 0, bounds the shift; ours, in none of our sources, which call it sensitive: try 0.1 to 0.5
     fraction: float = 0.2  # of the response's tokens, in (0, 1]; the paper's value, its rounding ours

@@ -26,6 +26,7 @@ class Canon(Term):
     """
 
     needs_scores: ClassVar[bool] = True
+    sets_baseline: ClassVar[bool] = True
 
     # of a response: the mean entropy of its tokens at the sampling policy, or their number
     metric: Literal["entropy", "length"] = "entropy"
@@ -63,7 +64,7 @@ class Canon(Term):
         rewards = rollout.everywhere(rollout.rewards).view(-1, size)
         values = rollout.everywhere(self._metric(rollout)).view(-1, size)
         is_scored = ~rewards.isnan()
-        accuracy = float(torch.where(is_scored, rewards, 0.0).sum() / is_scored.sum().clamp(min=1))
+        accuracy = (torch.where(is_scored, rewards, 0.0).sum() / is_scored.sum().clamp(min=1)).item()
         mu = self._mu(accuracy, rollout.step)
         advantages, gap = self._advantages(rewards, values, mu)
         return RolloutEffect(

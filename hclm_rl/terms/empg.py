@@ -7,7 +7,7 @@ import torch
 
 from ..chain import per_token
 from ..turns import at_tokens, ends_of_steps, number_turns, sum_by_turn, tokens_by_turn
-from ..types import Rollout, RolloutEffect, Term
+from ..types import Direction, Rollout, RolloutEffect, Term
 
 EPSILON = 1e-8  # the authors': keeps equal entropies at 0 and an empty sum from dividing
 
@@ -27,6 +27,8 @@ class Empg(Term):
     """
 
     needs_scores: ClassVar[bool] = True
+    seeks: ClassVar[Direction | None] = "less"  # trusts confident steps and pays for confident next ones
+    centres: ClassVar[bool] = True
 
     k: float = 1.0  # sharpness of g, >= 0; the authors'
     k_next: float = 1.0  # sharpness of f (k' in the paper), >= 0; the authors'

@@ -4,12 +4,12 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
 from ..answers import DEFAULT, by_group, clusters, equivalence, extractor, final_text, repeats
-from ..types import Rollout, RolloutEffect, Term
+from ..types import Direction, Rollout, RolloutEffect, Term
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +22,8 @@ class Empo(Term):
     logged. Agreement is not truth: watch `majority_share` against held-out accuracy. The defaults are the authors' TRL
     code for mathematics; their verl code is empty_reward None and gate "none" (with filtering, min_max_share 0.3).
     """
+
+    seeks: ClassVar[Direction | None] = "less"
 
     # regular expression with one group, or dotted path of a function text -> answer or None; default: the last \boxed{}
     answer: str = DEFAULT  # or a text of nothing but whole numbers

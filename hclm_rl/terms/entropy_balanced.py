@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..types import Effect, Rollout, RolloutEffect, Term, TokenBatch
+from ..types import Direction, Effect, Rollout, RolloutEffect, Term, TokenBatch
 
 EQUAL_BELOW = 1e-6  # nats: a deviation that rounding alone can make
 
@@ -26,6 +26,7 @@ class EntropyBalanced(Term):
     """
 
     needs_scores: ClassVar[bool] = True
+    seeks: ClassVar[Direction | None] = "more"
 
     a: float = 0.2  # strength of the entropy in the advantage, >= 0; the authors' code. 0: the clipping rule alone
     keeps_clipped: bool = True  # whether tokens above the upper clip keep their gradient

@@ -11,7 +11,7 @@ from ..chain import per_token
 from ..flow import Ledger, entropy_influence, least_weights, mean_discriminator, sides, uniform_weights
 from ..functional import in_double
 from ..geometry import moments_everywhere
-from ..types import Effect, Metric, Rollout, RolloutEffect, Term, TokenBatch
+from ..types import Direction, Effect, Metric, Rollout, RolloutEffect, Term, TokenBatch
 from .log_det import step_factor
 
 
@@ -34,6 +34,7 @@ class ForceReweight(Term):
 
     needs_scores: ClassVar[bool] = True
     needs_vocab: ClassVar[bool] = True
+    seeks: ClassVar[Direction | None] = "level"
 
     by: Literal["policy", "representation"] = "policy"  # whose entropy: of the next token, or log-det of hidden states
     floor: float = 0.5  # in `unit`; ours
