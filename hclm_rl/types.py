@@ -180,7 +180,7 @@ class RolloutEffect:
     # with `rewards`, True: the response has no part in that normalisation and gets advantage 0, as an unscored one
     is_left_out: Bool[Tensor, "N"] | None = None
     advantages: Float[Tensor, "N"] | Float[Tensor, "N T"] | None = None
-    columns: Mapping[str, Tensor] = field(default_factory=dict)  # (N,) or (N, T): travel to stage 2 with their rows
+    columns: Mapping[str, Tensor] = field(default_factory=dict)  # (N, ...): travel to stage 2 with their rows
     shared: Mapping[str, Tensor] = field(default_factory=dict)  # any shape, the same for all rows
     metrics: Mapping[str, Metric] = field(default_factory=dict)
 

@@ -55,6 +55,8 @@ FORMS = {
     "force_reweight, representation": find_term("force_reweight")(
         by="representation", unit="nats", floor=1.0, ceiling=5.0
     ),
+    "group_log_det, both": find_term("group_log_det")(acts="both"),
+    "group_log_det, force": find_term("group_log_det")(acts="force"),
     "forking_tokens, ties cut": find_term("forking_tokens")(ties="cut"),
     "steer, exact": find_term("steer")(estimate="exact"),
 }
@@ -288,7 +290,7 @@ def test_processes_do_not_change_the_step(term: Term, count: int, edge: str):
     assert memories[0].keys() == alone_memory.keys()
     for name, column in alone.columns.items():
         pieces = torch.cat(
-            [fit(each.columns[name], 6) if column.dim() == 2 else each.columns[name] for each in together]
+            [fit(each.columns[name], column.size(1)) if column.dim() == 2 else each.columns[name] for each in together]
         )
         assert torch.equal(pieces, column) or torch.allclose(pieces, column), name
     for name, value in alone.shared.items():

@@ -66,6 +66,9 @@ FLOWS = {
     "forking_tokens, micro_batch": Flow(current="advantages entropy"),
     "hicra": Flow(sampling="advantages"),
     "info_po": Flow(sampling="advantages logps group_rewards"),
+    "group_log_det": Flow(sampling="advantages hidden"),
+    "group_log_det, both": Flow(gradient="hidden", sampling="advantages hidden", current="hidden"),
+    "group_log_det, force": Flow(gradient="hidden", sampling="hidden", current="hidden"),
     "information_force": Flow(sampling="hidden"),  # its stage 2 waits for the backward pass
     "kl_cov": Flow(gradient="logps", sampling="advantages logps", current="logps old_logps"),
     "kl_cov, micro_batch": Flow(gradient="logps", current="advantages logps old_logps"),

@@ -1,0 +1,159 @@
+"""Log-det of a group's pooled responses; derived here from: HCLM, Tran, 2026, arXiv:2605.22940"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ..functional import in_double
+from ..geometry import at_least_float32, full_precision
+from ..types import Direction, Effect, Metric, Quantiles, Rollout, RolloutEffect, Term, TokenBatch
+
+ROUNDING = torch.finfo(torch.float32).eps  # of the states, relative
+SILENT = 1e-4  # mean leverage below which responses differ by rounding alone: 1e-8 of the first step's variance
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupLogDet(Term):
+    """Keeps the answers to a prompt apart: right answers unlike the others weigh more, or a force drives all apart.
+
+    h_i is the mean of the last hidden states that predicted the tokens of response i, over the G responses to a prompt
+
+        hc_i = h_i - mean h      K = Hc Hc^T / G      H = 0.5 logdet(K + eps I_G)      l_i = G [(K + eps I)^-1 K]_ii
+
+    H is in nats and the leverage l_i in [0, G - 1] the response's part in it: low for a copy, high for a lone answer.
+    "advantage": w_i = (l_i / mean l)^beta over the responses of the group with A > 0, clipped to [w_lo, w_hi]; A_i w_i
+    is rescaled to the sum of these A. "force": adds -coef * mean over groups of H to the loss, by its gradient: every
+    one of the T_i tokens gets F_i / T_i, F = (K + eps I)^-1 Hc / G. Responses without a token or a score are left out
+    (G counts the others); groups of fewer than two have no H. Several updates per rollout reuse l and F of the sampling
+    policy. Longer states raise H too. A response's A is its mean where terms before gave every token its own.
+    """
+
+    needs_scores: ClassVar[bool] = True
+    needs_hidden: ClassVar[bool] = True
+    seeks: ClassVar[Direction | None] = "more"
+
+    acts: Literal["advantage", "force", "both"] = "advantage"  # "force": its coef is 1e-3 where the recipe names none
+    beta: float = 0.5  # exponent of the weights, >= 0; 0 is no weight; the card's, ours
+    w_lo: float = 0.5  # least weight before rescaling, in (0, 1]; the card's, ours
+    w_hi: float = 2.0  # greatest weight before rescaling, >= 1; the card's, ours
+    right_only: bool = True  # False: responses with A < 0 too, by the inverse: mistakes unlike the others weigh less
+    balance: float = 1e-3  # of "both": the force's strength beside the advantages, > 0; ours
+    eps_relative: float = (
+        1e-4  # eps = eps_relative * mean over groups of tr(K) / G at the first step, frozen; > 0; ours
+    )
+
+    def __post_init__(self) -> None:
+        if not self.beta >= 0:
+            raise ValueError(f"beta must not be negative, got {self.beta}")
+        if not 0 < self.w_lo <= 1 <= self.w_hi:
+            raise ValueError(f"w_lo must be in (0, 1] and w_hi at least 1, got {self.w_lo} and {self.w_hi}")
+        for name in ("balance", "eps_relative"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+
+    @property
+    def default_coef(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride] (one for each way to act)
+        return 1e-3 if self.acts == "force" else 1.0
+
+    def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
+        mask, states = rollout.mask, rollout.hidden()
+        lengths = mask.sum(dim=1)
+        # row by row: a sum over the padding would depend on the width of the batch
+        rows = zip(states, mask, strict=True)
+        sums = torch.stack([in_double(at_least_float32(z[is_own])).sum(dim=0) for z, is_own in rows])
+        pooled = sums / lengths.clamp(min=1).unsqueeze(1)
+        advantages = mean_advantage(rollout.advantages, mask)
+        counts = (lengths > 0) & ~rollout.rewards.isnan()
+
+        order = rollout.everywhere(rollout.group).argsort(stable=True).view(-1, rollout.group_rewards.size(1))
+        h, a, is_in = (rollout.everywhere(x)[order] for x in (pooled, advantages, counts))
+        own = rollout.here(order.flatten().argsort())  # this process's rows among those of the groups
+        group = spread(h, is_in)
+        has_two = is_in.sum(dim=1) > 1
+        if not group.trace[has_two].mean() > ROUNDING**2 * h.square().sum(dim=2).mean():
+            return RolloutEffect()
+        if "eps" not in memory:
+            memory["eps"] = self.eps_relative * group.trace[has_two].mean().item() / h.size(1)
+        eps = memory["eps"]
+        lower, leverage = group.factor(eps)
+
+        right = spread(h, is_in & (a > 0))
+        has_two_right = right.count > 1
+        right_dof = right.factor(eps)[1].sum(dim=1) / right.count.clamp(min=1)
+        metrics: dict[str, Metric] = {
+            "value": lower.diagonal(dim1=1, dim2=2).log().sum(dim=1)[has_two].mean(),
+            "dof": (leverage.sum(dim=1) / group.count.clamp(min=1))[has_two].mean(),
+            "right_dof": torch.where(has_two_right, right_dof, 0).sum() / has_two_right.sum().clamp(min=1),
+            "spread": group.trace[has_two].mean(),
+            "leverage": Quantiles(values=leverage.flatten()[own].unsqueeze(1).expand(mask.shape)),
+        }
+        shaped, columns = None, {}
+        if self.acts != "force":
+            weights = self.weights(leverage, a, is_in & (a > 0))
+            if not self.right_only:
+                weights = weights * self.weights(leverage, a, is_in & (a < 0), inverse=True)
+            of_row = weights.flatten()[own].to(rollout.advantages)
+            shaped = rollout.advantages * (of_row if rollout.advantages.dim() == 1 else of_row.unsqueeze(1))
+        if self.acts != "advantage":
+            force = torch.cholesky_solve(group.centred, lower) / group.count.clamp(min=1).view(-1, 1, 1)
+            # the trainer divides the sum over tokens by `tokens`; here it is to be divided by the number of groups
+            tokens = rollout.total(lengths.sum())
+            scale = tokens / has_two.sum() / lengths.clamp(min=1).unsqueeze(1)
+            columns["force"] = (force.flatten(0, 1)[own] * scale).to(at_least_float32(states[:0]).dtype)
+        return RolloutEffect(advantages=shaped, columns=columns, metrics=metrics)
+
+    def weights(
+        self, leverage: Float[Tensor, "P G"], a: Float[Tensor, "P G"], side: Bool[Tensor, "P G"], inverse: bool = False
+    ) -> Float[Tensor, "P G"]:
+        """w of the responses of one side, which leaves the sum of their advantages as it is; 1 elsewhere."""
+        mean = torch.where(side, leverage, 0).sum(dim=1, keepdim=True) / side.sum(dim=1, keepdim=True).clamp(min=1)
+        ratio = torch.where(side & (mean > SILENT), leverage / mean.clamp(min=SILENT), 1)
+        w = ratio.pow(-self.beta if inverse else self.beta).clamp(self.w_lo, self.w_hi)
+        before, after = (torch.where(side, x, 0).sum(dim=1, keepdim=True) for x in (a, w * a))
+        return torch.where(side, w * before / torch.where(after == 0, 1, after), 1)
+
+    def __call__(self, batch: TokenBatch, memory: dict) -> Effect:
+        if "force" not in batch.columns:
+            return Effect()
+        states = at_least_float32(batch.hidden()[batch.mask])
+        force = batch.columns["force"][batch.mask.nonzero()[:, 0]]
+        injected = -(force * states).sum(dim=1) * (self.balance if self.acts == "both" else 1.0)
+        return Effect(loss=injected.new_zeros(batch.mask.shape).masked_scatter(batch.mask, injected))
+
+
+def mean_advantage(advantages: Float[Tensor, "N"] | Float[Tensor, "N T"], mask: Bool[Tensor, "N T"]) -> Tensor:
+    """A of each response: the mean over its tokens where they differ."""
+    a = in_double(advantages)
+    if a.dim() == 1:
+        return a
+    return torch.stack([row[is_own].sum() for row, is_own in zip(a, mask, strict=True)]) / mask.sum(dim=1).clamp(min=1)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The Gram matrices of P groups of centred pooled responses; those left out are zeros."""
+
+    centred: Float[Tensor, "P G D"]  # Hc
+    gram: Float[Tensor, "P G G"]  # K
+    count: Float[Tensor, "P"]  # responses that count
+    trace: Float[Tensor, "P"]  # of K
+
+    def factor(self, eps: float) -> tuple[Float[Tensor, "P G G"], Float[Tensor, "P G"]]:
+        """L with L L^T = K + eps I, and the leverages."""
+        eye = torch.eye(self.gram.size(1), dtype=self.gram.dtype, device=self.gram.device)
+        lower = torch.linalg.cholesky(self.gram + eps * eye)
+        share = torch.cholesky_solve(self.gram, lower).diagonal(dim1=1, dim2=2)
+        return lower, self.count.unsqueeze(1) * share
+
+
+def spread(h: Float[Tensor, "P G D"], counts: Bool[Tensor, "P G"]) -> Spread:
+    """K = Hc Hc^T / G over the responses that count."""
+    inside, count = counts.unsqueeze(2), counts.sum(dim=1).to(h)
+    n = count.clamp(min=1).view(-1, 1, 1)
+    centred = torch.where(inside, h - torch.where(inside, h, 0).sum(dim=1, keepdim=True) / n, 0)
+    with full_precision(h):
+        gram = centred @ centred.mT / n
+    return Spread(centred, gram, count, gram.diagonal(dim1=1, dim2=2).sum(dim=1))
