@@ -39,7 +39,6 @@ class Flow:
 
 
 FLOWS = {
-    # the threshold of its windows, the kind of prompt, the KL's strength; no vocabulary, no advantages
     "ares": Flow(gradient="logps", sampling="logps entropy rewards ref_logps", current="logps ref_logps"),
     "arm": Flow(sampling="advantages logps"),  # of the rewards only whether all are 0, which no factor changes
     "attention_entropy": Flow(gradient="hidden", current="hidden"),  # the batches make attention of hidden states
@@ -50,8 +49,11 @@ FLOWS = {
     "conditional_entropy": Flow(current="advantages"),  # answers are scored, and those scores know no input
     "discriminator_clip": Flow(sampling="advantages logps entropy", current="advantages"),
     "discriminator_clip, vocabulary": Flow(sampling="advantages logps entropy hidden", current="advantages"),
+    "em_rl": Flow(sampling="entropy"),
     "empg": Flow(sampling="advantages entropy"),
     "empo": Flow(),  # answers alone
+    "entro_pic": Flow(gradient="logps", sampling="logps", current="advantages logps old_logps"),
+    "entro_pic, micro_batch": Flow(gradient="logps", current="advantages logps old_logps"),
     "entropy_advantage": Flow(sampling="advantages entropy"),
     "entropy_balanced": Flow(gradient="logps", sampling="entropy", current="advantages logps old_logps"),
     "entropy_balanced, micro_batch": Flow(gradient="logps", current="advantages logps old_logps entropy"),
@@ -62,31 +64,38 @@ FLOWS = {
     "force_reweight": Flow(sampling="advantages logps entropy hidden", current="advantages"),
     "force_reweight, representation": Flow(sampling="advantages hidden", current="advantages"),
     "forking_tokens": Flow(sampling="entropy", current="advantages"),
-    "forking_tokens, ties cut": Flow(sampling="entropy", current="advantages"),
     "forking_tokens, micro_batch": Flow(current="advantages entropy"),
-    "hicra": Flow(sampling="advantages"),
-    "info_po": Flow(sampling="advantages logps group_rewards"),
+    "forking_tokens, ties cut": Flow(sampling="entropy", current="advantages"),
     "group_log_det": Flow(sampling="advantages hidden"),
     "group_log_det, both": Flow(gradient="hidden", sampling="advantages hidden", current="hidden"),
     "group_log_det, force": Flow(gradient="hidden", sampling="hidden", current="hidden"),
+    "hicra": Flow(sampling="advantages"),
+    "info_po": Flow(sampling="advantages logps group_rewards"),
     "information_force": Flow(sampling="hidden"),  # its stage 2 waits for the backward pass
     "kl_cov": Flow(gradient="logps", sampling="advantages logps", current="logps old_logps"),
     "kl_cov, micro_batch": Flow(gradient="logps", current="advantages logps old_logps"),
     "log_det": Flow(gradient="hidden", sampling="hidden", current="hidden"),
+    "lp_reg": Flow(gradient="logps", sampling="advantages logps hidden", current="logps old_logps"),
+    "lp_reg, micro_batch": Flow(gradient="logps", sampling="logps hidden", current="advantages logps old_logps"),
     "majority_vote": Flow(),  # answers alone
     "pear": Flow(sampling="entropy rewards"),
     "perplexity_advantage": Flow(sampling="advantages logps"),
     "position_advantage": Flow(current="advantages"),
     "qae": Flow(sampling="rewards group_rewards reward_scale"),
-    # what it keeps for later and where the bar lies; replays hang on the batches' hidden states
     "self_imitation": Flow(gradient="hidden", sampling="advantages logps rewards group_rewards", current="hidden"),
+    "siren": Flow(gradient="hidden", sampling="hidden", current="hidden"),
+    "siren, micro_batch": Flow(gradient="hidden", current="hidden"),
     "spectrum": Flow(sampling="hidden"),
     "steer": Flow(sampling="advantages logps entropy", current="advantages logps old_logps"),
     "steer, exact": Flow(sampling="advantages logps entropy hidden", current="advantages logps old_logps"),
     "steer, micro_batch": Flow(sampling="entropy", current="advantages logps old_logps"),
+    "tea": Flow(gradient="entropy", sampling="advantages logps", current="entropy"),
+    "tea, micro_batch": Flow(gradient="entropy", current="advantages logps entropy"),
     "tool_bonus": Flow(sampling="rewards"),
     "variance": Flow(gradient="hidden", sampling="hidden", current="hidden"),
     "von_neumann": Flow(gradient="hidden", sampling="hidden", current="hidden"),
+    # the threshold of its windows, the kind of prompt, the KL's strength; no vocabulary, no advantages
+    # what it keeps for later and where the bar lies; replays hang on the batches' hidden states
 }
 CASES = TERMS | FORMS | FOR_PARITY
 every_case = pytest.mark.parametrize("name", sorted(CASES))

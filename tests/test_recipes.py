@@ -15,6 +15,8 @@ ROOT = Path(__file__).parents[1]
 RECIPES = {file.stem: file for file in sorted((ROOT / "recipes/methods").glob("*.yaml"))}
 # what a method's recipe may have of its own; all else is the quickstart's, or the runs would not compare
 OWN = {"entropy_terms", "output_dir"}
+STEPS_OF_ITS_OWN = {"em_rl"}  # whose paper stops early
+WITH_TOOLS = {"info_po", "tool_bonus"}  # which do nothing without a tool, and have the task of several turns
 
 
 def test_every_term_has_a_recipe():
@@ -31,15 +33,14 @@ def test_a_recipe_parses_and_says_what_it_is(name: str):
     assert yaml.safe_load(text)["output_dir"] == f"runs/methods/{name}"
 
 
-@pytest.mark.parametrize("name", known_terms())
+@pytest.mark.parametrize("name", [name for name in known_terms() if name not in WITH_TOOLS])
 def test_a_terms_recipe_is_the_quickstart_with_that_term(name: str):
     recipe, quickstart = (
         yaml.safe_load(file.read_text()) for file in (RECIPES[name], ROOT / "recipes/quickstart.yaml")
     )
     assert find_term(name) in [type(link.term) for link in build_chain(recipe["entropy_terms"]).links]
-    assert {key: recipe.get(key) for key in quickstart.keys() - OWN} == {
-        key: quickstart[key] for key in quickstart.keys() - OWN
-    }
+    shared = quickstart.keys() - OWN - ({"max_steps"} if name in STEPS_OF_ITS_OWN else set())
+    assert {key: recipe.get(key) for key in shared} == {key: quickstart[key] for key in shared}
 
 
 @pytest.mark.parametrize("name", known_terms())
@@ -52,6 +53,9 @@ def test_a_term_has_its_row_and_the_row_its_recipe(name: str):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_trains_three_steps(name: str, tmp_path: Path):
+    model = ROOT / str(yaml.safe_load(RECIPES[name].read_text())["model_name_or_path"])
+    if name in WITH_TOOLS and not model.is_dir():
+        pytest.skip(f"{model} is made by `python -m hclm_rl.testbed.hidden_number_policy --out models/hidden_number`")
     short = ["--output_dir", str(tmp_path), "--max_steps", "3", "--eval_samples", "0", "--logging_steps", "1"]
     assert main("grpo", ["--config", str(RECIPES[name]), *short, "--no_save_final", "--use_cpu", "true"]) == 0
     assert (tmp_path / "log.jsonl").read_text().count("\n") >= 3
