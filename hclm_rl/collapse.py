@@ -50,7 +50,7 @@ class CollapseDetector:
     collapsing_below: float = 0.25  # share of the start
     warning_below: float = 0.5  # share of the start
     exploding_above: float = 1.5  # shares of the start
-    horizon: int = 45  # optimiser steps
+    horizon: int = 120  # optimiser steps
     memory: int = 10  # optimiser steps
     window: int = 40  # optimiser steps
     reference: int = 5  # optimiser steps
