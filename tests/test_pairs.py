@@ -31,8 +31,8 @@ def as_parameters(pairs: list[tuple[str, str]]) -> list:
 
 @pytest.fixture(scope="module")
 def trainer(policy: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """One trainer for all pairs, which has trained a step and so has its optimiser: four responses to two prompts."""
-    sizes = {"per_device_train_batch_size": 4, "num_generations": 2, "max_steps": 1}
+    """One trainer for all pairs, which has trained a step and so has its optimiser: eight responses to two prompts."""
+    sizes = {"per_device_train_batch_size": 8, "num_generations": 4, "max_steps": 1}
     made = make(policy, tmp_path_factory.mktemp("pairs"), fixed=True, loss_type="dapo", **sizes)
     made.train()
     made.batches = list(made.get_train_dataloader())
