@@ -43,7 +43,7 @@ def trainer(policy: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
 def train(trainer: Any, terms: list) -> dict[str, list[float]]:
     """Two optimiser steps with these terms from the same start; what was logged."""
     chain = build_chain(terms)
-    trainer._hclm = _Run(chain=chain, state=ChainState.fresh(chain))
+    trainer._hclm = _Run(chain=chain, state=ChainState.fresh(chain), trace=trainer._hclm.trace)
     trainer._metrics["train"].clear()
     trainer._step, trainer._buffered_inputs = 0, None
     trainer.model.train()

@@ -11,9 +11,12 @@ from hclm_rl.arguments import parse
 from hclm_rl.config import build_chain, find_term
 from hclm_rl.launch import main
 
+from .tiny import WITH_TOOLS
+
 ROOT = Path(__file__).parents[1]
 RECIPES = {file.stem: file for file in sorted((ROOT / "recipes/methods").glob("*.yaml"))}
-# what a method's recipe may have of its own; all else is the quickstart's, or the runs would not compare
+# what a method's recipe may have of its own; all else is the quickstart's (with tools, multi_turn.yaml's), or the runs
+# would not compare
 OWN = {"entropy_terms", "output_dir"}
 
 
@@ -32,14 +35,11 @@ def test_a_recipe_parses_and_says_what_it_is(name: str):
 
 
 @pytest.mark.parametrize("name", known_terms())
-def test_a_terms_recipe_is_the_quickstart_with_that_term(name: str):
-    recipe, quickstart = (
-        yaml.safe_load(file.read_text()) for file in (RECIPES[name], ROOT / "recipes/quickstart.yaml")
-    )
+def test_a_terms_recipe_is_the_common_one_with_that_term(name: str):
+    common = "recipes/multi_turn.yaml" if name in WITH_TOOLS else "recipes/quickstart.yaml"
+    recipe, base = (yaml.safe_load(file.read_text()) for file in (RECIPES[name], ROOT / common))
     assert find_term(name) in [type(link.term) for link in build_chain(recipe["entropy_terms"]).links]
-    assert {key: recipe.get(key) for key in quickstart.keys() - OWN} == {
-        key: quickstart[key] for key in quickstart.keys() - OWN
-    }
+    assert {key: recipe.get(key) for key in base.keys() - OWN} == {key: base[key] for key in base.keys() - OWN}
 
 
 @pytest.mark.parametrize("name", known_terms())
