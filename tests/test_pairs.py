@@ -31,8 +31,8 @@ def as_parameters(pairs: list[tuple[str, str]]) -> list:
 
 @pytest.fixture(scope="module")
 def trainer(policy: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """One trainer for all pairs, which has trained a step and so has its optimiser: four responses to two prompts."""
-    sizes = {"per_device_train_batch_size": 4, "num_generations": 2, "max_steps": 1}
+    """One trainer for all pairs, which has trained a step and so has its optimiser: eight responses to two prompts."""
+    sizes = {"per_device_train_batch_size": 8, "num_generations": 4, "max_steps": 1}
     made = make(policy, tmp_path_factory.mktemp("pairs"), fixed=True, loss_type="dapo", **sizes)
     made.train()
     made.batches = list(made.get_train_dataloader())
@@ -43,7 +43,7 @@ def trainer(policy: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
 def train(trainer: Any, terms: list) -> dict[str, list[float]]:
     """Two optimiser steps with these terms from the same start; what was logged."""
     chain = build_chain(terms)
-    trainer._hclm = _Run(chain=chain, state=ChainState.fresh(chain))
+    trainer._hclm = _Run(chain=chain, state=ChainState.fresh(chain), trace=trainer._hclm.trace)
     trainer._metrics["train"].clear()
     trainer._step, trainer._buffered_inputs = 0, None
     trainer.model.train()

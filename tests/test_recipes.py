@@ -11,12 +11,14 @@ from hclm_rl.arguments import parse
 from hclm_rl.config import build_chain, find_term
 from hclm_rl.launch import main
 
+from .tiny import WITH_TOOLS
+
 ROOT = Path(__file__).parents[1]
 RECIPES = {file.stem: file for file in sorted((ROOT / "recipes/methods").glob("*.yaml"))}
-# what a method's recipe may have of its own; all else is the quickstart's, or the runs would not compare
+# what a method's recipe may have of its own; all else is the quickstart's (with tools, multi_turn.yaml's), or the runs
+# would not compare
 OWN = {"entropy_terms", "output_dir"}
 STEPS_OF_ITS_OWN = {"em_rl"}  # whose paper stops early
-WITH_TOOLS = {"info_po", "tool_bonus"}  # which do nothing without a tool, and have the task of several turns
 
 
 def test_every_term_has_a_recipe():
@@ -33,14 +35,13 @@ def test_a_recipe_parses_and_says_what_it_is(name: str):
     assert yaml.safe_load(text)["output_dir"] == f"runs/methods/{name}"
 
 
-@pytest.mark.parametrize("name", [name for name in known_terms() if name not in WITH_TOOLS])
-def test_a_terms_recipe_is_the_quickstart_with_that_term(name: str):
-    recipe, quickstart = (
-        yaml.safe_load(file.read_text()) for file in (RECIPES[name], ROOT / "recipes/quickstart.yaml")
-    )
+@pytest.mark.parametrize("name", known_terms())
+def test_a_terms_recipe_is_the_common_one_with_that_term(name: str):
+    common = "recipes/multi_turn.yaml" if name in WITH_TOOLS else "recipes/quickstart.yaml"
+    recipe, base = (yaml.safe_load(file.read_text()) for file in (RECIPES[name], ROOT / common))
     assert find_term(name) in [type(link.term) for link in build_chain(recipe["entropy_terms"]).links]
-    shared = quickstart.keys() - OWN - ({"max_steps"} if name in STEPS_OF_ITS_OWN else set())
-    assert {key: recipe.get(key) for key in shared} == {key: quickstart[key] for key in shared}
+    shared = base.keys() - OWN - ({"max_steps"} if name in STEPS_OF_ITS_OWN else set())
+    assert {key: recipe.get(key) for key in shared} == {key: base[key] for key in shared}
 
 
 @pytest.mark.parametrize("name", known_terms())
