@@ -29,6 +29,7 @@ STRONG = {
     "clip_cov": {"ratio": 0.2, "lower": 0.1},
     "discriminator_clip": {"mu": 0.3},
     "force_reweight": {"floor": 0.1, "ceiling": 0.5},
+    "group_log_det": {"acts": "both", "balance": 0.1},
     "info_po": {"beta": 5.0, "temperature": 1.0},
     "self_imitation": {"buffer": 1, "warm_up": 1, "needs_tool_call": False},
     "hicra": {"grams": ("1", "2", "3", "5", "8", "13")},

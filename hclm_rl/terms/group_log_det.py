@@ -12,7 +12,7 @@ from ..geometry import at_least_float32, full_precision
 from ..types import Direction, Effect, Metric, Quantiles, Rollout, RolloutEffect, Term, TokenBatch
 
 ROUNDING = torch.finfo(torch.float32).eps  # of the states, relative
-SILENT = 1e-4  # mean leverage below which responses differ by rounding alone: 1e-8 of the first step's variance
+SILENT = 1e-4  # mean leverage below which responses differ by rounding alone: 1e-8 of the first step's spread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +41,7 @@ class GroupLogDet(Term):
     w_hi: float = 2.0  # greatest weight before rescaling, >= 1; the card's, ours
     right_only: bool = True  # False: responses with A < 0 too, by the inverse: mistakes unlike the others weigh less
     balance: float = 1e-3  # of "both": the force's strength beside the advantages, > 0; ours
-    eps_relative: float = (
-        1e-4  # eps = eps_relative * mean over groups of tr(K) / G at the first step, frozen; > 0; ours
-    )
+    eps_relative: float = 1e-4  # eps = eps_relative * mean over groups of tr(K) / G, of the first step; > 0; ours
 
     def __post_init__(self) -> None:
         if not self.beta >= 0:
@@ -100,7 +98,7 @@ class GroupLogDet(Term):
         if self.acts != "advantage":
             force = torch.cholesky_solve(group.centred, lower) / group.count.clamp(min=1).view(-1, 1, 1)
             # the trainer divides the sum over tokens by `tokens`; here it is to be divided by the number of groups
-            tokens = rollout.total(lengths.sum())
+            tokens = rollout.total(lengths.sum()).to(pooled)  # a quotient of integers would be float32
             scale = tokens / has_two.sum() / lengths.clamp(min=1).unsqueeze(1)
             columns["force"] = (force.flatten(0, 1)[own] * scale).to(at_least_float32(states[:0]).dtype)
         return RolloutEffect(advantages=shaped, columns=columns, metrics=metrics)
