@@ -1,0 +1,149 @@
+"""Many short training runs over a few processes, one JSON file a run: what the measurements of this folder share.
+
+A run is finished when its file is there, and is never repeated: start the same command again after an interruption.
+One process trains many runs, one thread each, so that the imports are paid for once.
+"""
+
+import contextlib
+import gc
+import json
+import multiprocessing
+import os
+import queue
+import time
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+TESTBED = {  # recipes/quickstart.yaml without its term; float32 on one CPU core
+    "task": "coins",
+    "task_kwargs": {"prompts": 256},
+    "model_name_or_path": "testbed",
+    "max_steps": 400,
+    "num_generations": 16,
+    "per_device_train_batch_size": 128,
+    "steps_per_generation": 2,
+    "learning_rate": 4e-4,
+    "lr_scheduler_type": "constant_with_warmup",
+    "warmup_steps": 20,
+    "adam_beta2": 0.95,
+    "bf16": False,
+    "gradient_checkpointing": False,
+}
+QUIET = {"report_to": "none", "save_strategy": "no", "save_final": False, "disable_tqdm": True, "eval_samples": 0}
+POLL_SECONDS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A run to make, all of it plain data: what it is called decides its file."""
+
+    name: str
+    seed: int
+    settings: dict[str, Any]  # keys of a recipe, over TESTBED; for runs of another kind what their function reads
+
+    def file(self, folder: Path) -> Path:
+        return folder / f"{self.name}_{self.seed}.json"
+
+
+Make = Callable[[Job, Path], dict]  # of a job and a folder to write in: what goes into its file
+
+
+def flags(settings: Mapping[str, object]) -> list[str]:
+    """As on the command line; mappings and lists as JSON."""
+    line: list[str] = []
+    for key, value in settings.items():
+        is_plain = isinstance(value, str | Path)
+        line += [f"--{key}", str(value) if is_plain else json.dumps(value)]
+    return line
+
+
+def recipe(job: Job) -> list[str]:
+    """The command line of a run on the testbed that logs every step."""
+    return flags(TESTBED | {"logging_steps": 1} | job.settings | {"seed": job.seed})
+
+
+def train(job: Job, folder: Path) -> tuple[Any, Any, list[dict]]:
+    """(trainer, task, log of all steps) of a run on the testbed."""
+    from transformers import PrinterCallback
+
+    from hclm_rl.arguments import parse
+    from hclm_rl.launch import build_trainer
+
+    settings = parse("grpo", [*recipe(job), *flags(QUIET | {"output_dir": folder / ".trainer"})])
+    trainer, task = build_trainer("grpo", settings, [])
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    return trainer, task, [entry for entry in trainer.state.log_history if "entropy" in entry]
+
+
+def write(file: Path, found: Mapping[str, object]) -> None:
+    """Whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    half_written = file.with_name(f".{file.name}")
+    half_written.write_text(json.dumps(found, default=float) + "\n")
+    half_written.replace(file)
+
+
+def work(make: Make, folder: Path, todo: Any, done: Any, parent: int) -> None:
+    """A worker: takes runs until there are none."""
+    import torch
+
+    torch.set_num_threads(1)
+    while (job := todo.get()) is not None and os.getppid() == parent:
+        error, output = None, job.file(folder).with_suffix(".out")
+        output.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with output.open("w") as out, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+                start = time.perf_counter()
+                found = make(job, folder)
+                found |= {"seconds": time.perf_counter() - start}
+            write(job.file(folder), found)
+            output.unlink()
+        except Exception:  # one run's failure must not end the others; it is told at the end
+            error = traceback.format_exc()
+            output.write_text(error)
+        gc.collect()
+        done.put((job, error))
+
+
+def run_all(make: Make, jobs: Iterable[Job], folder: Path, processes: int) -> list[Job]:
+    """Makes the runs that are not there yet; gives those that failed, whose file ends in .out."""
+    os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "TRL_EXPERIMENTAL_SILENCE": "1"}
+    left = [job for job in jobs if not job.file(folder).is_file()]
+    failed: list[Job] = []
+    context = multiprocessing.get_context("spawn")
+    todo, done = context.Queue(), context.Queue()
+    workers = [
+        context.Process(target=work, args=(make, folder, todo, done, os.getpid()), daemon=True)
+        for _ in range(min(processes, len(left)))
+    ]
+    for each in [*left, *(None for _ in workers)]:
+        todo.put(each)
+    for worker in workers:
+        worker.start()
+    start, ended = time.perf_counter(), 0
+    while ended < len(left):
+        try:
+            job, error = done.get(timeout=POLL_SECONDS)
+        except queue.Empty:
+            if any(worker.exitcode not in (None, 0) for worker in workers):
+                raise SystemExit("A worker died (memory?). Start the same command again: finished runs stay.") from None
+            continue
+        ended += 1
+        if error:
+            failed.append(job)
+        minutes = (time.perf_counter() - start) / ended * (len(left) - ended) / 60
+        state = f"FAILED: {error.strip().splitlines()[-1]}" if error else "done"
+        print(f"[{ended}/{len(left)}] {job.file(folder)}: {state}; about {minutes:.0f} minutes left", flush=True)
+    for worker in workers:
+        worker.join()
+    return failed
+
+
+def read(folders: Sequence[Path]) -> dict[str, dict]:
+    """Name of a run's file -> what is in it, by name."""
+    files = [file for folder in folders for file in sorted(folder.glob("*.json")) if not file.name.startswith(".")]
+    return {file.stem: json.loads(file.read_text()) for file in files}
