@@ -136,21 +136,21 @@ class CollapseDetector:
             value = number(value)
             if value is None:
                 continue
-            if noun in ("distinct", "rho"):
-                first = state.setdefault(f"first {name}", value)
-                least = self.least_distinct if noun == "distinct" else self.least_force
-                if first > 0 and value < least * first:
-                    what = "of the responses in a group differ" if noun == "distinct" else "of its bound has the force"
-                    told.append(f"{name}: {value:.2g} {what}, {first:.2g} at the start")
-            elif noun == "predicted_change":
+            if noun in ("distinct", "rho", "predicted_change"):
                 keep = (1 - 1 / self.memory) ** steps
-                flow = state[f"mean {name}"] = keep * state.get(f"mean {name}", value) + (1 - keep) * value
-                reached = state["level"] + self.horizon * flow
-                if state["seen"] >= self.reference and reached < self.collapsed * state["start"]:
-                    told.append(
-                        f"{name}: {flow:.1e} nats a step, under {100 * self.collapsed:.0f} % of the start in "
-                        f"{self.horizon} steps"
-                    )
+                mean = state[f"mean {name}"] = keep * state.get(f"mean {name}", value) + (1 - keep) * value
+                if state["seen"] < self.reference:
+                    continue
+                first = state.setdefault(f"first {name}", mean)
+                if noun == "predicted_change":
+                    if state["level"] + self.horizon * mean < self.collapsed * state["start"]:
+                        told.append(
+                            f"{name}: {mean:.1e} nats a step, under {100 * self.collapsed:.0f} % of the start in "
+                            f"{self.horizon} steps"
+                        )
+                elif mean < (self.least_distinct if noun == "distinct" else self.least_force) * first:
+                    what = "of the responses in a group differ" if noun == "distinct" else "of its bound has the force"
+                    told.append(f"{name}: {mean:.2g} {what}, {first:.2g} at the start")
             elif name == "clip_ratio/region_mean" and value > self.most_clipped:
                 told.append(f"{100 * value:.0f} % of the tokens are clipped")
         return tuple(told)
