@@ -217,14 +217,15 @@ def tabulate(runs: Runs, by: Literal["runs", "settings"], most_false: float) -> 
     columns = ("thresholds", "runs", "lead", "lasting lead", "missed", "healthy runs alarmed", "false per 1,000 steps")
     for column in columns:
         table.add_column(column)
-    for label, detector, level, has_signs in (
+    lines: list[tuple[str, CollapseDetector, Level, bool]] = [
         ("set on the first half: collapsing", chosen, "collapsing", True),
         ("shipped: collapsing", shipped, "collapsing", True),
         ("shipped: collapsing, entropy alone", shipped, "collapsing", False),
         ("set on the first half: warning", chosen, "warning", True),
         ("shipped: warning", shipped, "warning", True),
         ("shipped: warning, entropy alone", shipped, "warning", False),
-    ):
+    ]
+    for label, detector, level, has_signs in lines:
         for where, half in (("first half", first), ("second half", second)):
             of = score(half if has_signs else alone(half), truth, detector, level)
             table.add_row(*row(label, where, of))

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-TESTBED = {  # recipes/quickstart.yaml without its term; float32 on one CPU core
+TESTBED: dict[str, Any] = {  # recipes/quickstart.yaml without its term; float32 on one CPU core
     "task": "coins",
     "task_kwargs": {"prompts": 256},
     "model_name_or_path": "testbed",
@@ -32,7 +32,13 @@ TESTBED = {  # recipes/quickstart.yaml without its term; float32 on one CPU core
     "bf16": False,
     "gradient_checkpointing": False,
 }
-QUIET = {"report_to": "none", "save_strategy": "no", "save_final": False, "disable_tqdm": True, "eval_samples": 0}
+QUIET: dict[str, Any] = {
+    "report_to": "none",
+    "save_strategy": "no",
+    "save_final": False,
+    "disable_tqdm": True,
+    "eval_samples": 0,
+}
 POLL_SECONDS = 5
 
 

@@ -53,6 +53,7 @@ class Force:
     alignment: float
     critical_coef: float
     critical_coef_error: float  # standard error over the steps
+    unsteadiness: float  # deviation of ||F|| over its mean, over the steps; NaN for a single one
     coef: float | None  # of the recipe, where it has this surrogate's term; else that which would be recommended
     is_in_recipe: bool
     regime: Regime
@@ -89,6 +90,14 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     """Mean and standard error; the error of a single value is not known."""
     mean = statistics.fmean(values)
     return mean, statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+
+
+def unsteadiness(norms: Sequence[float]) -> float:
+    """Deviation over mean, as MOST_UNSTEADY limits it; 0 where there is no force."""
+    if len(norms) < 2:
+        return math.nan
+    mean = statistics.fmean(norms)
+    return statistics.stdev(norms) / mean if mean > 0 else 0.0
 
 
 def recommended(critical: float, error: float, force: float, gradient: float) -> tuple[float | None, str]:
@@ -140,6 +149,7 @@ def force_of(surrogate: str, log: Sequence[dict], coef: float | None) -> Force |
         alignment=mean("alignment"),
         critical_coef=critical,
         critical_coef_error=error,
+        unsteadiness=unsteadiness([each["force_norm"] for each in seen]),
         coef=used,
         is_in_recipe=coef is not None,
         regime=found,
