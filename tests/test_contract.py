@@ -292,7 +292,8 @@ def test_processes_do_not_change_the_step(term: Term, count: int, edge: str):
         pieces = torch.cat(
             [fit(each.columns[name], column.size(1)) if column.dim() == 2 else each.columns[name] for each in together]
         )
-        assert torch.equal(pieces, column) or torch.allclose(pieces, column), name
+        # a weight near 0 may be 1 less something near 1: rounding is that of 1
+        assert torch.equal(pieces, column) or torch.allclose(pieces, column, atol=1e-6), name
     for name, value in alone.shared.items():
         for each in together:  # summed in another order
             torch.testing.assert_close(each.shared[name], value)
