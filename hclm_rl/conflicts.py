@@ -7,14 +7,6 @@ from .coefficients import Constant, StepToTarget
 from .types import Direction
 
 OPPOSITE: dict[Direction, Direction] = {"more": "less", "less": "more"}
-# what a paper says of its method, by the name of its class, where the class does not say it itself
-SEEKS: dict[str, Direction] = {
-    "EmRl": "less",
-    "LpReg": "more",
-    "Tea": "more",
-    "EntroPic": "level",
-    "Siren": "level",
-}
 
 
 def conflicts(chain: Chain) -> list[str]:
@@ -29,7 +21,7 @@ def conflicts(chain: Chain) -> list[str]:
 def direction(link: Link) -> Direction | None:
     """What a link does to the policy's entropy: its term's word, turned round by a negative coefficient."""
     is_turned = isinstance(link.coef, Constant) and link.coef.coefficient < 0
-    seeks = link.term.seeks or SEEKS.get(type(link.term).__name__)
+    seeks = link.term.seeks
     return OPPOSITE.get(seeks, seeks) if is_turned and seeks else seeks
 
 

@@ -16,17 +16,6 @@ from .tiny import make
 CONTROL = {"kind": "step_to_target", "target": 0.3}
 
 
-# names of methods whose papers say what they seek, where the class does not
-@dataclass(frozen=True, kw_only=True)
-class EmRl(Term):
-    """Stands for the method of that name."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EntroPic(Term):
-    """Stands for the method of that name."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Stranger(Term):
     """A user's own term, which says what it does."""
@@ -49,14 +38,17 @@ FIGHT = "they work against each other; keep one of the two"
         (("entropy_bonus", "empg"), f"'empg' lowers the entropy of the policy and 'entropy_bonus' raises it: {FIGHT}"),
         (("epo", "pear"), f"'pear' lowers the entropy of the policy and 'epo' raises it: {FIGHT}"),
         ((Stranger(), "kl_cov"), f"'Stranger' lowers the entropy of the policy and 'kl_cov' raises it: {FIGHT}"),
-        ((EmRl(), EntroPic()), f"'EmRl' lowers the entropy of the policy and 'EntroPic' holds it at a level: {FIGHT}"),
         (
-            (EmRl(), {"entropy_bonus": {"coef": CONTROL}}),
-            f"'EmRl' lowers the entropy of the policy and 'entropy_bonus' holds it at a level: {FIGHT}",
+            ("em_rl", "entro_pic"),
+            f"'em_rl' lowers the entropy of the policy and 'entro_pic' holds it at a level: {FIGHT}",
+        ),
+        (
+            ("em_rl", {"entropy_bonus": {"coef": CONTROL}}),
+            f"'em_rl' lowers the entropy of the policy and 'entropy_bonus' holds it at a level: {FIGHT}",
         ),
         (  # a controller on a term that has no direction of its own
-            (EmRl(), {"steer": {"coef": CONTROL}}),
-            f"'EmRl' lowers the entropy of the policy and 'steer' holds it at a level: {FIGHT}",
+            ("em_rl", {"steer": {"coef": CONTROL}}),
+            f"'em_rl' lowers the entropy of the policy and 'steer' holds it at a level: {FIGHT}",
         ),
         (
             ("clip_cov", {"entropy_bonus": {"coef": -0.01, "name": "malus"}}),
@@ -68,8 +60,8 @@ FIGHT = "they work against each other; keep one of the two"
             "swing or drive each other to their bounds; keep one controller and give the others a number as coef",
         ),
         (
-            (EntroPic(), {"entropy_bonus": {"coef": CONTROL}}),
-            "'EntroPic', 'entropy_bonus' each control the entropy: every one answers what the others did, so they "
+            ("entro_pic", {"entropy_bonus": {"coef": CONTROL}}),
+            "'entro_pic', 'entropy_bonus' each control the entropy: every one answers what the others did, so they "
             "swing or drive each other to their bounds; keep one controller and give the others a number as coef",
         ),
         (
@@ -121,9 +113,9 @@ def test_a_conflict_is_one_sentence(entries, sentence):
         ("empg", "entropy_advantage"),  # of one mind
         ("empg", {"entropy_advantage": {"form": "clip"}}, {"clip_cov": {"coef": 0.0}}),  # coef 0 is absence
         ({"perplexity_advantage": {"favours": "high"}}, "entropy_bonus"),
-        ({"entropy_bonus": {"coef": {"kind": "linear", "start": 0.1, "end": 0.0}}}, EntroPic()),  # a schedule is none
+        ({"entropy_bonus": {"coef": {"kind": "linear", "start": 0.1, "end": 0.0}}}, "entro_pic"),  # a schedule is none
         ({"entropy_bonus": {"coef": CONTROL}}, "clip_cov"),
-        ({"information_force": {"coef": CONTROL}}, EntroPic()),  # a diagnostic changes nothing
+        ({"information_force": {"coef": CONTROL}}, "entro_pic"),  # a diagnostic changes nothing
     ],
 )
 def test_friends(entries):

@@ -16,6 +16,7 @@ from .runs import Run
 from .table import by_group, group_of
 
 COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito: told apart by everyone
+BEFORE_COLOUR = "#9aa0a6"
 LINES = ("-", "--", ":", "-.")
 SMOOTHED_OVER = 9  # logged steps
 OUTER, OUTER_RATIOS = 0.02, 0.1  # share of the logged values left out of the scale on either side
@@ -54,16 +55,21 @@ class Section:
     caption: str
 
     def svg(self) -> str:
-        buffer = io.StringIO()
-        with rc_context(STYLE):
-            self.figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-        _, start, rest = buffer.getvalue().partition("<svg")
-        return start + rest
+        return svg_of(self.figure)
 
     def png(self, file: Path) -> Path:
         with rc_context(STYLE):
             self.figure.savefig(file, dpi=150, metadata={"Software": None})
         return file
+
+
+def svg_of(figure: Figure) -> str:
+    """The figure as an element of a page."""
+    buffer = io.StringIO()
+    with rc_context(STYLE):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    _, start, rest = buffer.getvalue().partition("<svg")
+    return start + rest
 
 
 def spaced() -> ConstrainedLayoutEngine:

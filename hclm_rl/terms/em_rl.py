@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 import torch
 
-from ..types import Rollout, RolloutEffect, Term
+from ..types import Direction, Rollout, RolloutEffect, Term
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +24,7 @@ class EmRl(Term):
     """
 
     needs_scores: ClassVar[bool] = True
+    seeks: ClassVar[Direction | None] = "less"
 
     reward: Literal["token", "sequence"] = "token"  # the paper reports 42.9 and 41.6 on Qwen2.5-Math-7B
     reduction: Literal["sum", "mean"] = "sum"  # "mean" over the response's tokens is another method, not the paper's

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 import torch
 
-from ..types import Effect, Rollout, RolloutEffect, Term, TokenBatch
+from ..types import Direction, Effect, Rollout, RolloutEffect, Term, TokenBatch
 
 LARGEST_LOG_RATIO = 20.0  # nats; the authors' code, against an overflow
 
@@ -30,6 +30,7 @@ class EntroPic(Term):
     needs_scores: ClassVar[bool] = True
     # target 0.1 nats, k_p 1, k_i 0.01 and alpha in [-1, 1]: the authors' values, at their temperature of 0.6
     default_coef: ClassVar[float | Mapping[str, object]] = {"kind": "proportional_integral", "target": 0.1}
+    seeks: ClassVar[Direction | None] = "level"
 
     threshold: float = 0.95  # probability of the sampled token, in [0, 1); the authors' code
     weights: Literal["bounded", "unbounded"] = "bounded"  # "unbounded": as the authors' code

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..chain import per_token
 from ..functional import masked_quantile_threshold
-from ..types import Effect, Rollout, RolloutEffect, Term, TokenBatch
+from ..types import Direction, Effect, Rollout, RolloutEffect, Term, TokenBatch
 
 LARGEST_GAP = 20.0  # nats; far beyond where k3 reaches its bound, so that exp cannot overflow
 
@@ -32,6 +32,7 @@ class LpReg(Term):
 
     needs_scores: ClassVar[bool] = True
     needs_vocab: ClassVar[bool] = True
+    seeks: ClassVar[Direction | None] = "more"
 
     kappa: float = 0.02  # of the largest probability, in [0, 1); the paper's min-p; 0 filters nothing, which collapsed
     rho: float = 0.01  # share selected, in (0, 1]; the paper's for 14B, 0.005 for 32B

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..functional import masked_quantile_threshold
-from ..types import Effect, Rollout, RolloutEffect, Term, TokenBatch
+from ..types import Direction, Effect, Rollout, RolloutEffect, Term, TokenBatch
 
 ROUNDING = 1e-6  # a cumulated probability this close to p_top has reached it: float32 sums decide no boundary
 
@@ -32,6 +32,7 @@ class Siren(Term):
     needs_scores: ClassVar[bool] = True
     needs_vocab: ClassVar[bool] = True
     default_coef: ClassVar[float] = 0.005  # the authors' script
+    seeks: ClassVar[Direction | None] = "level"
 
     p_top: float = 0.8  # mass of the nucleus, in (0, 1]; the authors' script
     tau: float = 0.8  # quantile within a response, in [0, 1); the authors' script

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..chain import per_token
 from ..functional import covariance_contributions
-from ..types import Effect, Rollout, RolloutEffect, Term, TokenBatch
+from ..types import Direction, Effect, Rollout, RolloutEffect, Term, TokenBatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +30,7 @@ class Tea(Term):
 
     needs_scores: ClassVar[bool] = True
     default_coef: ClassVar[float] = 1.0  # lambda; the authors' code, for scale "response"; a third party has 0.05
+    seeks: ClassVar[Direction | None] = "more"
 
     factor: float = 10.0  # sum of a response's weights, > 0; the authors' code
     cap: float = 5.0  # largest weight before the scale, > 0; the authors' code
