@@ -187,13 +187,17 @@ def held_out_table(of: Mapping[str, Sequence[Mapping]]) -> Table:
         table.add_column(noun)
     plain = {run["seed"]: run for run in of.get(PLAIN, ())}
     for name, runs in of.items():
-        nouns = [noun for noun in MEASURED if all(noun in run["means"] for run in runs)]
-        table.add_row(name, *(spread([run["means"][noun] for run in runs]) for noun in nouns))
+        known = {noun for noun in MEASURED if all(noun in run["means"] for run in runs)}  # few samples: no pass@32
+        means = (spread([run["means"][noun] for run in runs]) if noun in known else "-" for noun in MEASURED)
+        table.add_row(name, *means)
         both = [run for run in runs if run["seed"] in plain]
         if name == PLAIN or not both:
             continue
         cells = []
-        for noun in nouns:
+        for noun in MEASURED:
+            if noun not in known:
+                cells.append("-")
+                continue
             ours, its = (
                 np.array([run["per_prompt"][noun] for run in those])
                 for those in (both, [plain[run["seed"]] for run in both])

@@ -90,7 +90,8 @@ def test_tables_pair_runs_of_the_same_seed():
     assert list(of) == ["plain", "floor0.5"] and [each["seed"] for each in of["floor0.5"]] == [1, 2, 3]
     cells = [list(column.cells) for column in held_out_table(of).columns]
     assert cells[0] == ["plain", "floor0.5", "  - plain, 3 seeds"]
-    assert cells[1][2].startswith("+0.100 (+0.100 to +0.100)")
+    assert [column[1] for column in cells] == ["floor0.5", "-", "0.500 ± 0.000", "-", "-", "-"]  # pass@1 alone
+    assert cells[2][2].startswith("+0.100 (+0.100 to +0.100)") and cells[1][2] == cells[3][2] == "-"
     # entropy 1 throughout against a target of 0.5: off by as much as the target
     assert [list(column.cells)[1] for column in control_table(of).columns][3:6] == ["1.000 ± 0.000"] * 3
     cells = [list(column.cells) for column in prediction_table(of).columns]
