@@ -23,7 +23,8 @@ class GroupLogDet(Term):
 
         hc_i = h_i - mean h      K = Hc Hc^T / G      H = 0.5 logdet(K + eps I_G)      l_i = G [(K + eps I)^-1 K]_ii
 
-    H is in nats and the leverage l_i in [0, G - 1] the response's part in it: low for a copy, high for a lone answer.
+    H is in nats and the leverage l_i in [0, G - 1] the response's part in it: G / m - 1 for each of m copies among
+    answers far from one another. eps, the spread below which answers are copies, decides how fine the weights tell.
     "advantage": w_i = (l_i / mean l)^beta over the responses of the group with A > 0, clipped to [w_lo, w_hi]; A_i w_i
     is rescaled to the sum of these A. "force": adds -coef * mean over groups of H to the loss, by its gradient: every
     one of the T_i tokens gets F_i / T_i, F = (K + eps I)^-1 Hc / G. Responses without a token or a score are left out
