@@ -24,7 +24,6 @@ from leaderboard_statistics import paired_difference
 from many_runs import TESTBED, Job, read, run_all, train
 from rich.console import Console
 from rich.table import Table
-from scipy import stats
 
 PLAIN = "plain"
 PROMPTS, SAMPLES = 384, 64
@@ -147,9 +146,13 @@ def fit(of: Sequence[tuple[int, float, float]]) -> Fit:
     predicted, realised = [row[1] for row in of], [row[2] for row in of]
     if len(of) < 3 or len(set(predicted)) == 1 or len(set(realised)) == 1:
         return Fit(r2=math.nan, slope=math.nan, as_it_is=math.nan)
-    line, mean = stats.linregress(predicted, realised), statistics.fmean(realised)
+    slope, mean = statistics.linear_regression(predicted, realised).slope, statistics.fmean(realised)
     missed = sum((y - x) ** 2 for x, y in zip(predicted, realised, strict=True))
-    return Fit(r2=line.rvalue**2, slope=line.slope, as_it_is=1 - missed / sum((y - mean) ** 2 for y in realised))
+    return Fit(
+        r2=statistics.correlation(predicted, realised) ** 2,
+        slope=slope,
+        as_it_is=1 - missed / sum((y - mean) ** 2 for y in realised),
+    )
 
 
 def spread(values: Sequence[float], digits: int = 3) -> str:

@@ -37,7 +37,6 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from scipy import stats
 from torch import Tensor
 from transformers import TrainerCallback
 
@@ -106,7 +105,7 @@ class Watched(GRPOTrainer):
     """Keeps the batch of the step."""
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        if self.model.training:
+        if model.training:
             self.batches_of_step = [*getattr(self, "batches_of_step", []), inputs]
         return super().compute_loss(model, inputs, *args, **kwargs)
 
@@ -197,12 +196,11 @@ def inner(left: Sequence[Tensor], right: Sequence[Tensor]) -> float:
 def judged(entries: Sequence[dict], name: str) -> dict[str, float]:
     """R^2 of the fitted line, its slope (realised per predicted), sign agreement, R^2 of the prediction as it is."""
     x, y = [entry[name] for entry in entries], [entry["realised"] for entry in entries]
-    line = stats.linregress(x, y)
     mean = statistics.fmean(y)
     missed = sum((b - a) ** 2 for a, b in zip(x, y, strict=True))
     return {
-        "r2": line.rvalue**2,
-        "slope": line.slope,
+        "r2": statistics.correlation(x, y) ** 2,
+        "slope": statistics.linear_regression(x, y).slope,
         "sign": statistics.fmean((a > 0) == (b > 0) for a, b in zip(x, y, strict=True)),
         "r2 as it is": 1 - missed / sum((b - mean) ** 2 for b in y),
     }
@@ -246,7 +244,7 @@ def main() -> None:
     options.out.unlink(missing_ok=True)
     probe = Probe(options.out, options.every, options.samples)
     trainer, probe.task = build_trainer("grpo", settings, [probe])
-    trainer.__class__ = Watched
+    object.__setattr__(trainer, "__class__", Watched)  # the launcher makes the trainer
     probe.trainer = trainer
     trainer.train()
     assert math.isfinite(trainer.state.global_step)

@@ -84,7 +84,7 @@ class CollapseDetector:
         if entropy is None or not entropy >= 0 or step <= state.get("step", -1):
             return Verdict(state=STATES[int(state.get("verdict", 0))], causes=()), state
         new = dict(state)
-        steps = step - new.get("step", step - 1)
+        steps = step - int(new.get("step", step - 1))
         new["step"] = step
         fit_line(new, math.log(max(entropy, 1e-12)), steps, 1 - 1 / self.window)
         if new.get("seen", 0) < self.reference:

@@ -188,7 +188,7 @@ def examine(line: Sequence[str], algorithm: str = "grpo", prompts: int = 8, step
     mistakes = chain_mistakes(chain, config)
     coefs = {term_name(link.term): greatest_coef(link.coef) for link in chain.links}
     eps = {term_name(link.term): getattr(link.term, "eps_relative", 1e-4) for link in chain.links}
-    group = config.num_generations
+    group = config.num_generations or 1
     rows = min(config.per_device_train_batch_size, prompts * group)
     rows = max(rows - rows % group, group) if rows >= group else group
     pieces = max(prompts * group // rows, 1)
@@ -233,7 +233,7 @@ def examine(line: Sequence[str], algorithm: str = "grpo", prompts: int = 8, step
         trainer.remove_callback(PrinterCallback)
         trainer.train()
         log = [entry for entry in trainer.state.log_history if "entropy" in entry]
-        width = trainer.model.config.get_text_config().hidden_size
+        width = getattr(trainer.model, "config").get_text_config().hidden_size  # noqa: B009 (typed as a module)
         torch.cuda.empty_cache() if torch.cuda.is_available() else None
     forces = [force_of(name, log, coefs.get(name)) for name in SURROGATES]
     entropy, length = (statistics.fmean(entry[key] for entry in log) for key in ("entropy", "completions/mean_length"))

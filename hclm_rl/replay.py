@@ -62,8 +62,9 @@ def padded(x: Tensor, width: int, *, left: bool) -> Tensor:
 
 def kept_in(memory: dict) -> Replay | None:
     """What `save` left there."""
-    held = {each.name: memory.get(PREFIX + each.name) for each in fields(Replay)}
-    return None if held["ids"] is None else Replay(**held)
+    if PREFIX + "ids" not in memory:
+        return None
+    return Replay(**{each.name: memory[PREFIX + each.name] for each in fields(Replay)})
 
 
 def left_padded(ids: Int[Tensor, "N P"], mask: Bool[Tensor, "N P"]) -> tuple[Tensor, Tensor]:

@@ -84,8 +84,8 @@ def new_policy(seed: int, tokenizer: PreTrainedTokenizerFast, width: int = 64, l
         max_position_embeddings=LONGEST_TEXT,
         tie_word_embeddings=True,
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,  # pyright: ignore[reportArgumentType] (declared wider than it is)
+        pad_token_id=tokenizer.pad_token_id,  # pyright: ignore[reportArgumentType]
     )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
@@ -123,7 +123,7 @@ def warm_start(
 
 def own_words(ids: torch.Tensor, tokenizer: PreTrainedTokenizerFast) -> torch.Tensor:
     """True on what the policy says: after each `>` up to the end of its turn."""
-    opens, ends = ids == tokenizer.convert_tokens_to_ids(">"), ids == tokenizer.eos_token_id
+    opens, ends = (ids.eq(int(of)) for of in (tokenizer.convert_tokens_to_ids(">"), tokenizer.eos_token_id))  # pyright: ignore[reportArgumentType]
     before = (opens.cumsum(dim=1) - opens.long()) > (ends.cumsum(dim=1) - ends.long())
     return before & (ids != tokenizer.pad_token_id)
 
