@@ -119,8 +119,8 @@ def test_a_lone_answer_among_copies_has_the_highest_leverage():
 def test_copies_share_a_leverage():
     # two copies and two lone answers far apart, eps to 0: the leverages are G / m - 1 = 1 and 3
     step = with_states([[[0, 0]], [[9, 0], [-9, 0]], [[5, 1]], [[2, 7]]])
-    first = stage_one(GroupLogDet(), step, memory={"eps": 1e-12})
-    assert leverages(first, step)[:4].tolist() == pytest.approx([1, 1, 3, 3], rel=1e-9)
+    first = stage_one(GroupLogDet(), step, memory={"eps": 1e-6})
+    assert leverages(first, step)[:4].tolist() == pytest.approx([1, 1, 3, 3], rel=1e-6)  # eps over the least eigenvalue
 
 
 def test_weights_are_clipped_before_the_sum_is_restored():
