@@ -90,8 +90,8 @@ def test_the_term_changes_the_update_by_more_than_the_tolerance(term: str, polic
 
 @pytest.mark.parametrize("term", ["kl_cov", "log_det", "clip_cov"])
 def test_micro_batches_off_policy(term: str, policy: str, tmp_path: Path):
-    # two iterations over each rollout; KL-Cov acts in the second one only. With eager attention two tokens of the second
-    # rollout lie within rounding of each other at its threshold, and which of them it takes depends on the cut
+    # two iterations over each rollout; KL-Cov acts in the second one only. With eager attention two tokens of the
+    # second rollout lie within rounding of each other at its threshold, and the cut decides which of them it takes
     changes = {"num_iterations": 2, "max_steps": 4, "model_init_kwargs": {"attn_implementation": "sdpa"}}
     whole = update(policy, tmp_path / "1", term, **WHOLE, **changes)
     cut = update(policy, tmp_path / "2", term, **CUT, **changes)
