@@ -1,4 +1,4 @@
-"""Terms that were tried and are not in the library; docs/results.md says what came of them. Name one by its dotted path:
+"""Terms that were tried and are not in the library; docs/results.md says what came of them. By their dotted path:
 
 hclm-rl grpo --config recipes/quickstart.yaml --entropy_terms '[{"eval.trials.Critical": {"coef": 1.0}}]'
 """
