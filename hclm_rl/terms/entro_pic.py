@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
 
 from ..types import Direction, Effect, Rollout, RolloutEffect, Term, TokenBatch
 
@@ -65,5 +67,5 @@ class EntroPic(Term):
         ratio = drift.clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO).exp()
         return Effect(loss=torch.where(is_confident, -scale * ratio * batch.advantages.abs(), 0))
 
-    def _is_confident(self, logps: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def _is_confident(self, logps: Float[Tensor, "rows T"], mask: Bool[Tensor, "rows T"]) -> Bool[Tensor, "rows T"]:
         return mask & (logps > (math.log(self.threshold) if self.threshold else -math.inf))
