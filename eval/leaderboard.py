@@ -12,11 +12,8 @@ many runs, one thread each. See eval/leaderboard.yaml for what can be changed.
 
 import argparse
 import contextlib
-import gc
 import json
-import multiprocessing
 import os
-import queue
 import signal
 import sys
 import time
@@ -26,14 +23,14 @@ from importlib.metadata import version
 from pathlib import Path
 
 import leaderboard_page
-import torch
 import yaml
 from leaderboard_plan import BEFORE, Board, Candidate, Run, chosen, is_finished
+from many_runs import over_processes
 
 from hclm_rl.arguments import parse
-from hclm_rl.launch import PACKAGES, LogWriter, build_trainer
+from hclm_rl.launch import PACKAGES, LogWriter, build_trainer, on_held_out, written
 from hclm_rl.report.runs import LOG_NAME, RECIPE_NAME, SUMMARY_NAME, read_run
-from hclm_rl.testbed import Evaluation, evaluate
+from hclm_rl.testbed import Evaluation
 
 HERE = Path(__file__).parent
 ERROR_NAME, OUTPUT_NAME = "error.txt", "output.txt"
@@ -57,16 +54,7 @@ def train(run: Run) -> None:
     if run.entry != BEFORE:
         trainer.train()
     seconds, cpu_seconds = time.perf_counter() - seconds, time.process_time() - cpu_seconds
-    result = evaluate(
-        trainer.accelerator.unwrap_model(trainer.model),
-        trainer.processing_class,  # pyright: ignore[reportArgumentType]  (no processor here)
-        task.eval_dataset,
-        task,
-        samples=arguments.eval_samples,
-        temperature=config.temperature,
-        seed=config.seed,
-        batch=arguments.eval_batch,
-    )
+    result = on_held_out(trainer, task, arguments, config)
     summary = {
         "settings": run.settings,
         "algorithm": "grpo",
@@ -77,12 +65,7 @@ def train(run: Run) -> None:
         "steps": trainer.state.global_step,
         "device": trainer.accelerator.device.type,
         "affected": affected(run.folder),
-        "after": {
-            "prompts": result.prompts,
-            "samples": result.samples,
-            "means": result.means(),
-            "standard_errors": result.standard_errors,
-        },
+        "after": written(result),
         "per_prompt": per_prompt(result),
         "seconds": {
             "all": time.perf_counter() - start,
@@ -117,57 +100,26 @@ def affected(folder: Path) -> dict[str, float]:
     return {name.removesuffix("/affected"): sum(values) / len(values) for name, values in shares.items()}
 
 
-def work(todo: multiprocessing.Queue, done: multiprocessing.Queue, parent: int) -> None:
-    """A worker: takes runs until there are none, so that the imports are paid for once."""
-    torch.set_num_threads(1)
-    while (run := todo.get()) is not None and os.getppid() == parent:
-        error = None
-        run.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            with (
-                (run.folder / OUTPUT_NAME).open("w") as output,
-                contextlib.redirect_stdout(output),
-                contextlib.redirect_stderr(output),
-            ):
-                train(run)
-        except Exception:  # one method's failure must not end the others' runs; it is told at the end and in the table
-            error = traceback.format_exc()
-            (run.folder / ERROR_NAME).write_text(error)
-        gc.collect()
-        done.put((run, error))
+def attempt(run: Run) -> str | None:
+    """Trains one run, its output in a file; gives the traceback where it failed."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with (
+            (run.folder / OUTPUT_NAME).open("w") as output,
+            contextlib.redirect_stdout(output),
+            contextlib.redirect_stderr(output),
+        ):
+            train(run)
+    except Exception:  # one method's failure must not end the others' runs; it is told at the end and in the table
+        error = traceback.format_exc()
+        (run.folder / ERROR_NAME).write_text(error)
+        return error
+    return None
 
 
 def train_all(runs: Sequence[Run], jobs: int) -> list[Run]:
     """Trains them over `jobs` processes; gives those that failed."""
-    failed: list[Run] = []
-    if not runs:
-        return failed
-    context = multiprocessing.get_context("spawn")
-    todo, done = context.Queue(), context.Queue()
-    workers = [
-        context.Process(target=work, args=(todo, done, os.getpid()), daemon=True) for _ in range(min(jobs, len(runs)))
-    ]
-    for each in [*runs, *(None for _ in workers)]:
-        todo.put(each)
-    for worker in workers:
-        worker.start()
-    start, ended = time.perf_counter(), 0
-    while ended < len(runs):
-        try:
-            run, error = done.get(timeout=POLL_SECONDS)
-        except queue.Empty:
-            if any(worker.exitcode not in (None, 0) for worker in workers):
-                raise SystemExit("A worker died (memory?). Start the same command again: finished runs stay.") from None
-            continue
-        ended += 1
-        if error:
-            failed.append(run)
-        minutes = (time.perf_counter() - start) / ended * (len(runs) - ended) / 60
-        state = f"FAILED: {error.strip().splitlines()[-1]}" if error else "done"
-        print(f"[{ended}/{len(runs)}] {run.folder}: {state}; about {minutes:.0f} minutes left", flush=True)
-    for worker in workers:
-        worker.join()
-    return failed
+    return over_processes(attempt, runs, lambda run: run.folder, jobs)
 
 
 def pending(candidates: Iterable[Candidate], seeds: Sequence[int], split: str) -> list[Run]:

@@ -5,6 +5,7 @@ One process trains many runs, one thread each, so that the imports are paid for 
 """
 
 import contextlib
+import functools
 import gc
 import json
 import multiprocessing
@@ -55,6 +56,7 @@ class Job:
 
 
 Make = Callable[[Job, Path], dict]  # of a job and a folder to write in: what goes into its file
+Attempt = Callable[[Any], str | None]  # of a run: makes it, and gives the traceback where it failed
 
 
 def flags(settings: Mapping[str, object]) -> list[str]:
@@ -93,60 +95,72 @@ def write(file: Path, found: Mapping[str, object]) -> None:
     half_written.replace(file)
 
 
-def work(make: Make, folder: Path, todo: Any, done: Any, parent: int) -> None:
+def attempt(make: Make, folder: Path, job: Job) -> str | None:
+    """Makes one run and writes its file; gives the traceback where it failed, which its .out file then holds."""
+    output = job.file(folder).with_suffix(".out")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with output.open("w") as out, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+            start = time.perf_counter()
+            found = make(job, folder)
+            found |= {"seconds": time.perf_counter() - start}
+        write(job.file(folder), found)
+        output.unlink()
+    except Exception:  # one run's failure must not end the others; it is told at the end
+        error = traceback.format_exc()
+        output.write_text(error)
+        return error
+    return None
+
+
+def work(attempt: Attempt, todo: Any, done: Any, parent: int) -> None:
     """A worker: takes runs until there are none."""
     import torch
 
     torch.set_num_threads(1)
-    while (job := todo.get()) is not None and os.getppid() == parent:
-        error, output = None, job.file(folder).with_suffix(".out")
-        output.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with output.open("w") as out, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-                start = time.perf_counter()
-                found = make(job, folder)
-                found |= {"seconds": time.perf_counter() - start}
-            write(job.file(folder), found)
-            output.unlink()
-        except Exception:  # one run's failure must not end the others; it is told at the end
-            error = traceback.format_exc()
-            output.write_text(error)
+    while (run := todo.get()) is not None and os.getppid() == parent:
+        error = attempt(run)
         gc.collect()
-        done.put((job, error))
+        done.put((run, error))
 
 
-def run_all(make: Make, jobs: Iterable[Job], folder: Path, processes: int) -> list[Job]:
-    """Makes the runs that are not there yet; gives those that failed, whose file ends in .out."""
-    os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "TRL_EXPERIMENTAL_SILENCE": "1"}
-    left = [job for job in jobs if not job.file(folder).is_file()]
-    failed: list[Job] = []
+def over_processes(attempt: Attempt, runs: Sequence[Any], where: Callable[[Any], Path], processes: int) -> list[Any]:
+    """Attempts all runs; gives those that failed. `where` says in what is printed where a run lies."""
+    failed: list[Any] = []
     context = multiprocessing.get_context("spawn")
     todo, done = context.Queue(), context.Queue()
     workers = [
-        context.Process(target=work, args=(make, folder, todo, done, os.getpid()), daemon=True)
-        for _ in range(min(processes, len(left)))
+        context.Process(target=work, args=(attempt, todo, done, os.getpid()), daemon=True)
+        for _ in range(min(processes, len(runs)))
     ]
-    for each in [*left, *(None for _ in workers)]:
+    for each in [*runs, *(None for _ in workers)]:
         todo.put(each)
     for worker in workers:
         worker.start()
     start, ended = time.perf_counter(), 0
-    while ended < len(left):
+    while ended < len(runs):
         try:
-            job, error = done.get(timeout=POLL_SECONDS)
+            run, error = done.get(timeout=POLL_SECONDS)
         except queue.Empty:
             if any(worker.exitcode not in (None, 0) for worker in workers):
                 raise SystemExit("A worker died (memory?). Start the same command again: finished runs stay.") from None
             continue
         ended += 1
         if error:
-            failed.append(job)
-        minutes = (time.perf_counter() - start) / ended * (len(left) - ended) / 60
+            failed.append(run)
+        minutes = (time.perf_counter() - start) / ended * (len(runs) - ended) / 60
         state = f"FAILED: {error.strip().splitlines()[-1]}" if error else "done"
-        print(f"[{ended}/{len(left)}] {job.file(folder)}: {state}; about {minutes:.0f} minutes left", flush=True)
+        print(f"[{ended}/{len(runs)}] {where(run)}: {state}; about {minutes:.0f} minutes left", flush=True)
     for worker in workers:
         worker.join()
     return failed
+
+
+def run_all(make: Make, jobs: Iterable[Job], folder: Path, processes: int) -> list[Job]:
+    """Makes the runs that are not there yet; gives those that failed, whose file ends in .out."""
+    os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "TRL_EXPERIMENTAL_SILENCE": "1"}
+    left = [job for job in jobs if not job.file(folder).is_file()]
+    return over_processes(functools.partial(attempt, make, folder), left, lambda job: job.file(folder), processes)
 
 
 def read(folders: Sequence[Path]) -> dict[str, dict]:

@@ -21,7 +21,19 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from .functional import Scalar, in_double
+from .chain import per_token
+from .functional import Scalar, covariance_contributions, in_double
+from .types import Rollout
+
+
+def step_covariances(rollout: Rollout) -> tuple[Float[Tensor, "M T"], Bool[Tensor, "M T"]]:
+    """(cov_t = (A_t - mean A)(log p_t - mean log p), mask) of the rows of all processes, at the sampling policy.
+
+    The means are over all tokens of the step: `covariance_contributions` of everything that was gathered.
+    """
+    mask = rollout.everywhere(rollout.mask)
+    advantages = rollout.everywhere(per_token(rollout.advantages, rollout.mask))
+    return covariance_contributions(rollout.everywhere(rollout.scored()[0]), advantages, mask), mask
 
 
 def discriminator(logps: Float[Tensor, "*S"], entropy: Float[Tensor, "*S"]) -> Float[Tensor, "*S"]:
@@ -45,6 +57,14 @@ def entropy_influence(
 ) -> Float[Tensor, "N T"]:
     """e = -A (S_a - `mean`), `mean` = sum_v p_v S_v; 0 off the mask. Nats per unit of step along the token's logits."""
     return torch.where(mask, -advantages * (discriminator(logps, entropy) - mean), 0)
+
+
+def policy_influence(rollout: Rollout, advantages: Float[Tensor, "N T"]) -> tuple[float, Float[Tensor, "N T"]]:
+    """(mean entropy in nats over the tokens of all processes, `entropy_influence` of this process's)."""
+    (logps, entropy), mask = rollout.scored(), rollout.mask
+    sums = rollout.total(torch.stack([in_double(torch.where(mask, x, 0)).sum() for x in (entropy, mask.to(entropy))]))
+    mean = rollout.over_vocab(mean_discriminator)
+    return (sums[0] / sums[1].clamp(min=1)).item(), entropy_influence(logps, entropy, mean, advantages, mask)
 
 
 @dataclass(frozen=True)
@@ -162,6 +182,12 @@ class Ledger:
     def plan(memory: dict, net: float) -> None:
         """`net`: the mean influence of the steps until the next measurement, weights included."""
         memory["net"] = net
+
+    @staticmethod
+    def changes(memory: dict, like: Tensor) -> dict[str, Tensor]:
+        """`predicted_change` and `realised_change` up to the last measurement, as metrics; none before the second."""
+        told = (name for name in ("predicted", "realised") if name in memory)
+        return {f"{name}_change": like.new_tensor(memory[name]) for name in told}
 
     @staticmethod
     def gain(memory: dict) -> float:

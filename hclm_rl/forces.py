@@ -125,11 +125,14 @@ class StepForce:
         lam = spectrum(self.moments)
         return lam, self.eps if self.surrogate == "log_det" else EMPTY * lam.mean().item()
 
-    def live(self) -> float:
-        """Share of directions that count: sum l / (l + peak) over min(D, N - 1); 1 for the row-wise feature softmax."""
+    def live(self, directions: tuple[Float[Tensor, "K"], float] | None = None) -> float:
+        """Share of directions that count: sum l / (l + peak) over min(D, N - 1); 1 for the row-wise feature softmax.
+
+        `directions()` where they are at hand already: they cost an eigendecomposition.
+        """
         if self.surrogate == "feature_softmax":
             return 1.0
-        lam, peak = self.directions()
+        lam, peak = directions or self.directions()
         most = max(min(len(lam), self.moments.count.item() - 1), 1)
         return (lam / (lam + peak)).sum().item() / most if peak > 0 else 0.0
 

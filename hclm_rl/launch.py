@@ -25,7 +25,7 @@ from .collapse import CollapseCallback
 from .config import GRPOConfig, RLOOConfig
 from .naming import nearest_first
 from .report.runs import LOG_NAME, RECIPE_NAME, SUMMARY_NAME, read_log
-from .testbed import Task, evaluate, find_task
+from .testbed import Evaluation, Task, evaluate, find_task
 from .testbed.policy import SHAPES, policy_path
 from .trainer import GRPOTrainer, RLOOTrainer
 
@@ -191,6 +191,33 @@ class LogWriter(TrainerCallback):
                 file.write(json.dumps(entry, default=float) + "\n")
 
 
+def on_held_out(
+    trainer: GRPOTrainer | RLOOTrainer, task: Task, arguments: RunArguments, config: GRPOConfig | RLOOConfig
+) -> Evaluation:
+    """The policy as it is on the task's held-out prompts, on this process alone."""
+    assert isinstance(trainer.processing_class, PreTrainedTokenizerBase)
+    return evaluate(
+        trainer.accelerator.unwrap_model(trainer.model),
+        trainer.processing_class,
+        task.eval_dataset,
+        task,
+        samples=arguments.eval_samples,
+        temperature=config.temperature,
+        seed=config.seed,
+        batch=arguments.eval_batch,
+    )
+
+
+def written(result: Evaluation) -> dict:
+    """As summary.json holds it."""
+    return {
+        "prompts": result.prompts,
+        "samples": result.samples,
+        "means": result.means(),
+        "standard_errors": result.standard_errors,
+    }
+
+
 def measure(
     trainer: GRPOTrainer | RLOOTrainer, task: Task | None, arguments: RunArguments, config: GRPOConfig | RLOOConfig
 ) -> dict | None:
@@ -199,23 +226,7 @@ def measure(
         return None
     measured = None
     if trainer.accelerator.is_main_process:
-        assert isinstance(trainer.processing_class, PreTrainedTokenizerBase)
-        result = evaluate(
-            trainer.accelerator.unwrap_model(trainer.model),
-            trainer.processing_class,
-            task.eval_dataset,
-            task,
-            samples=arguments.eval_samples,
-            temperature=config.temperature,
-            seed=config.seed,
-            batch=arguments.eval_batch,
-        )
-        measured = {
-            "prompts": result.prompts,
-            "samples": result.samples,
-            "means": result.means(),
-            "standard_errors": result.standard_errors,
-        }
+        measured = written(on_held_out(trainer, task, arguments, config))
     trainer.accelerator.wait_for_everyone()
     return measured
 

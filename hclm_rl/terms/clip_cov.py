@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..chain import per_token
+from ..flow import step_covariances
 from ..functional import covariance_contributions
 from ..types import Direction, Effect, Rollout, RolloutEffect, Term, TokenBatch
 
@@ -40,9 +40,7 @@ class ClipCov(Term):
         if self.statistics == "micro_batch":
             return RolloutEffect()
         # at the sampling policy every ratio is 1, so no token is out of PPO's range yet
-        advantages = rollout.everywhere(per_token(rollout.advantages, rollout.mask))
-        mask = rollout.everywhere(rollout.mask)
-        cov = covariance_contributions(rollout.everywhere(rollout.scored()[0]), advantages, mask)
+        cov, mask = step_covariances(rollout)
         is_candidate, is_dropped = self.draw(cov, mask, rollout.generator)
         share = is_candidate.sum() / mask.sum().clamp(min=1)
         return RolloutEffect(columns={"is_dropped": rollout.here(is_dropped)}, metrics={"candidates": share})

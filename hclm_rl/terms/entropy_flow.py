@@ -6,8 +6,7 @@ from typing import ClassVar
 import torch
 
 from ..chain import per_token
-from ..flow import Ledger, entropy_influence, mean_discriminator, sides
-from ..functional import in_double
+from ..flow import Ledger, policy_influence, sides
 from ..types import Metric, Quantiles, Rollout, RolloutEffect, Term
 
 
@@ -30,13 +29,10 @@ class EntropyFlow(Term):
     is_diagnostic: ClassVar[bool] = True
 
     def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
-        (logps, entropy), mask = rollout.scored(), rollout.mask
-        advantages = per_token(rollout.advantages, mask)
-        influence = entropy_influence(logps, entropy, rollout.over_vocab(mean_discriminator), advantages, mask)
-        of = sides(influence, mask, rollout.total)
-        sums = rollout.total(in_double(torch.where(mask, entropy, 0)).sum())
+        entropy, influence = policy_influence(rollout, per_token(rollout.advantages, rollout.mask))
+        of = sides(influence, rollout.mask, rollout.total)
         ledger = Ledger()
-        ledger.measure(memory, rollout.step, (sums / of.count.clamp(min=1)).item())
+        ledger.measure(memory, rollout.step, entropy)
         ledger.plan(memory, of.net.item())
         metrics: dict[str, Metric] = {
             "influence": Quantiles(values=influence),
@@ -46,10 +42,7 @@ class EntropyFlow(Term):
             "gain": of.net.new_tensor(ledger.gain(memory)),
             "distinct": distinct(rollout),
         }
-        for name in ("predicted", "realised"):
-            if name in memory:
-                metrics[f"{name}_change"] = of.net.new_tensor(memory[name])
-        return RolloutEffect(metrics=metrics)
+        return RolloutEffect(metrics=metrics | ledger.changes(memory, of.net))
 
 
 def distinct(rollout: Rollout) -> torch.Tensor:

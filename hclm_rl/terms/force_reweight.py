@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..chain import per_token
-from ..flow import Ledger, entropy_influence, least_weights, mean_discriminator, sides, uniform_weights
+from ..flow import Ledger, least_weights, policy_influence, sides, uniform_weights
 from ..functional import in_double
 from ..geometry import moments_everywhere
 from ..types import Direction, Effect, Metric, Rollout, RolloutEffect, Term, TokenBatch
@@ -99,9 +99,7 @@ class ForceReweight(Term):
             "weight": torch.where(burning > 0, kept / burning.clamp(min=1), 1.0),
             "burning": is_burning.float(),
         }
-        for name in ("predicted", "realised"):
-            if name in memory:
-                metrics[f"{name}_change"] = net.new_tensor(memory[name])
+        metrics |= ledger.changes(memory, net)
         return RolloutEffect(columns={"weights": torch.where(rollout.mask, weights, 0)}, metrics=metrics)
 
     def __call__(self, batch: TokenBatch, memory: dict) -> Effect:
@@ -111,12 +109,7 @@ class ForceReweight(Term):
 
     def policy(self, rollout: Rollout, advantages: Tensor) -> tuple[float, Tensor]:
         """Mean entropy of the tokens, and each one's influence on it."""
-        (logps, entropy), mask = rollout.scored(), rollout.mask
-        sums = rollout.total(
-            torch.stack([in_double(torch.where(mask, x, 0)).sum() for x in (entropy, mask.to(entropy))])
-        )
-        mean = rollout.over_vocab(mean_discriminator)
-        return (sums[0] / sums[1].clamp(min=1)).item(), entropy_influence(logps, entropy, mean, advantages, mask)
+        return policy_influence(rollout, advantages)
 
     def states(self, rollout: Rollout, advantages: Tensor, memory: dict) -> tuple[float, Tensor] | None:
         """Log-det of the states, and each token's influence N <F_i, A_i d log p_i / dz_i>; None without any spread."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..forces import StepForce, Surrogate, step_force
 from ..geometry import Factor, Moments, force_norm_per_token, influence
-from ..spectra import dof, drift_budget
+from ..spectra import drift_budget
 from ..types import Effect, Metric, Quantiles, Rollout, RolloutEffect, Term, TokenBatch, Total
 
 
@@ -81,10 +81,9 @@ class InformationForce(Term):
         """What needs eigenvalues."""
         if self.surrogate == "feature_softmax":  # row by row: no direction is dead to it, or alive
             return {}
-        eigenvalues, peak = whole.directions()
-        most = max(min(len(eigenvalues), whole.moments.count.item() - 1), 1)
+        eigenvalues, peak = directions = whole.directions()
         metrics: dict[str, Metric] = {
-            "live": (dof(eigenvalues, peak) / most).to(power) if peak > 0 else torch.zeros_like(power),
+            "live": power.new_tensor(whole.live(directions)),
             "dead": (eigenvalues < peak).to(power).mean(),
         }
         if self.surrogate in ("log_det", "diagonal", "coding_rate"):

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..chain import per_token
+from ..flow import step_covariances
 from ..functional import covariance_contributions
 from ..types import Direction, Effect, Rollout, RolloutEffect, Term, TokenBatch
 
@@ -45,9 +45,7 @@ class Tea(Term):
     def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
         if self.statistics == "micro_batch":
             return RolloutEffect()
-        advantages = rollout.everywhere(per_token(rollout.advantages, rollout.mask))
-        mask = rollout.everywhere(rollout.mask)
-        cov = covariance_contributions(rollout.everywhere(rollout.scored()[0]), advantages, mask)
+        cov, mask = step_covariances(rollout)
         return RolloutEffect(columns={"weight": rollout.here(self._weight(cov, mask))})
 
     def __call__(self, batch: TokenBatch, memory: dict) -> Effect:
