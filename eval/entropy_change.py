@@ -28,13 +28,13 @@ and from the step that the optimiser really made, x its change of the parameters
 
 import argparse
 import json
-import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from many_runs import QUIET, TESTBED, flags
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -42,22 +42,15 @@ from transformers import TrainerCallback
 
 from hclm_rl import GRPOTrainer
 from hclm_rl.arguments import parse
-from hclm_rl.doctor import DEFAULT, as_flags
 from hclm_rl.flow import discriminator, mean_discriminator
 from hclm_rl.functional import covariance_contributions, masked_mean
 from hclm_rl.launch import build_trainer
-from hclm_rl.testbed.sampling import _plain_generation, _sample
+from hclm_rl.testbed.sampling import plain_generation, sample_completions
 
 OF_BATCH = ("covariance", "covariance_p", "steer", "discriminator", "first_order", "hidden", "gradient")
 OF_UPDATE = ("update_own", "update", "probe")
 MEMORY = 0.9
-TESTBED = {
-    "learning_rate": 4e-4,
-    "lr_scheduler_type": "constant_with_warmup",
-    "warmup_steps": 20,
-    "adam_beta2": 0.95,
-    "task_kwargs": '{"prompts": 256, "eval_prompts": 384}',
-}
+HELD_OUT = {"task_kwargs": {"prompts": 256, "eval_prompts": 384}}
 
 Rows = tuple[Tensor, Tensor, Tensor, Tensor]  # ids, attention (rows, P + T), completion ids, mask (rows, T)
 
@@ -123,9 +116,9 @@ class Probe(TrainerCallback):
         """Held-out rollouts A (0) or B (1), of different prompts."""
         trainer, tokenizer = self.trainer, self.trainer.processing_class
         prompts = [row["prompt"] for row in list(self.task.eval_dataset)[which::2] for _ in range(self.samples)]
-        with torch.random.fork_rng(), _plain_generation(trainer.model):
+        with torch.random.fork_rng(), plain_generation(trainer.model):
             torch.default_generator.manual_seed(7919 * (trainer.state.global_step + 1) + which)
-            completion, _, mask = _sample(
+            completion, _, mask = sample_completions(
                 trainer.model, tokenizer, prompts, self.task.max_completion_length, trainer.temperature
             )
         encoded = tokenizer(prompts, padding=True, padding_side="left", return_tensors="pt")
@@ -236,10 +229,9 @@ def main() -> None:
     if options.table:
         Console(width=150).print(tabulate(options.table))
         return
-    line = ["--config", options.config] if options.config else as_flags(DEFAULT | TESTBED)
-    own = {"max_steps": options.steps, "seed": options.seed, "entropy_terms": "[]", "output_dir": options.out.parent}
-    quiet = {"report_to": "none", "save_strategy": "no", "disable_tqdm": "true", "logging_steps": 20, "eval_samples": 0}
-    settings = parse("grpo", [*line, *as_flags(own | quiet), *rest])
+    line = ["--config", options.config] if options.config else flags(TESTBED | HELD_OUT)
+    own = {"max_steps": options.steps, "seed": options.seed, "entropy_terms": [], "output_dir": options.out.parent}
+    settings = parse("grpo", [*line, *flags(QUIET | own | {"logging_steps": 20}), *rest])
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.unlink(missing_ok=True)
     probe = Probe(options.out, options.every, options.samples)
@@ -247,7 +239,6 @@ def main() -> None:
     object.__setattr__(trainer, "__class__", Watched)  # the launcher makes the trainer
     probe.trainer = trainer
     trainer.train()
-    assert math.isfinite(trainer.state.global_step)
     Console(width=150).print(tabulate([options.out]))
 
 

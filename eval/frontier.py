@@ -26,7 +26,7 @@ from hclm_rl.forecast import curve_of
 from hclm_rl.frontier import BETAS, Point, distance, exact, frontier, reliable_kl, reward_at
 from hclm_rl.report.runs import read_run
 from hclm_rl.testbed.policy import policy_path
-from hclm_rl.testbed.sampling import _plain_generation, _sample
+from hclm_rl.testbed.sampling import plain_generation, sample_completions
 from hclm_rl.testbed.task import Row, Task, find_task
 
 
@@ -68,11 +68,13 @@ def sample(
     rewards: list[float] = []
     ratios: list[float] = []
     entropy = tokens = 0.0
-    with torch.random.fork_rng(), _plain_generation(model):
+    with torch.random.fork_rng(), plain_generation(model):
         torch.manual_seed(seed)
         for start in range(0, len(texts), batch):
             prompts = texts[start : start + batch]
-            responses, entropies, mask = _sample(model, tokenizer, prompts, task.max_completion_length, temperature=1.0)
+            responses, entropies, mask = sample_completions(
+                model, tokenizer, prompts, task.max_completion_length, temperature=1.0
+            )
             entropy += torch.where(mask, entropies, 0).sum().item()
             tokens += mask.sum().item()
             kept = [ids[:length] for ids, length in zip(responses.tolist(), mask.sum(dim=1).tolist(), strict=True)]

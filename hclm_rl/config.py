@@ -215,11 +215,6 @@ def term_as_recipe(term: Term) -> dict[str, dict[str, object]]:
     return {name: {key: as_recipe(value) for key, value in vars(term).items()}}
 
 
-def refuse_what_is_missing(config: "GRPOConfig | RLOOConfig") -> None:
-    if config.eval_pass_at_k and importlib.util.find_spec("scipy") is None:
-        raise ValueError("eval_pass_at_k needs scipy: pip install 'hclm-rl[eval]'")
-
-
 def refuse_two_controls(config: "GRPOConfig", chain: Chain) -> None:
     """TRL's own entropy controls and ours on one run: two hands on one wheel."""
     if config.entropy_coef or config.use_adaptive_entropy:
@@ -233,8 +228,8 @@ def refuse_two_controls(config: "GRPOConfig", chain: Chain) -> None:
 
 
 @dataclass
-class GRPOConfig(trl.GRPOConfig):
-    """TRL's GRPOConfig plus `entropy_terms`, the trace, and pass@k in evaluation.
+class EntropyFields:
+    """What both configs add to TRL's.
 
     Args:
         entropy_terms (`list` or `str`, *optional*):
@@ -257,46 +252,33 @@ class GRPOConfig(trl.GRPOConfig):
     eval_pass_threshold: float = field(default=1.0, metadata={"help": EVAL_THRESHOLD_HELP})
 
     def __post_init__(self) -> None:
+        self.checked()
+        super().__post_init__()  # pyright: ignore[reportAttributeAccessIssue]  (of the TRL config it is mixed into)
+
+    def checked(self) -> Chain:
+        """The chain that the terms make; a ValueError says what is wrong with the fields above."""
         chain = build_chain(self.entropy_terms)
-        if chain.links:
-            refuse_two_controls(self, chain)
         Trace(folder=Path(), steps=tuple(self.trace_steps or ()), every=self.trace_every)  # refuses what is no step
-        refuse_what_is_missing(self)
-        super().__post_init__()
+        if self.eval_pass_at_k and importlib.util.find_spec("scipy") is None:
+            raise ValueError("eval_pass_at_k needs scipy: pip install 'hclm-rl[eval]'")
+        return chain
 
     def to_dict(self) -> dict[str, Any]:
-        return {**super().to_dict(), "entropy_terms": as_recipe(self.entropy_terms)}
+        inherited = super().to_dict()  # pyright: ignore[reportAttributeAccessIssue]
+        return {**inherited, "entropy_terms": as_recipe(self.entropy_terms)}
 
 
 @dataclass
-class RLOOConfig(trl.RLOOConfig):
-    """TRL's RLOOConfig plus `entropy_terms`, the trace, and pass@k in evaluation.
+class GRPOConfig(EntropyFields, trl.GRPOConfig):
+    """TRL's GRPOConfig plus `entropy_terms`, the trace, and pass@k in evaluation: see EntropyFields."""
 
-    Args:
-        entropy_terms (`list` or `str`, *optional*):
-            Entropy-control terms, from left to right; see docs/extending.md for all forms. Checked here, before any
-            model is loaded.
-        trace_steps (`list[int]`, *optional*):
-            Optimiser steps, counted from 1 as in the log, whose tokens are written to `<output_dir>/trace`.
-        trace_every (`int`, *optional*):
-            The same for every so many steps.
-        eval_pass_at_k (`bool`, *optional*, defaults to `False`):
-            Whether `evaluate()` also gives pass@k with intervals; see docs/evaluation.md.
-        eval_pass_threshold (`float`, *optional*, defaults to `1.0`):
-            Value of the first reward function from which on a response is right.
-    """
+    def checked(self) -> Chain:
+        chain = super().checked()
+        if chain.links:
+            refuse_two_controls(self, chain)
+        return chain
 
-    entropy_terms: list | str | None = field(default=None, metadata={"help": ENTROPY_TERMS_HELP})
-    trace_steps: list[int] | None = field(default=None, metadata={"help": TRACE_STEPS_HELP})
-    trace_every: int | None = field(default=None, metadata={"help": TRACE_EVERY_HELP})
-    eval_pass_at_k: bool = field(default=False, metadata={"help": EVAL_PASS_HELP})
-    eval_pass_threshold: float = field(default=1.0, metadata={"help": EVAL_THRESHOLD_HELP})
 
-    def __post_init__(self) -> None:
-        build_chain(self.entropy_terms)
-        Trace(folder=Path(), steps=tuple(self.trace_steps or ()), every=self.trace_every)
-        refuse_what_is_missing(self)
-        super().__post_init__()
-
-    def to_dict(self) -> dict[str, Any]:
-        return {**super().to_dict(), "entropy_terms": as_recipe(self.entropy_terms)}
+@dataclass
+class RLOOConfig(EntropyFields, trl.RLOOConfig):
+    """TRL's RLOOConfig plus `entropy_terms`, the trace, and pass@k in evaluation: see EntropyFields."""

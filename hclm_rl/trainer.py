@@ -175,14 +175,20 @@ class EntropyTermsMixin:
         """A pass of our own over the generation batch, where TRL made none and a term asks."""
         ids = torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1)
         attention = torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1)
-        devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
-        quietly = disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs)
-        # a fork, so that a model with dropout draws the same numbers afterwards as without this pass
-        with torch.no_grad(), torch.random.fork_rng(devices), quietly:
+        with self._hclm_aside():
             self._get_per_token_logps_and_entropies(
                 self.model, ids, attention, output["completion_ids"].size(1), self.args.per_device_train_batch_size
             )
         return generation.scores[0]
+
+    @contextmanager
+    def _hclm_aside(self, has_gradient: bool = False) -> Iterator[None]:
+        """For a pass of our own: a model with dropout draws the same numbers afterwards as without it."""
+        devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
+        checkpointing = self.args.gradient_checkpointing_kwargs
+        quietly = nullcontext() if has_gradient else disable_gradient_checkpointing(self.model, checkpointing)
+        with torch.random.fork_rng(devices), quietly, torch.set_grad_enabled(has_gradient):
+            yield
 
     def _hclm_score(
         self, model: Any, transcript: Transcript, scorer: Literal["policy", "reference"] = "policy"
@@ -206,15 +212,9 @@ class EntropyTermsMixin:
             adapter = use_adapter(peft_model, adapter_name="ref" if "ref" in peft_model.peft_config else None)
         ids = torch.cat([transcript.prompt_ids, transcript.ids], dim=1)
         attention = torch.cat([transcript.prompt_mask, transcript.present], dim=1).long()
-        devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
         has_gradient = torch.is_grad_enabled() and scorer == "policy"
         size = None if has_gradient else self.args.per_device_train_batch_size
-        quietly = (
-            nullcontext()
-            if has_gradient
-            else disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs)
-        )
-        with torch.random.fork_rng(devices), quietly, adapter, torch.set_grad_enabled(has_gradient):
+        with self._hclm_aside(has_gradient), adapter:
             logps, entropy, _ = super()._get_per_token_logps_and_entropies(
                 model, ids, attention, transcript.ids.size(1), size, compute_entropy=True
             )
@@ -562,8 +562,7 @@ class EntropyTermsMixin:
         run.micro_batches = 0
         step = self.state.global_step + 1
         if run.trace.wants(step):
-            tokenizer = getattr(self.processing_class, "tokenizer", self.processing_class)  # a processor has one
-            run.trace.write(step, tokenizer, self._hclm_to_main)
+            run.trace.write(step, self._tokenizer, self._hclm_to_main)
 
     def _hclm_to_main(self, objects: list) -> list:
         """The objects of all processes on the main one, and none on the others."""

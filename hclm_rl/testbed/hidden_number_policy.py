@@ -11,12 +11,12 @@ import random
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from torch.nn.functional import cross_entropy
 from tqdm import trange
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, get_linear_schedule_with_warmup
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from hclm_rl.testbed.hidden_number import NUMBERS, random_problems, random_transcript
 from hclm_rl.testbed.policy import EOS, PAD, save_policy
+from hclm_rl.testbed.warm_start_recipe import IGNORED, teach
 
 UNKNOWN = "<unk>"
 WORDS = (PAD, EOS, UNKNOWN, ">", ":", "call", "ask", "number", "say", "higher", "lower", "right", *map(str, NUMBERS))
@@ -25,8 +25,6 @@ TRANSCRIPTS = 8000
 STEPS = 600
 BATCH = 64  # transcripts
 LEARNING_RATE = 4e-3
-WARM_UP_STEPS = 30
-IGNORED = -100
 
 # Messages to text: `3 14 >`, then `call ask number 8 <eos>`, `: higher >`, `say 11 <eos>`.
 CHAT_TEMPLATE = """\
@@ -104,20 +102,8 @@ def warm_start(
     assert isinstance(ids, torch.Tensor)
     labels = torch.where(own_words(ids, tokenizer), ids, IGNORED)
     model = new_policy(seed, tokenizer, width, layers)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = get_linear_schedule_with_warmup(optimizer, WARM_UP_STEPS, steps)
-    generator = torch.Generator().manual_seed(seed)
     progress = trange(steps, desc="warm start", unit="step", disable=None)
-    for _ in progress:
-        chosen = torch.randint(len(ids), (BATCH,), generator=generator)
-        logits = model(input_ids=ids[chosen, :-1]).logits
-        loss = cross_entropy(logits.flatten(0, 1), labels[chosen, 1:].flatten(), ignore_index=IGNORED)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        progress.set_postfix(loss=f"{loss.item():.3f}")
+    teach(model, ids, labels, progress, batch=BATCH, learning_rate=LEARNING_RATE, seed=seed)
     save_policy(model.eval(), tokenizer, out)
 
 

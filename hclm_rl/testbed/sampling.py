@@ -84,13 +84,13 @@ def evaluate(
     lengths: list[int] = []
     prompts = [row["prompt"] for row in rows for _ in range(samples)]
     devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), _plain_generation(model):
+    with torch.random.fork_rng(devices=devices), plain_generation(model):
         torch.default_generator.manual_seed(seed)
         for device in devices:
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(seed)
         for start in range(0, len(prompts), batch):
-            completions, entropies, mask = _sample(
+            completions, entropies, mask = sample_completions(
                 model, tokenizer, prompts[start : start + batch], task.max_completion_length, temperature
             )
             entropy_sums += torch.where(mask, entropies, 0).sum(dim=1).tolist()
@@ -102,7 +102,7 @@ def evaluate(
 
 
 @contextmanager
-def _plain_generation(model: PreTrainedModel) -> Iterator[None]:
+def plain_generation(model: PreTrainedModel) -> Iterator[None]:
     """Evaluation mode, and none of the model's own sampling settings (top-k, penalties, ...) but its ends of text."""
     was_training, settings = model.training, model.generation_config
     model.eval()
@@ -131,7 +131,7 @@ class _TemperatureAndEntropy(LogitsProcessor):
         return logps
 
 
-def _sample(
+def sample_completions(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: list[str],

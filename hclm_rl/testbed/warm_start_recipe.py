@@ -10,9 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 from torch.nn.functional import cross_entropy
-from tqdm import trange
-from transformers import get_linear_schedule_with_warmup
+from tqdm import tqdm, trange
+from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
 from hclm_rl.testbed import coins, products
 from hclm_rl.testbed.policy import EOS, new_policy, new_tokenizer, save_policy
@@ -52,20 +54,22 @@ LESSONS = {
 }
 
 
-def warm_start(out: str, seed: int, task: str = "coins") -> None:
-    """Trains and writes the checkpoint into the folder `out`."""
-    lesson, tokenizer = LESSONS[task], new_tokenizer(task)
-    texts = [f"{text} {EOS}" for text in lesson.texts(seed)]
-    ids = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")["input_ids"]
-    labels = torch.where(ids == tokenizer.pad_token_id, IGNORED, ids)
-    labels[:, : lesson.prompt_tokens] = IGNORED
-    model = new_policy(seed, task)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lesson.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = get_linear_schedule_with_warmup(optimizer, WARM_UP_STEPS, lesson.steps)
+def teach(
+    model: PreTrainedModel,
+    ids: Int[Tensor, "M L"],
+    labels: Int[Tensor, "M L"],
+    progress: tqdm,
+    *,
+    batch: int,
+    learning_rate: float,
+    seed: int,
+) -> None:
+    """Cross-entropy on the labels that are not IGNORED, over random batches, one a step of `progress`."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = get_linear_schedule_with_warmup(optimizer, WARM_UP_STEPS, int(progress.total))
     generator = torch.Generator().manual_seed(seed)
-    progress = trange(lesson.steps, desc="warm start", unit="step")
     for _ in progress:
-        chosen = torch.randint(len(ids), (lesson.batch,), generator=generator)
+        chosen = torch.randint(len(ids), (batch,), generator=generator)
         logits = model(input_ids=ids[chosen, :-1]).logits
         loss = cross_entropy(logits.flatten(0, 1), labels[chosen, 1:].flatten(), ignore_index=IGNORED)
         loss.backward()
@@ -74,6 +78,18 @@ def warm_start(out: str, seed: int, task: str = "coins") -> None:
         schedule.step()
         optimizer.zero_grad()
         progress.set_postfix(loss=f"{loss.item():.3f}")
+
+
+def warm_start(out: str, seed: int, task: str = "coins") -> None:
+    """Trains and writes the checkpoint into the folder `out`."""
+    lesson, tokenizer = LESSONS[task], new_tokenizer(task)
+    texts = [f"{text} {EOS}" for text in lesson.texts(seed)]
+    ids = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")["input_ids"]
+    labels = torch.where(ids == tokenizer.pad_token_id, IGNORED, ids)
+    labels[:, : lesson.prompt_tokens] = IGNORED
+    model = new_policy(seed, task)
+    progress = trange(lesson.steps, desc="warm start", unit="step")
+    teach(model, ids, labels, progress, batch=lesson.batch, learning_rate=lesson.learning_rate, seed=seed)
     save_policy(model.eval(), tokenizer, out)
     held_out = find_task(task, eval_prompts=96)
     for name, mean in (result := evaluate(model, tokenizer, held_out.eval_dataset, held_out)).means().items():

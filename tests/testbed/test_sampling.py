@@ -6,7 +6,7 @@ import torch
 
 from hclm_rl.testbed import evaluate, find_task
 from hclm_rl.testbed.policy import EOS, load_policy, new_policy, new_tokenizer
-from hclm_rl.testbed.sampling import _measure, _sample
+from hclm_rl.testbed.sampling import _measure, sample_completions
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_recorded_entropies_are_those_of_a_forward_pass_without_padding(policy, 
     prompts = ["7 3 5 : 35 ! 4 5 7 >", "5 : 35 ! 4 5 7 >"]  # the second is padded on the left
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
-        completions, entropies, mask = _sample(model, tokenizer, prompts, 17, temperature)
+        completions, entropies, mask = sample_completions(model, tokenizer, prompts, 17, temperature)
         for row, prompt in enumerate(prompts):
             prompt_ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
             length = int(mask[row].sum())
@@ -62,7 +62,7 @@ def test_recorded_entropies_are_those_of_a_forward_pass_without_padding(policy, 
 
 def test_the_mask_ends_with_the_first_end_of_text(policy):
     model, tokenizer = policy
-    completions, _, mask = _sample(model, tokenizer, ["7 3 5 : 35 ! 4 5 7 >"] * 64, 17, 1.0)
+    completions, _, mask = sample_completions(model, tokenizer, ["7 3 5 : 35 ! 4 5 7 >"] * 64, 17, 1.0)
     eos = tokenizer.convert_tokens_to_ids(EOS)
     for ids, counted in zip(completions.tolist(), mask.tolist(), strict=True):
         length = ids.index(eos) + 1 if eos in ids else 17
