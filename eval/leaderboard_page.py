@@ -252,6 +252,8 @@ def notes(entries: Sequence[Entry], board: Board) -> list[str]:
         lines.append(f"Failed: {', '.join(str(path.relative_to(board.folder)) for path in failed)}.")
     if left_out := board.left_out():
         lines.append(f"Without effect in this setting, and left out: {', '.join(left_out)}.")
+    if board.without:
+        lines.append(f"Cannot run on this task: {', '.join(board.without)}.")
     for name, settings in brought.items():
         if settings:
             lines.append(f"`{name}` also sets {', '.join(f'{key}: {value}' for key, value in settings.items())}.")

@@ -19,7 +19,7 @@ BEFORE = "before training"  # the entry that is only measured
 DEFAULT = "default"  # the point at the authors' values
 KEYS = {
     *("recipes", "seeds", "grid_seeds", "splits", "samples", "pass_ks", "reference", "base", "tasks", "settings"),
-    *("entries", "coef_factors", "share_factors", "grids"),
+    *("entries", "stops_early", "coef_factors", "share_factors", "grids"),
 }
 # of a method's own recipe; how a run is measured and where it is written is the board's
 NOT_THE_METHODS = {"task", "task_kwargs", "model_name_or_path", "output_dir", "seed", "eval_samples", "eval_batch"}
@@ -74,6 +74,8 @@ class Candidate:
             "eval_samples": board.samples,
             "seed": seed,
         }
+        if self.entry in (early := board.written.get("stops_early") or {}):
+            recipe["max_steps"] = min(recipe["max_steps"], early[self.entry])
         resolved = {**recipe, "entropy_terms": as_recipe(list(build_chain(recipe.get("entropy_terms")).links))}
         folder = self.folder / f"seed-{seed}"
         quiet = {"output_dir": str(folder), "save_final": False, "save_strategy": "no", "disable_tqdm": True}
@@ -109,6 +111,7 @@ class Board:
     setting: str
     folder: Path
     layers: dict  # base, task and setting, the later over the earlier
+    without: tuple[str, ...]  # entries that cannot run on the task
     seeds: tuple[int, ...]
     grid_seeds: tuple[int, ...]
     splits: dict[str, dict]
@@ -138,6 +141,7 @@ class Board:
             if name not in written[kind]:
                 raise ValueError(f"no '{name}' among {kind}: {', '.join(nearest_first(name, written[kind]))}")
         layers = {**written["base"], **written["tasks"][task], **written["settings"][setting]}
+        without = tuple(layers.pop("without", ()))
         seeds = tuple(seeds or written["seeds"])
         if both := set(seeds) & set(written["grid_seeds"]):
             raise ValueError(f"seeds and grid_seeds must differ, both have {sorted(both)}")
@@ -146,6 +150,7 @@ class Board:
             setting=setting,
             folder=out / task / setting,
             layers=layers if steps is None else {**layers, "max_steps": steps},
+            without=without,
             seeds=seeds,
             grid_seeds=tuple(written["grid_seeds"]),
             splits=written["splits"],
@@ -188,7 +193,7 @@ class Board:
         for name in self.only or ():
             if name not in self.known:
                 raise ValueError(f"no entry '{name}': {', '.join(nearest_first(name, self.known))}")
-        wanted = {self.reference, *(self.only or self.known)} - set(self.left_out())
+        wanted = {self.reference, *(self.only or self.known)} - {*self.left_out(), *self.without}
         before = Candidate(board=self, entry=BEFORE, point=DEFAULT, own={}, changes={})
         entries = [Entry(name=BEFORE, default=before, grid=())]
         return entries + [self._entry(name, own) for name, own in self.known.items() if name in wanted]
