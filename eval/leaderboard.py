@@ -3,26 +3,34 @@
 python eval/leaderboard.py --jobs 2                       # eval/leaderboard.yaml's first task, first setting
 python eval/leaderboard.py --task products --setting on_policy --only plain clip_cov --seeds 1 2 3
 python eval/leaderboard.py --table                        # only writes docs/leaderboard.md from the runs that are there
+python eval/leaderboard.py --runs docs/leaderboard_runs.zip --only my_method --no-grid   # beside the published runs
 
 First each entry at its authors' defaults; then the points of its grid on other seeds, measured on the validation
 split; then the best point on the reporting seeds and the test split. A run is a folder; one with a summary is finished
 and never repeated, any other is trained anew: start the same command again after an interruption. One process trains
-many runs, one thread each. See eval/leaderboard.yaml for what can be changed.
+many runs, one thread each. See eval/leaderboard.yaml for what can be changed. Beside the page lies an archive of all
+summaries it was made from; what each entry showed is written into its recipe's header and docs/methods.md (--stamp).
 """
 
 import argparse
 import contextlib
 import json
 import os
+import platform
+import re
 import signal
 import sys
 import time
 import traceback
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
 import leaderboard_page
+import leaderboard_stamp
+import torch
 import yaml
 from leaderboard_plan import BEFORE, Board, Candidate, Run, chosen, is_finished
 from many_runs import over_processes
@@ -35,7 +43,8 @@ from hclm_rl.testbed import Evaluation
 HERE = Path(__file__).parent
 ERROR_NAME, OUTPUT_NAME = "error.txt", "output.txt"
 POLL_SECONDS = 5
-DIGITS = 5  # of the entropies of each prompt
+DIGITS = 3  # of the entropies of each prompt
+LONG_AGO = (1980, 1, 1, 0, 0, 0)  # the date of all files in an archive, so that equal runs give equal archives
 
 
 def train(run: Run) -> None:
@@ -74,11 +83,39 @@ def train(run: Run) -> None:
             "training_cpu": cpu_seconds,
         },
         "versions": {name: version(name) for name in PACKAGES},
+        "machine": machine(),
+        "date": datetime.now(UTC).date().isoformat(),
     }
     trainer.end()
     half_written = run.folder / f".{SUMMARY_NAME}"
     half_written.write_text(json.dumps(summary, default=repr) + "\n")
     half_written.replace(run.folder / SUMMARY_NAME)
+
+
+def machine() -> str:
+    """The processor that trained, by its maker's name."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    cpus = Path("/proc/cpuinfo")
+    found = re.search(r"^model name\s*: (.+)$", cpus.read_text(), flags=re.MULTILINE) if cpus.is_file() else None
+    return f"{found[1] if found else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+
+
+def pack(archive: Path, out: Path) -> None:
+    """All summaries of a folder of runs into one file."""
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_LZMA) as packed:
+        for path in sorted(out.rglob(SUMMARY_NAME)):
+            entry = zipfile.ZipInfo(path.relative_to(out).as_posix(), LONG_AGO)
+            entry.compress_type = zipfile.ZIP_LZMA
+            packed.writestr(entry, path.read_bytes())
+
+
+def unpack(archive: Path, out: Path) -> None:
+    """The summaries that a folder of runs does not have."""
+    with zipfile.ZipFile(archive) as packed:
+        for name in packed.namelist():
+            if not (out / name).exists():
+                packed.extract(name, out)
 
 
 def per_prompt(result: Evaluation) -> dict[str, list]:
@@ -95,7 +132,7 @@ def per_prompt(result: Evaluation) -> dict[str, list]:
 def affected(folder: Path) -> dict[str, float]:
     """Link -> share of the tokens that it changed, mean over the logged steps."""
     log = read_run("", folder).log
-    names = sorted({key for entry in log for key in entry if key.endswith("/affected")})
+    names = dict.fromkeys(key for entry in log for key in entry if key.endswith("/affected"))  # in the chain's order
     shares = {name: [entry[name] for entry in log if name in entry] for name in names}
     return {name.removesuffix("/affected"): sum(values) / len(values) for name, values in shares.items()}
 
@@ -156,10 +193,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/leaderboard"), help="folder of the runs")
     parser.add_argument("--page", type=Path, default=Path("docs/leaderboard.md"), help="the page; its plots lie beside")
     parser.add_argument("--table", action="store_true", help="train nothing, only write the page")
+    parser.add_argument("--runs", type=Path, help="an archive of summaries, put into --out where it has none")
+    parser.add_argument("--stamp", action="store_true", help="write the numbers into the recipes and docs/methods.md")
     options = parser.parse_args(arguments)
     try:
         written: Mapping = yaml.safe_load(options.config.read_text())
         given = {"out": options.out, "seeds": options.seeds, "steps": options.steps}
+        if options.runs:
+            unpack(options.runs, options.out)
         failed = []
         if not options.table:
             board = Board.read(written, options.task, options.setting, only=options.only, **given)
@@ -168,7 +209,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             Board.read(written, task, setting, **given) for task in written["tasks"] for setting in written["settings"]
         ]
         leaderboard_page.write([board for board in boards if board.has_runs()], options.page)
-    except (ValueError, OSError) as error:
+        pack(options.page.with_name(f"{options.page.stem}_runs.zip"), options.out)
+        if options.stamp:
+            leaderboard_stamp.write(boards[0], options.page.with_name("methods.md"))
+    except (ValueError, OSError, zipfile.BadZipFile) as error:
         print(f"leaderboard: {error}", file=sys.stderr)
         return 2
     print(f"Written: {options.page}")

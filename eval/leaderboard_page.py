@@ -39,6 +39,7 @@ of eval/leaderboard.yaml (do not edit by hand; `--table` writes it anew without 
   prompt at random).
 - {up} {down}: differs from plain GRPO, p < {level} by that model after Holm's correction over all entries of the same
   table and column. No mark: not shown to differ, which is not the same as equal.
+- "At the recipe's values": recipes/methods/, which has the authors' values, and says so where it has others.
 - "Best of {points}": of a grid of {points} points for each entry, the one with the largest AUC on other held-out
   prompts and other seeds than those reported here; the grids are in eval/leaderboard.yaml.
 """
@@ -213,7 +214,8 @@ def plot(rows: Sequence[Row], board: Board) -> str:
 def section(board: Board, page: Path) -> list[str]:
     entries = board.entries()
     defaults = rows_of(entries, [entry.default for entry in entries], board)
-    lines = [f"## {board.task}, {board.setting}", "", f"{described(board)}", "", "### At the authors' defaults", ""]
+    lines = [f"## {board.task}, {board.setting}", "", described(board), made(entries, board), ""]
+    lines += ["### At the recipe's values", ""]
     lines += table(defaults, board, has_points=False)
     if any(row.differences for row in defaults):
         picture = page.with_name(f"{page.stem}_{board.task}_{board.setting}.svg")
@@ -236,6 +238,20 @@ def described(board: Board) -> str:
         f"{sizes.get('max_steps')} optimiser steps of {sizes.get('per_device_train_batch_size')} responses, "
         f"learning rate {sizes.get('learning_rate'):g}, steps_per_generation {sizes.get('steps_per_generation')}, "
         f"num_iterations {sizes.get('num_iterations')}."
+    )
+
+
+def made(entries: Sequence[Entry], board: Board) -> str:
+    """The command, and when and where its runs were made."""
+    summaries = [summary for entry in entries for summary in entry.default.summaries(board.seeds, "report").values()]
+    seeds = sorted({seed for entry in entries for seed in entry.default.summaries(board.seeds, "report")})
+    dates = sorted({summary["date"] for summary in summaries})
+    machines = sorted({summary["machine"] for summary in summaries})
+    packages = sorted({f"{name} {number}" for summary in summaries for name, number in summary["versions"].items()})
+    return (
+        f"Made by `python eval/leaderboard.py --task {board.task} --setting {board.setting}`, seeds "
+        f"{', '.join(map(str, seeds))}, {' to '.join(dict.fromkeys([dates[0], dates[-1]]))}, on {'; '.join(machines)}; "
+        f"{', '.join(packages)}."
     )
 
 

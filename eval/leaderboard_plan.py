@@ -112,6 +112,7 @@ class Board:
     folder: Path
     layers: dict  # base, task and setting, the later over the earlier
     without: tuple[str, ...]  # entries that cannot run on the task
+    entries_of_task: dict[str, dict]  # in place of the file's and the recipes'
     seeds: tuple[int, ...]
     grid_seeds: tuple[int, ...]
     splits: dict[str, dict]
@@ -141,7 +142,7 @@ class Board:
             if name not in written[kind]:
                 raise ValueError(f"no '{name}' among {kind}: {', '.join(nearest_first(name, written[kind]))}")
         layers = {**written["base"], **written["tasks"][task], **written["settings"][setting]}
-        without = tuple(layers.pop("without", ()))
+        without, entries_of_task = tuple(layers.pop("without", ())), layers.pop("entries", {})
         seeds = tuple(seeds or written["seeds"])
         if both := set(seeds) & set(written["grid_seeds"]):
             raise ValueError(f"seeds and grid_seeds must differ, both have {sorted(both)}")
@@ -151,6 +152,7 @@ class Board:
             folder=out / task / setting,
             layers=layers if steps is None else {**layers, "max_steps": steps},
             without=without,
+            entries_of_task=entries_of_task,
             seeds=seeds,
             grid_seeds=tuple(written["grid_seeds"]),
             splits=written["splits"],
@@ -170,8 +172,8 @@ class Board:
 
     @cached_property
     def known(self) -> dict[str, dict]:
-        """Entry -> what it sets: the reference, the file's entries, the recipes, the remaining terms; in this order."""
-        found = {self.reference: {}, **(self.written.get("entries") or {})}
+        """Entry -> what it sets: reference, entries of file and task, recipes, remaining terms, in this order."""
+        found = {self.reference: {}, **(self.written.get("entries") or {}), **self.entries_of_task}
         for recipe in sorted(Path(self.written["recipes"]).glob("*.yaml")):
             found.setdefault(recipe.stem, yaml.safe_load(recipe.read_text()))
         for name in known_terms():

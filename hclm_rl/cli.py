@@ -63,6 +63,15 @@ def class_variables(of: ast.ClassDef) -> dict[str, object]:
     }
 
 
+def properties(of: ast.ClassDef) -> set[str]:
+    """The names that the class computes from its fields."""
+    return {
+        node.name
+        for node in of.body
+        if isinstance(node, ast.FunctionDef) and any(ast.unparse(each) == "property" for each in node.decorator_list)
+    }
+
+
 def comments_of(file: Path) -> dict[int, str]:
     """Line number -> its comment."""
     with file.open("rb") as source:
@@ -82,7 +91,7 @@ def read_method(name: str, file: Path, class_name: str) -> Method:
     calls = [node for node in ast.walk(found) if isinstance(node, ast.Call)]
     effects = [call for call in calls if ast.unparse(call.func) in ("Effect", "RolloutEffect")]
     filled = {keyword.arg for effect in effects for keyword in effect.keywords}
-    variables, comments = class_variables(found), comments_of(file)
+    variables, computed, comments = class_variables(found), properties(found), comments_of(file)
 
     def comment_of(node: ast.AnnAssign) -> str:
         lines = range(node.lineno, (node.end_lineno or node.lineno) + 1)
@@ -109,7 +118,11 @@ def read_method(name: str, file: Path, class_name: str) -> Method:
         title=title or summary,
         paper=paper,
         kinds=[kind for field, kind in KINDS.items() if field in filled] or ["diagnostic"],
-        needs=[need for variable, need in NEEDS.items() if variables.get(variable)],
+        needs=[
+            need if variables.get(variable) else f"{need} (some forms)"
+            for variable, need in NEEDS.items()
+            if variables.get(variable) or variable in computed
+        ],
         docstring="\n\n".join(" ".join(each.split()) for each in (ast.get_docstring(found) or "").split("\n\n")),
         parameters=parameters,
     )

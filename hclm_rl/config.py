@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import importlib.util
 import json
+import math
 import os
 import pkgutil
 import sys
@@ -137,19 +138,34 @@ def build_term(name: str, parameters: Mapping[str, Any]) -> Term:
     if missing:
         raise ValueError(f"{name} needs {', '.join(missing)}; got {', '.join(parameters) or 'nothing'}")
     try:
-        return term_class(**{key: stored(value, annotations[key]) for key, value in parameters.items()})
+        term = term_class(**{key: stored(value, annotations[key]) for key, value in parameters.items()})
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
+    return checked_term(name, term)
+
+
+def checked_term(name: str, term: Term) -> Term:
+    """The term, its fields being of the declared kinds and its numbers finite, where infinity is not the default."""
+    annotations = typing.get_type_hints(type(term))
+    for each in dataclasses.fields(term) if dataclasses.is_dataclass(term) else ():
+        value, annotation = vars(term)[each.name], annotations[each.name]
+        if not fits(value, annotation):
+            raise ValueError(f"{name}: {each.name} must be {written(annotation)}, got {type(value).__name__} {value!r}")
+        is_endless = isinstance(value, float) and not math.isfinite(value)
+        if is_endless and not (isinstance(each.default, float) and math.isinf(each.default)):
+            raise ValueError(f"{name}: {each.name} must be finite, got {value}")
+    return term
 
 
 def build_link(entry: object) -> Link:
     """One entry of `entropy_terms`: a Link, a Term, a name, or {name: {hyper-parameters, coef, name}}."""
     if isinstance(entry, Link):
+        checked_term(entry.name, entry.term)
         return entry
     if isinstance(entry, Term):
         package, _, module = type(entry).__module__.rpartition(".")
         name = module if package == terms.__name__ else type(entry).__name__  # as a recipe would name it
-        return Link(name=name, term=entry, coef=coefficient_from(entry.default_coef))
+        return Link(name=name, term=checked_term(name, entry), coef=coefficient_from(entry.default_coef))
     if isinstance(entry, str):
         entry = {entry: {}}
     if not isinstance(entry, Mapping) or len(entry) != 1:

@@ -13,6 +13,7 @@ def conflicts(chain: Chain) -> list[str]:
     """What of the chain undoes what; a link whose coefficient is the number 0 is not there."""
     links = [link for link in chain.links if not link.term.is_diagnostic and link.coef != Constant(coefficient=0.0)]
     found = [_of_two_controllers(links), *(_of_a_runaway(link) for link in links)]
+    found += [f"'{link.name}': {caveat}" for link in links for caveat in link.term.caveats()]
     for first, second in combinations(links, 2):
         found += [_of_directions(first, second), _of_a_baseline(first, second)]
     return [sentence for sentence in found if sentence]

@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from . import surrogates
-from .geometry import Factor, Moments, Scalar, cholesky, covariance, floor_from, moments_everywhere
+from .geometry import Factor, Moments, Scalar, cholesky, covariance, floor_from, has_spread, moments_everywhere
 from .spectra import force_bound, spectrum
 
 Surrogate = Literal["log_det", "diagonal", "variance", "feature_softmax", "coding_rate", "von_neumann"]
@@ -160,7 +160,7 @@ def step_force(
 ) -> StepForce | None:
     """The surrogate over the rows of all processes; None where they have no spread. Freezes eps in `memory`."""
     moments = moments_everywhere(rows, total)
-    if moments.count < 2 or not covariance(moments).trace() > 0:
+    if not has_spread(moments):
         return None
     if "eps" not in memory:
         memory["eps"] = float(floor_from(moments, eps_relative))

@@ -68,6 +68,8 @@ def frontier(
     prompts: Sequence[Values], betas: Values = BETAS, probabilities: Sequence[Values] | None = None
 ) -> list[Point]:
     """Means over the prompts, KL ascending: the base itself at KL 0, then the optimum of the pooled problem a beta."""
+    if not prompts:
+        raise ValueError("prompts must hold the rewards of at least one prompt, got none")
     given = probabilities or [None] * len(prompts)
     rows = [np.asarray(rewards, dtype=float) for rewards in prompts]
     means = [float(_distribution(row, p) @ row) for row, p in zip(rows, given, strict=True)]
@@ -89,6 +91,8 @@ def reward_at(curve: Sequence[Point], kl: float) -> float:
 
 def reliable_kl(samples: int) -> float:
     """log(n) - 1: beyond it the tilt of n samples mostly copies the best one."""
+    if samples < 1:
+        raise ValueError(f"samples must be at least 1, got {samples}")
     return math.log(samples) - 1
 
 
@@ -103,6 +107,8 @@ def best_of(rewards: Values, n: int) -> float:
 
 def best_of_kl_bound(n: int) -> float:
     """log n - (n - 1) / n: best-of-n's KL for rewards without ties, and too high by up to 3 times for 0/1 rewards."""
+    if n < 1:
+        raise ValueError(f"n must be at least 1, got {n}")
     return math.log(n) - (n - 1) / n
 
 
@@ -147,6 +153,8 @@ def efficiency(accuracy: float, base_accuracy: float, kl: float) -> float:
     where nothing moved.
     """
     least = least_kl(accuracy, base_accuracy)
+    if math.isnan(kl):
+        return math.nan
     if kl > 0:
         return least / kl
     return math.nan if least == 0 else math.inf

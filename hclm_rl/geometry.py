@@ -107,6 +107,13 @@ def covariance(m: Moments) -> Float[Tensor, "D D"]:
     return m.scatter / m.count.clamp(min=1)
 
 
+def has_spread(m: Moments) -> bool:
+    """Whether the rows differ by more than the rounding of their own size."""
+    trace = covariance(m).trace()
+    rounding = 10 * torch.finfo(trace.dtype).eps
+    return bool(m.count >= 2 and trace > rounding**2 * (trace + m.mean.square().sum()))
+
+
 def floor_from(m: Moments, relative: float = 1e-4) -> Scalar:
     """eps = relative tr(S) / D, detached: an eps that follows Z would make the analytic force wrong.
 

@@ -35,6 +35,8 @@ Splits = datasets.DatasetDict | datasets.IterableDatasetDict
 Reward = str | Callable[..., list[float | None]]
 
 TESTBED = "testbed"  # as model_name_or_path: the shipped policy of the task
+# gloo's thread drops the last collective's tensors under the GIL; if the interpreter ends before, both wait for ever
+SECONDS_TO_LET_GO = 0.2
 PACKAGES = ("trl", "transformers", "accelerate", "torch")
 
 
@@ -298,6 +300,8 @@ def prepare(
         if is_main:
             (folder / SUMMARY_NAME).write_text(json.dumps(summary, indent=1, default=repr) + "\n")
         trainer.end()
+        if trainer.accelerator.num_processes > 1:
+            time.sleep(SECONDS_TO_LET_GO)
         return summary
 
     return rest

@@ -44,7 +44,7 @@ class StepMetrics:
             sums, form = (metric, torch.ones_like(metric)), mean_of
         else:
             sums, form = (torch.where(mask, metric, 0).sum(), mask.sum()), mean_of
-        sums = [value.detach().float() for value in sums]
+        sums = [value.detach().float().to(mask.device) for value in sums]  # a term may have made them on the CPU
         if name in self._sums:
             sums = [old + new for old, new in zip(self._sums[name][0], sums, strict=True)]
         self._sums[name] = (sums, form)

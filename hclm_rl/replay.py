@@ -20,6 +20,7 @@ class Replay:
     mask: Bool[Tensor, "K T"]  # False on padding and on what tools wrote
     logps: Float[Tensor, "K T"]  # 0 off the mask
     reward: Float[Tensor, "K"]
+    advantage: Float[Tensor, "K"]  # when it was sampled, mean over its tokens
     step: Int[Tensor, "K"]  # at which it was sampled
 
     def __len__(self) -> int:

@@ -153,6 +153,8 @@ def diffusion_spectral_entropy(
     what their code decomposes. 0: all rows within one bandwidth; log N: each row alone; with a large `time` about the
     log of the number of clusters. Freeze the bandwidth: one that follows z hides a contraction.
     """
+    if not 0 < bandwidth < math.inf:
+        raise ValueError(f"bandwidth must be positive and finite, got {bandwidth}")
     z = z.detach().double()
     distance = torch.cdist(z, z)
     kernel = (-0.5 * (distance / bandwidth).square()).exp()

@@ -547,8 +547,11 @@ class EntropyTermsMixin:
         entropy = metrics.pop("hclm_entropy")
         for link in run.chain.links:
             metrics[f"{link.name}/coef"] = coefs[link.name]
-            if not math.isnan(entropy):
-                run.state.controller[link.name] = link.coef.update(entropy, run.state.controller[link.name])
+            # a controller that gates by the entropy at sampling moves by the same one
+            is_of_sampling = link.coef.needs_entropy and run.sampled_entropy is not None
+            measured = run.sampled_entropy if is_of_sampling else entropy
+            if not math.isnan(measured):
+                run.state.controller[link.name] = link.coef.update(measured, run.state.controller[link.name])
             is_idle = metrics[f"{link.name}/affected"] == 0 and coefs[link.name] != 0 and not link.term.is_diagnostic
             run.state.idle_steps[link.name] = run.state.idle_steps[link.name] + 1 if is_idle else 0
             if run.state.idle_steps[link.name] == IDLE_STEPS_BEFORE_WARNING and self.accelerator.is_main_process:

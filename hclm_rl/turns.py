@@ -5,6 +5,8 @@ tools a response is one turn, which a delimiter such as a blank line cuts into s
 must be given those of all processes (`Rollout.everywhere`).
 """
 
+import re
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -95,12 +97,16 @@ def ends_of_steps(
     tokenizer: PreTrainedTokenizerBase | None, ids: Int[Tensor, "N T"], mask: Bool[Tensor, "N T"], delimiter: str
 ) -> Bool[Tensor, "N T"]:
     """True at the tokens in which an occurrence of `delimiter` ends."""
-    ends = []
-    for text, places in locate(tokenizer, ids, mask):
-        last = set()  # positions of the delimiters' last characters
-        at = text.find(delimiter)
-        while at >= 0:
-            last.add(at + len(delimiter) - 1)
-            at = text.find(delimiter, at + len(delimiter))
-        ends.append([any(position in last for position in range(*place)) for place in places])
+    pattern = re.compile(re.escape(delimiter))
+    ends = [places_of(tokenizer, *row, pattern) for row in zip(ids, mask, strict=True)]
+    return torch.stack(ends) if ends else torch.zeros_like(mask)
+
+
+def places_of(
+    tokenizer: PreTrainedTokenizerBase | None, ids: Int[Tensor, "T"], mask: Bool[Tensor, "T"], pattern: re.Pattern[str]
+) -> Bool[Tensor, "T"]:
+    """True at the tokens of a response in which a match ends; of empty matches there are none."""
+    [(text, places)] = locate(tokenizer, ids.unsqueeze(0), mask.unsqueeze(0))
+    last = {match.end() - 1 for match in pattern.finditer(text) if match.group()}
+    ends = [any(position in last for position in range(*place)) for place in places]
     return torch.tensor(ends, dtype=torch.bool, device=mask.device).view_as(mask)

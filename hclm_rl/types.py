@@ -220,6 +220,10 @@ class Term:
     # the link's coefficient where the recipe names none: a number, or a mapping as a recipe has it
     default_coef: ClassVar[float | Mapping[str, object]] = 1.0
 
+    def caveats(self) -> list[str]:
+        """What of its hyper-parameters works against the user where it trains, a sentence each."""
+        return []
+
     def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
         """Stage 1, once per generation batch: rewards, advantages, statistics of the whole step."""
         return RolloutEffect()

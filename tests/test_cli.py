@@ -42,7 +42,7 @@ class Mine(Term):
 
 
 def test_all_methods_are_listed_with_paper_and_needs(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("COLUMNS", "140")
+    monkeypatch.setenv("COLUMNS", "160")
     assert cli.main(["methods"]) == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if "│" in line]
     assert [row.split("│")[1].strip() for row in rows] == known_terms()
@@ -50,7 +50,7 @@ def test_all_methods_are_listed_with_paper_and_needs(capsys: pytest.CaptureFixtu
     assert shown["kl_cov"] == [
         "Cui et al., 2025, arXiv:2505.22617",
         "loss",
-        "scoring pass, several updates per rollout",
+        "scoring pass (some forms), several updates per rollout",
     ]
     assert shown["log_det"] == ["HCLM, Tran, 2026, arXiv:2605.22940", "loss", "scoring pass, hidden states"]
 

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
+from typing import Literal, Optional
 
 import pytest
 from trl import TrlParser
@@ -265,3 +265,38 @@ def test_a_coefficient_of_ones_own_is_written_as_its_repr(tmp_path):
 def test_the_terms_are_the_files():
     assert known_terms() == sorted(known_terms()) and "clip_cov" in known_terms()
     assert find_term("forking_tokens") is ForkingTokens and find_term(f"{HERE}.Floor") is Floor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mine(Term):
+    """A term that checks nothing itself, and whose types nothing checks where it is made."""
+
+    form: Literal["a", "b"] = "a"
+    size: float = 1.0
+    count: int | None = None
+    most: float = math.inf
+
+
+@pytest.mark.parametrize(
+    "given, sentence",
+    [
+        ({"form": "c"}, "form must be one of 'a', 'b', got str 'c'"),
+        ({"size": math.inf}, "size must be finite, got inf"),
+        ({"size": math.nan}, "size must be finite, got nan"),
+        ({"count": 2.5}, "count must be int | None, got float 2.5"),
+    ],
+)
+def test_a_term_made_in_python_is_checked_like_a_recipe(given, sentence):
+    for entry, name in (
+        (Mine(**given), "Mine"),
+        (Link(name="own", term=Mine(**given), coef=Constant(coefficient=1.0)), "own"),
+    ):
+        with pytest.raises(ValueError) as error:
+            build_chain([entry])
+        assert str(error.value) == f"{name}: {sentence}"
+
+
+def test_infinity_is_refused_in_recipes_too_but_where_it_is_the_default():
+    with pytest.raises(ValueError, match="epo: alpha must be finite, got inf"):
+        build_chain([{"epo": {"alpha": math.inf}}])
+    build_chain([{"force_reweight": {"high": math.inf}}, Mine(most=math.inf)])

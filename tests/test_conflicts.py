@@ -133,3 +133,8 @@ def test_the_trainer_says_it_once_before_training(policy: str, tmp_path: Path, c
         assert caplog.text.count("'pear' lowers the entropy of the policy and 'entropy_bonus' raises it") == 1
         trainer.train()
     assert caplog.text.count("they work against each other") == 1
+
+
+def test_entropy_as_the_reward_undoes_a_baseline_before_it():
+    assert len(conflicts(build_chain(["canon", "em_rl"]))) >= 1
+    assert any("makes the advantages anew" in said for said in conflicts(build_chain(["canon", "em_rl"])))

@@ -198,3 +198,13 @@ def test_the_base_against_itself_is_at_kl_0(script: ModuleType, tmp_path: Path):
     assert torch.equal(torch.get_rng_state(), state)
     found = json.loads(out.read_text())["testbed"]
     assert abs(found["kl"]) < 1e-5 and found["prompts"] == 2
+
+
+def test_what_has_no_answer_is_refused_and_an_unknown_kl_stays_unknown():
+    with pytest.raises(ValueError, match="prompts must hold the rewards of at least one prompt, got none"):
+        frontier([])
+    with pytest.raises(ValueError, match="samples must be at least 1, got 0"):
+        reliable_kl(0)
+    with pytest.raises(ValueError, match="n must be at least 1, got 0"):
+        best_of_kl_bound(0)
+    assert math.isnan(efficiency(0.6, 0.2, math.nan))

@@ -55,7 +55,7 @@ FLOWS = {
     "entro_pic": Flow(gradient="logps", sampling="logps", current="advantages logps old_logps"),
     "entro_pic, micro_batch": Flow(gradient="logps", current="advantages logps old_logps"),
     "entropy_advantage": Flow(sampling="advantages entropy"),
-    "entropy_balanced": Flow(gradient="logps", sampling="entropy", current="advantages logps old_logps"),
+    "entropy_balanced": Flow(gradient="logps", sampling="entropy", current="advantages logps old_logps entropy"),
     "entropy_balanced, micro_batch": Flow(gradient="logps", current="advantages logps old_logps entropy"),
     "entropy_bonus": Flow(gradient="entropy", current="entropy"),
     "entropy_flow": Flow(sampling="advantages logps entropy hidden"),

@@ -15,6 +15,7 @@ sys.path.insert(0, str(ROOT / "eval"))  # scripts, not a package
 
 import leaderboard  # noqa: E402  (only now on the path)
 import leaderboard_page  # noqa: E402
+import leaderboard_stamp  # noqa: E402
 from leaderboard_plan import BEFORE, Board, Run, chosen, is_finished, point_scores  # noqa: E402
 from leaderboard_statistics import (  # noqa: E402
     area_over_log_k,
@@ -80,6 +81,9 @@ def pretend(run: Run, correct: list[int], affected: float | None = None) -> None
         "affected": {} if affected is None else {run.entry: affected},
         "per_prompt": per_prompt,
         "seconds": {"all": 3.0, "training": 2.0, "training_cpu": 1.0},
+        "versions": {"torch": "2.13.0"},
+        "machine": "an abacus, 2 rows",
+        "date": "2026-11-22",
     }
     (run.folder / "summary.json").write_text(json.dumps(summary))
 
@@ -176,6 +180,18 @@ def test_a_method_of_several_updates_is_left_out_on_policy(tmp_path: Path):
     assert "kl_cov" not in [entry.name for entry in on.entries()]
 
 
+def test_a_task_leaves_entries_out_changes_them_and_some_stop_early(tmp_path: Path):
+    own = {"pear": {"entropy_terms": [{"pear": {"think_end": [3]}}]}}
+    task = {**WRITTEN["tasks"]["coins"], "without": ["tool_bonus"], "entries": own}
+    written = {**WRITTEN, "tasks": {"coins": task}, "stops_early": {"em_rl": 1, "tea": 9}}
+    board = Board.read({**written, "recipes": str(tmp_path)}, out=tmp_path)
+    assert "tool_bonus" not in [entry.name for entry in board.entries()]
+    settings = {name: entry_of(board, name).default.run(1, "report").settings for name in ("pear", "em_rl", "tea")}
+    assert settings["pear"]["entropy_terms"][0]["pear"]["think_end"] == [3]
+    assert "without" not in settings["pear"] and "entries" not in settings["pear"]
+    assert [settings[name]["max_steps"] for name in ("pear", "em_rl", "tea")] == [2, 1, 2]
+
+
 def test_the_points_of_grids(tmp_path: Path):
     board = board_in(tmp_path)
     points = {entry.name: [point.point for point in entry.grid] for entry in board.entries()}
@@ -265,6 +281,60 @@ def test_the_page_from_made_up_runs(tmp_path: Path):
     assert text.index("| `clip_cov`") < text.index("| `plain`")
     assert "Not run: before training, adaptive" in text and "### Best of" not in text
     assert (tmp_path / "docs" / "page_coins_off_policy.svg").read_text().startswith("<svg")
+
+
+def test_an_archive_gives_the_same_page_elsewhere(tmp_path: Path):
+    config = tmp_path / "board.yaml"
+    config.write_text(yaml.safe_dump({**WRITTEN, "recipes": str(tmp_path / "recipes")}))
+    pretend(entry_of(board_in(tmp_path), "plain").default.run(1, "report"), [1, 0])
+    pretend(entry_of(board_in(tmp_path), "qae").default.run(1, "report"), [2, 1], affected=0.5)
+    line = ["--config", str(config), "--table", "--out"]
+    here, there = tmp_path / "page.md", tmp_path / "elsewhere" / "page.md"
+    assert leaderboard.main([*line, str(tmp_path / "runs"), "--page", str(here)]) == 0
+    archive = tmp_path / "page_runs.zip"
+    assert leaderboard.main([*line, str(tmp_path / "new"), "--page", str(there), "--runs", str(archive)]) == 0
+    assert there.read_text() == here.read_text()
+    assert there.with_name("page_runs.zip").read_bytes() == archive.read_bytes()
+    assert "an abacus, 2 rows" in here.read_text() and "2026-11-22" in here.read_text()
+    archive.write_text("no archive")
+    assert leaderboard.main([*line, str(tmp_path / "new"), "--page", str(there), "--runs", str(archive)]) == 2
+
+
+RECIPE = """# What it does.
+#
+# About a minute.
+# Numbers: not measured yet
+task: coins
+entropy_terms:
+- clip_cov: {ratio: 0.02}
+# For 7B: as it is.
+"""
+
+
+def test_what_was_seen_is_stamped_into_recipes_and_the_table_of_methods(tmp_path: Path):
+    methods, recipes = tmp_path / "methods.md", tmp_path / "recipes"
+    recipes.mkdir()
+    methods.write_text(
+        "| name |\n| `clip_cov` | p | k | n | r | not measured yet | not measured yet |\n| `qae` | p |\n"
+    )
+    (recipes / "clip_cov.yaml").write_text(RECIPE)
+    (recipes / "qae.yaml").write_text(RECIPE.replace("clip_cov: {ratio: 0.02}", "qae"))  # not run
+    board = board_in(tmp_path)
+    for seed, ours in zip(board.seeds, ([2, 2], [2, 2], [2, 1]), strict=True):
+        pretend(entry_of(board, "plain").default.run(seed, "report"), [1, 1])
+        pretend(entry_of(board, "clip_cov").default.run(seed, "report"), ours, affected=0.125)
+    assert leaderboard_stamp.write(board, methods) == ["clip_cov"]
+    text = (recipes / "clip_cov.yaml").read_text()
+    # pass@1 of the seeds 1/2, 1/2, 3/8: mean 11/24, deviation sqrt(1/192)
+    assert "0.458 ± 0.072" in text and "not measured" not in text and "Affected: 0.12" in text
+    assert text.startswith("# What it does.\n#\n# About a minute.\n# Numbers: seeds 1, 2, 3, 2 held-out prompts x 4")
+    assert yaml.safe_load(text) == yaml.safe_load(RECIPE) and text.endswith("# For 7B: as it is.\n")
+    [row] = [line for line in methods.read_text().splitlines() if "clip_cov" in line]
+    assert row.startswith("| `clip_cov` | p | k | n | r | 0.12 | ") and "pass@1 +0.208" in row
+    assert "| `qae` | p |\n" in methods.read_text() and (recipes / "qae.yaml").read_text().count("not measured") == 1
+    once = text, methods.read_text()
+    leaderboard_stamp.write(board, methods)
+    assert once == ((recipes / "clip_cov.yaml").read_text(), methods.read_text())
 
 
 def test_the_command_line_writes_the_page_and_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -9,7 +9,8 @@ import torch
 import trl
 
 import hclm_rl
-from hclm_rl import NotFinite
+from hclm_rl import Constant, Link, NotFinite
+from hclm_rl.terms.entropy_bonus import EntropyBonus
 
 from .test_trainer_invariance import STRONG, all_terms_in_order
 from .tiny import largest_difference, low_words, make, prompts, settings, weights_of
@@ -195,3 +196,33 @@ def test_tokens_that_a_tool_wrote_are_left_out(policy: str, tmp_path: Path):
         patch.setattr(type(trainer._hclm.chain), "__call__", masks)
         trainer.train()
     assert seen and all(not mask[:, 1].any() and mask[:, 0].all() for mask in seen)
+
+
+def test_a_controller_that_gates_by_the_sampling_entropy_moves_by_it_too(policy: str, tmp_path: Path):
+    seen: list[tuple[str, float]] = []
+
+    class Watched(Constant):
+        """Notes which entropy it is told."""
+
+        @property
+        def needs_entropy(self) -> bool:
+            return True
+
+        def initial_state(self) -> dict:
+            return {"n": 0.0}
+
+        def value(self, progress: float, state: dict, entropy: float | None = None) -> float:
+            assert entropy is not None
+            seen.append(("value", entropy))
+            return self.coefficient
+
+        def update(self, entropy: float, state: dict) -> dict:
+            seen.append(("update", entropy))
+            return {"n": state["n"] + 1}
+
+    link = Link(name="bonus", term=EntropyBonus(), coef=Watched(coefficient=0.5))
+    # four updates of one rollout: the entropy of the later ones is not that of the sampling policy
+    make(policy, tmp_path, terms=[link], max_steps=4, steps_per_generation=4, per_device_train_batch_size=4).train()
+    gates = [entropy for kind, entropy in seen if kind == "value"]
+    assert [entropy for kind, entropy in seen if kind == "update"] == gates and len(gates) == 4
+    assert len(set(gates)) == 1  # one rollout, one measurement

@@ -59,6 +59,8 @@ class Ares(Term):
             raise ValueError(f"window and kl_every must be at least 1, got {self.window} and {self.kl_every}")
         if not 0 < self.level < 1:
             raise ValueError(f"level must be in (0, 1), got {self.level}")
+        if others := [trigger for trigger in self.triggers if trigger != trigger.lower()]:
+            raise ValueError(f"triggers are in lower case, as tokens are compared with them, got {others[0]!r}")
         if not 0 <= self.strength <= LARGEST_STRENGTH:
             raise ValueError(f"strength must be in [0, 2], got {self.strength}")
         if not self.kl_coef >= 0 or not self.kl_target > 0:
@@ -111,7 +113,8 @@ class Ares(Term):
             return rollout.mask
         ids = rollout.ids[rollout.mask].unique()
         tokens = rollout.tokenizer.convert_ids_to_tokens(ids.tolist())
-        wanted = [i for i, token in zip(ids, tokens, strict=True) if token.lstrip("Ġ▁ ").lower() in self.triggers]
+        words = [(token or "").lstrip("Ġ▁ ").lower() for token in tokens]  # None for an id that no token has
+        wanted = [i for i, word in zip(ids, words, strict=True) if word in self.triggers]
         return rollout.mask & torch.isin(rollout.ids, torch.stack(wanted) if wanted else ids[:0])
 
     def _theta(self, rollout: Rollout, ahead: Float[Tensor, "N T"], memory: dict) -> float:

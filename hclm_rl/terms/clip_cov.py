@@ -22,13 +22,16 @@ class ClipCov(Term):
     `affected` and `candidates`. The authors run it with epsilon = epsilon_high = 1.
     """
 
-    needs_scores: ClassVar[bool] = True
     seeks: ClassVar[Direction | None] = "more"
 
     ratio: float = 2e-4  # of all response tokens, in (0, 1]; the paper's value
     lower: float = 1.0  # in units of log-prob x advantage; the paper's value
     upper: float = 5.0  # the paper's value
     statistics: Literal["step", "micro_batch"] = "step"  # "micro_batch": as the authors' code, for parity with it
+
+    @property
+    def needs_scores(self) -> bool:
+        return self.statistics == "step"
 
     def __post_init__(self) -> None:
         if not 0 < self.ratio <= 1:

@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..answers import DEFAULT, answer_of, extractor
+from ..answers import DEFAULT, answer_of, extractor, normalised
+from ..turns import places_of
 from ..types import Effect, Rollout, RolloutEffect, Term, TokenBatch, Total, Transcript
 
 
@@ -35,7 +36,7 @@ class ConditionalEntropy(Term):
         None  # of the data set: the answer to ask for, as in the paper; None: the response's own
     )
     cue: str = "\n\nThe final answer is "  # stands before the answer; ours
-    step_end: str = r"\n\s*\n"  # regular expression; a token that holds it ends a step; ours: blank lines
+    step_end: str = r"\n\s*\n"  # regular expression; the token in which a match ends, ends a step; ours: blank lines
     step_tokens: int = 0  # instead, a step is so many response tokens; 0: step_end
     most_steps: int = 10  # of a response, >= 1; where there are more, evenly spaced ones
     cuts: bool = True  # leave out the steps in which, or after which, the answer stands in the text
@@ -46,7 +47,10 @@ class ConditionalEntropy(Term):
 
     def __post_init__(self) -> None:
         extractor(self.answer)
-        re.compile(self.step_end)
+        try:
+            re.compile(self.step_end)
+        except re.error as error:
+            raise ValueError(f"step_end must be a regular expression ({error}), got {self.step_end!r}") from error
         if self.step_tokens < 0 or self.most_steps < 1 or self.every < 1:
             raise ValueError(
                 "step_tokens must be >= 0, most_steps and every >= 1, got "
@@ -54,16 +58,27 @@ class ConditionalEntropy(Term):
             )
         if not 0 < self.limit < math.inf:
             raise ValueError(f"limit must be positive and finite, got {self.limit}")
+        if not 0 <= self.certain < math.inf:
+            raise ValueError(f"certain must be >= 0 and finite, got {self.certain}")
+
+    def caveats(self) -> list[str]:
+        if self.scorer == "reference":
+            return []
+        return [
+            "it pays by the policy's own certainty, which the policy can raise by being sure of everything; use "
+            "scorer: reference with a small beta"
+        ]
 
     def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
-        if rollout.step % self.every:
+        if 0 < rollout.step - memory.get("measured_at", rollout.step) < self.every:
             return RolloutEffect()
+        memory["measured_at"] = rollout.step
         asked, encode = self._asked(rollout), rollout.tokenizer.encode
         answers = [[] if each is None else encode(each, add_special_tokens=False) for each in asked]
         ends = [self._ends(rollout, row, asked[row]) if answer else [] for row, answer in enumerate(answers)]
         entropy, nll = self._read(rollout, answers, ends)
         paid = torch.zeros(rollout.mask.shape, dtype=torch.float64, device=rollout.mask.device)
-        sums = torch.zeros(6, dtype=torch.float64)
+        sums = paid.new_zeros(6)
         for row, steps in enumerate(ends):
             if steps:
                 h, n = entropy[row, : len(steps) + 1], nll[row, : len(steps) + 1]
@@ -73,7 +88,8 @@ class ConditionalEntropy(Term):
                 surplus = len(steps) - int(below[0]) if len(below) else 0
                 rises = (gains > 0).double().mean()
                 total, worse = h[0] - h[-1], n[0] - n[-1]
-                sums += torch.tensor([total, slope(h), rises, surplus / len(steps), worse, 1.0], dtype=torch.float64)
+                values = (float(total), float(slope(h)), float(rises), surplus / len(steps), float(worse), 1.0)
+                sums += paid.new_tensor(values)
         names = ("utility_total", "utility_slope", "useful_steps", "surplus", "nll_total")
         return RolloutEffect(
             columns={"paid": paid.to(rollout.advantages.dtype)},
@@ -94,19 +110,21 @@ class ConditionalEntropy(Term):
             return [answer_of(text, extractor(self.answer)) for text in rollout.texts]
         if self.answer_column not in rollout.rows[0]:
             raise ValueError(f"the data set has no column '{self.answer_column}', only {', '.join(rollout.rows[0])}")
-        return [None if row[self.answer_column] is None else str(row[self.answer_column]) for row in rollout.rows]
+        given = [row[self.answer_column] for row in rollout.rows]
+        return [None if value is None else normalised(str(value)) or None for value in given]
 
     def _ends(self, rollout: Rollout, row: int, asked: str | None) -> list[int]:
         """The number of completion tokens read at the end of each step."""
         ids, own = rollout.ids[row].tolist(), rollout.mask[row].nonzero().squeeze(1).tolist()
-        pieces = {} if self.step_tokens else {i: rollout.tokenizer.decode([i]) for i in {ids[at] for at in own}}
-        ends = []
-        for number, at in enumerate(own, 1):
-            is_end = number % self.step_tokens == 0 if self.step_tokens else re.search(self.step_end, pieces[ids[at]])
-            if is_end or number == len(own):
-                ends.append(at + 1)
-        if self.cuts:
-            ends = [end for end in ends if (asked or "") not in rollout.tokenizer.decode(ids[:end])]
+        if self.step_tokens:
+            last = own[self.step_tokens - 1 :: self.step_tokens]
+        else:
+            is_end = places_of(rollout.tokenizer, rollout.ids[row], rollout.mask[row], re.compile(self.step_end))
+            last = is_end.nonzero().squeeze(1).tolist()
+        ends = [at + 1 for at in dict.fromkeys([*last, *own[-1:]])]
+        if self.cuts and asked:
+            stands = as_whole(asked)
+            ends = [end for end in ends if not stands.search(normalised(rollout.tokenizer.decode(ids[:end])))]
         if len(ends) > self.most_steps:
             ends = [ends[round((k + 1) * len(ends) / self.most_steps) - 1] for k in range(self.most_steps)]
         return ends
@@ -135,6 +153,13 @@ class ConditionalEntropy(Term):
         is_answer = place[:tail] >= tail - torch.tensor(lengths, device=place.device).unsqueeze(1)
         means = mean_of_rows(entropy.double(), is_answer), -mean_of_rows(logps.double(), is_answer)
         return means[0].view(-1, width), means[1].view(-1, width)
+
+
+def as_whole(answer: str) -> re.Pattern[str]:
+    """Finds the answer where it is not part of a longer word or number: 4 neither in 24 nor in 4.5."""
+    before = r"(?<!\w)(?<!\w\.)" if answer[0].isalnum() else ""
+    after = r"(?!\w|\.\d)" if answer[-1].isalnum() else ""
+    return re.compile(before + re.escape(answer) + after)
 
 
 def mean_of_rows(values: Float[Tensor, "rows T"], mask: Bool[Tensor, "rows T"]) -> Float[Tensor, "rows"]:

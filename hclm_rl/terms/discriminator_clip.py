@@ -11,7 +11,7 @@ from torch import Tensor
 from ..chain import per_token
 from ..types import Direction, Effect, Rollout, RolloutEffect, Term, TokenBatch
 
-EQUAL_BELOW = 1e-12  # deviation of S, in nats, below which the authors' code keeps all tokens
+EQUAL_BELOW = 1e-12  # deviation of S, in nats, below which the authors' Clip_B keeps all tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class DiscriminatorClip(Term):
     S >= -exp(-1 - H), so a token reaches a large mu only where most tokens are nearly certain (S near 0) and the
     deviation is small: on spread distributions nothing is dropped (watch `affected` and `lowest`). Dropped tokens leave
     the denominator: normalise_by "kept" multiplies the advantages of the others by N / N_kept, which is that mean for
-    the token-mean losses (dapo, bnpo, cispo, vespo); "all" leaves them as they are.
+    the losses that divide by the tokens of the step (dapo, cispo, vespo); "all" leaves them as they are.
     """
 
     needs_scores: ClassVar[bool] = True
@@ -71,12 +71,14 @@ class DiscriminatorClip(Term):
         count = mask.sum().clamp(min=1)
         centred = torch.where(mask, s - s.sum() / count, 0)
         deviation = (centred.square().sum() / count).sqrt()
-        if deviation < EQUAL_BELOW:
+        if self.over == "batch" and deviation < EQUAL_BELOW:
             return RolloutEffect(columns={"weight": rollout.here(mask.float())}, metrics={"lowest": s.new_zeros(())})
-        z = (centred if self.over == "batch" else s) / deviation
-        is_kept = mask & ~self._is_outlier(z, advantages, mask)
+        if self.over == "batch":
+            s = centred
+        is_kept = mask & ~self._is_outlier(s, advantages, mask, self.bound * deviation)
         scale = count / is_kept.sum().clamp(min=1) if self.normalise_by == "kept" else 1.0
-        lowest = torch.where(mask & (advantages < 0), z, 0).min()  # below -mu a token is dropped
+        # in deviations; below -mu a token is dropped
+        lowest = torch.where(mask & (advantages < 0), s, 0).min() / deviation.clamp(min=EQUAL_BELOW)
         return RolloutEffect(columns={"weight": rollout.here(is_kept.float() * scale)}, metrics={"lowest": lowest})
 
     def __call__(self, batch: TokenBatch, memory: dict) -> Effect:
@@ -84,14 +86,18 @@ class DiscriminatorClip(Term):
         return Effect(advantages=torch.where(batch.mask, weight * batch.advantages, batch.advantages))
 
     def _is_outlier(
-        self, z: Float[Tensor, "rows T"], advantages: Float[Tensor, "rows T"], mask: Bool[Tensor, "rows T"]
+        self,
+        s: Float[Tensor, "rows T"],
+        advantages: Float[Tensor, "rows T"],
+        mask: Bool[Tensor, "rows T"],
+        bound: Float[Tensor, ""],
     ) -> Bool[Tensor, "rows T"]:
-        """`z` in deviations, S - mean S or S - N; a token at the bound is kept."""
-        is_outlier = mask & (advantages < 0) & (z < -self.bound)
+        """`s` is S - mean S or S - N, `bound` in its unit; a token at the bound is kept."""
+        is_outlier = mask & (advantages < 0) & (s < -bound)
         if self.is_symmetric:
-            is_outlier = is_outlier | (mask & (advantages > 0) & (z > self.bound))
+            is_outlier = is_outlier | (mask & (advantages > 0) & (s > bound))
         if self.over == "vocabulary" and is_outlier.sum() > self.max_frac * mask.sum():
-            lowest = torch.where(is_outlier, z, torch.inf).flatten().argsort(stable=True)
+            lowest = torch.where(is_outlier, s, torch.inf).flatten().argsort(stable=True)
             is_outlier = torch.zeros_like(is_outlier).flatten()
             is_outlier[lowest[: max(int(self.max_frac * int(mask.sum())), 1)]] = True
             is_outlier = is_outlier.view_as(mask)

@@ -25,6 +25,7 @@ class EmRl(Term):
 
     needs_scores: ClassVar[bool] = True
     seeks: ClassVar[Direction | None] = "less"
+    sets_baseline: ClassVar[bool] = True
 
     reward: Literal["token", "sequence"] = "token"  # the paper reports 42.9 and 41.6 on Qwen2.5-Math-7B
     reduction: Literal["sum", "mean"] = "sum"  # "mean" over the response's tokens is another method, not the paper's

@@ -50,6 +50,8 @@ class Empo(Term):
             value = vars(self)[name]
             if value is not None and math.isnan(value):
                 raise ValueError(f"{name} must be a number of nats or None, got {value}")
+        if self.delta_low is not None and self.delta_high is not None and self.delta_low >= self.delta_high:
+            raise ValueError(f"delta_low must be below delta_high, got {self.delta_low} and {self.delta_high}")
 
     def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
         size = rollout.group_rewards.size(1)

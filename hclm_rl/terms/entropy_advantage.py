@@ -1,13 +1,13 @@
 """EAR, Entropy-based Advantage Reshaping (of ETTRL): Liu et al., 2025, arXiv:2508.11356"""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 
 from ..types import Direction, Rollout, RolloutEffect, Term
 
-CERTAIN = 1e-8  # nats, added to m: a group that is certain up to rounding gets Y = 1, not 0 / 0 or noise
+CERTAIN = 1e-5  # nats, the rounding of exact entropies in float32: where m is no more, Y = 1, not noise or 0 / 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,12 +20,14 @@ class EntropyAdvantage(Term):
     groups of six or more.
     """
 
-    needs_scores: ClassVar[bool] = True
-
     form: Literal["residual", "clip"] = "residual"  # the paper's Adv-Res and Adv-Clip, alternatives there
     beta: float = 2.0  # bound of "clip", in units of the advantage, > 0; the paper's value
     # least Y_i, <= 1, ours: None, the paper's, lets a response with Hbar_i > 2 m change the sign of its advantage
     floor: float | None = 0.0
+
+    @property
+    def needs_scores(self) -> bool:
+        return self.form == "residual"
 
     @property
     def seeks(self) -> Direction | None:
@@ -41,11 +43,11 @@ class EntropyAdvantage(Term):
         if self.form == "clip":
             return RolloutEffect(advantages=rollout.advantages.clamp(-self.beta, self.beta))
         # float64: what a row sums to must not show how many padded slots it has
-        entropy = torch.where(rollout.mask, rollout.scored()[1].double(), 0.0)
+        entropy = torch.where(rollout.mask, rollout.scored()[1].double().clamp(min=0), 0.0)
         mean_entropy = entropy.sum(dim=1) / rollout.mask.sum(dim=1)  # NaN for a response without tokens
         group = rollout.everywhere(mean_entropy).view(-1, rollout.group_rewards.size(1))[rollout.group]  # (N, G)
         m = group.nanmean(dim=1)
-        weight = (1 + (m - mean_entropy) / (m + CERTAIN)).nan_to_num(nan=1.0)
+        weight = torch.where(m > CERTAIN, 1 + (m - mean_entropy) / m, 1.0).nan_to_num(nan=1.0)
         is_negative = weight < 0
         if self.floor is not None:
             weight = weight.clamp(min=self.floor)

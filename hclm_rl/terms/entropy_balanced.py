@@ -16,7 +16,8 @@ EQUAL_BELOW = 1e-6  # nats: a deviation that rounding alone can make
 class EntropyBalanced(Term):
     """Trains uncertain tokens more, and keeps a bounded gradient on tokens that PPO's upper clip would drop.
 
-    A~_t = A_t (1 + a z_t),  z_t = (H_t - mean H) / deviation H  over the response tokens of the step, nats.
+    A~_t = A_t (1 + a z_t),  z_t = (H_t - mean H) / deviation H, H_t of the policy as it is, mean and deviation over the
+    response tokens of the step at the sampling policy, nats.
     The upper clip becomes (1 + eps_high) r / stopgrad(r): same value of the loss, but a token with r > 1 + eps_high and
     A~ > 0 keeps the gradient (1 + eps_high) A~ instead of none. Above `dual_clip` a token with A~ < 0 has none.
     Both hold for the losses that clip (dapo, grpo, bnpo, dr_grpo) with one ratio a token. The kept gradient is averaged
@@ -43,11 +44,13 @@ class EntropyBalanced(Term):
     def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
         if self.statistics == "micro_batch":
             return RolloutEffect()
-        z = standardised(rollout.everywhere(rollout.scored()[1]), rollout.everywhere(rollout.mask))
-        return RolloutEffect(columns={"z": rollout.here(z)})
+        scale = scale_of(rollout.everywhere(rollout.scored()[1]), rollout.everywhere(rollout.mask))
+        return RolloutEffect(shared={"scale": scale})
 
     def __call__(self, batch: TokenBatch, memory: dict) -> Effect:
-        z = batch.columns["z"] if self.statistics == "step" else standardised(batch.entropy.detach(), batch.mask)
+        entropy = batch.entropy.detach()
+        mean, inverse = batch.shared["scale"] if self.statistics == "step" else scale_of(entropy, batch.mask)
+        z = torch.where(batch.mask, (entropy.double() - mean) * inverse, 0.0).to(entropy.dtype)
         advantages = torch.where(batch.mask, batch.advantages * (1 + self.a * z), 0.0)
         logps = torch.where(batch.mask, batch.logps, 0.0)
         old_logps = torch.where(batch.mask, batch.old_logps, 0.0)
@@ -72,11 +75,10 @@ class EntropyBalanced(Term):
         )
 
 
-def standardised(entropy: Float[Tensor, "rows T"], mask: Bool[Tensor, "rows T"]) -> Float[Tensor, "rows T"]:
-    """(H - mean) / deviation with n - 1, over the mask; by 1 where they are equal. 0 off the mask."""
+def scale_of(entropy: Float[Tensor, "rows T"], mask: Bool[Tensor, "rows T"]) -> Float[Tensor, "2"]:
+    """Mean over the mask and 1 / deviation with n - 1, in float64; 1 where all are equal, 0 for a single token."""
     values = entropy[mask].double()
     if len(values) < 2:
-        return torch.zeros_like(entropy)
+        return values.new_zeros(2)
     deviation = values.std()
-    z = (entropy.double() - values.mean()) / (deviation if deviation > EQUAL_BELOW else 1.0)
-    return torch.where(mask, z, 0.0).to(entropy.dtype)
+    return torch.stack([values.mean(), 1 / torch.where(deviation > EQUAL_BELOW, deviation, 1.0)])

@@ -30,7 +30,8 @@ class Epo(Term):
     kappa_l: float = 0.0  # the band in units of Hbar, 0 <= kappa_l < kappa_r; the paper's: only the upper side acts
     kappa_r: float = 2.0
     gamma: float = 3.0  # decay of beta_k, >= 0; the paper's value
-    # "indicator": P_t is 1 outside the band, as in the released code; it has no gradient, so the bonus alone trains
+    # "indicator": P_t is 1 outside the band, as in the released code, which has a reference for each turn and starts at
+    # turn 25; it has no gradient, so the bonus alone trains
     penalty: Literal["distance", "indicator"] = "distance"
     # beta_k of "code", as released: from 1 to 0.04 at step 150, whatever the length of the run
     schedule: Literal["paper", "code"] = "paper"

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -17,19 +17,21 @@ class ForkingTokens(Term):
     """Trains only on the most uncertain share of the response tokens: A_t = 0 below the quantile of the entropy.
 
     Ties at the quantile are kept, so a batch of equal entropies is trained whole; ties "cut" keeps exactly the authors'
-    number, of equal ones the first. With statistics "step" the tokens are
-    chosen once, at the sampling policy; the authors choose anew in each micro-batch. The paper's mean is over the kept
-    tokens: normalise_by "kept" multiplies their advantages by N / N_kept, which is that mean for the token-mean losses
-    (dapo, bnpo, cispo, vespo); "all" is TRL's and ms-swift's form, a step about `share` times as large. A KL penalty
-    and an entropy bonus keep acting on all tokens.
+    number, of equal ones the first. With statistics "step" the tokens are chosen once, at the sampling policy; the
+    authors choose anew in each micro-batch. The paper's mean is over the kept tokens: normalise_by "kept" multiplies
+    their advantages by N / N_kept, which is that mean for the losses that divide by the tokens of the step (dapo,
+    cispo, vespo), with "micro_batch" for the one that divides by those of the micro-batch (bnpo); "all" is TRL's and
+    ms-swift's form, a step about `share` times as large. A KL penalty and an entropy bonus keep acting on all tokens.
     """
-
-    needs_scores: ClassVar[bool] = True
 
     share: float = 0.2  # of the response tokens, in (0, 1]; the paper's value
     normalise_by: Literal["kept", "all"] = "kept"
     ties: Literal["kept", "cut"] = "kept"  # "cut": as the authors' top-k, for parity with it
     statistics: Literal["step", "micro_batch"] = "step"  # "micro_batch": as the authors' code, for parity with it
+
+    @property
+    def needs_scores(self) -> bool:
+        return self.statistics == "step"
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
@@ -54,7 +56,7 @@ class ForkingTokens(Term):
         values = entropy[mask]
         if values.numel() == 0:
             return torch.zeros_like(entropy)
-        wanted = math.ceil(self.share * values.numel() - 1e-9)  # 0.28 * 25 is 7.000000000000001
+        wanted = max(1, math.ceil(self.share * values.numel() - 1e-9))  # 0.28 * 25 is 7.000000000000001
         is_kept = mask & (entropy >= kth_largest(values, wanted))
         if self.ties == "cut":
             largest = torch.where(mask, entropy, -torch.inf).flatten().argsort(descending=True, stable=True)

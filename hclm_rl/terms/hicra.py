@@ -2,8 +2,11 @@
 
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 
 from ..chain import per_token
 from ..turns import BETWEEN, locate
@@ -35,13 +38,23 @@ class Hicra(Term):
     """
 
     alpha: float = 0.2  # >= 0; the paper's value
-    grams: tuple[str, ...] = GRAMS  # phrases of one word or more
+    grams: tuple[str, ...] = GRAMS  # phrases of one word or more; () with form "port": uncertain tokens alone
+    # "verl": as a port describes the released code. In right answers (A > 0) longer than their group's mean the tokens
+    # above the response's quantile 1 - `top` of the entropy count too; A_t = A (1 + alpha sign A) on either
+    form: Literal["paper", "verl"] = "paper"
+    top: float = 0.3  # of a response's tokens, in (0, 1); the port's, read by "verl"
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha < torch.inf:
             raise ValueError(f"alpha must be >= 0 and finite, got {self.alpha}")
-        if not self.grams or not all(words_of(gram) for gram in self.grams):
+        if not 0 < self.top < 1:
+            raise ValueError(f"top must be in (0, 1), got {self.top}")
+        if not (self.grams or self.form == "verl") or not all(words_of(gram) for gram in self.grams):
             raise ValueError(f"grams must be one or more phrases of at least one word, got {self.grams}")
+
+    @property
+    def needs_scores(self) -> bool:
+        return self.form == "verl"
 
     def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
         numbers = {gram: i for i, gram in enumerate(sorted({words_of(gram) for gram in self.grams}))}
@@ -50,7 +63,7 @@ class Hicra(Term):
         is_planning = torch.zeros_like(rollout.mask)
         for row, (text, places) in enumerate(locate(rollout.tokenizer, rollout.ids, rollout.mask)):
             found = list(WORD.finditer(text))
-            words = [each.group().lower() for each in found]
+            words = [folded(each.group()) for each in found]
             is_covered = [False] * len(text)
             for length in lengths:
                 for first in range(len(words) - length + 1):
@@ -62,8 +75,12 @@ class Hicra(Term):
             covered = [t for t, place in enumerate(places) if any(is_covered[slice(*place)])]
             is_planning[row, covered] = True
         advantages = per_token(rollout.advantages, rollout.mask)
+        is_raised = is_planning
+        if self.form == "verl":
+            is_raised = is_planning | (self._is_uncertain(rollout) & (advantages > 0))
         return RolloutEffect(
-            advantages=torch.where(is_planning, advantages + self.alpha * advantages.abs(), advantages),
+            # A + alpha |A| = A (1 + alpha sign A)
+            advantages=torch.where(is_raised, advantages + self.alpha * advantages.abs(), advantages),
             metrics={
                 "planning": is_planning.float(),
                 "semantic_entropy": semantic_entropy(rollout.total(counts)),
@@ -71,9 +88,24 @@ class Hicra(Term):
             },
         )
 
+    def _is_uncertain(self, rollout: Rollout) -> Bool[Tensor, "N T"]:
+        """Above the entropy at place int((1 - top) n) of a response's n, in responses longer than the group's mean."""
+        entropy = torch.where(rollout.mask, rollout.scored()[1], torch.inf)
+        length = rollout.mask.sum(dim=1)
+        place = ((1 - self.top) * length.double() + 1e-9).long().clamp(max=entropy.size(1) - 1)  # 0.7 * 10 is 7
+        threshold = entropy.sort(dim=1).values.gather(1, place.unsqueeze(1))
+        groups = rollout.everywhere(length).view(-1, rollout.group_rewards.size(1))
+        is_long = length > groups.double().mean(dim=1)[rollout.group]
+        return rollout.mask & (entropy > threshold) & is_long.unsqueeze(1)
+
 
 def words_of(text: str) -> tuple[str, ...]:
-    return tuple(each.lower() for each in WORD.findall(text))
+    return tuple(folded(each) for each in WORD.findall(text))
+
+
+def folded(word: str) -> str:
+    """In lower case, with a straight apostrophe."""
+    return word.lower().replace("\u2019", "'")
 
 
 def semantic_entropy(counts: torch.Tensor) -> torch.Tensor:

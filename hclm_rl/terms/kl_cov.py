@@ -22,7 +22,6 @@ class KlCov(Term):
     `epsilon` large for that. With log-probs of an inference engine as p_old it is noise of size beta.
     """
 
-    needs_scores: ClassVar[bool] = True
     inert_on_policy: ClassVar[bool] = True
     seeks: ClassVar[Direction | None] = "more"
 
@@ -31,6 +30,10 @@ class KlCov(Term):
     )
     beta: float = 1.0  # >= 0; the paper's value
     statistics: Literal["step", "micro_batch"] = "step"  # "micro_batch": as the authors' code, for parity with it
+
+    @property
+    def needs_scores(self) -> bool:
+        return self.statistics == "step"
 
     def __post_init__(self) -> None:
         if not 0 < self.ratio <= 1:
@@ -58,5 +61,6 @@ class KlCov(Term):
         is_highest = torch.zeros_like(mask).flatten()
         if count:
             ranked = torch.where(mask, cov, -torch.inf).flatten()
-            is_highest[ranked.topk(max(1, int(self.ratio * count))).indices] = True
+            # stable, so that of equal ones the first are taken, whatever the padding
+            is_highest[ranked.argsort(descending=True, stable=True)[: max(1, int(self.ratio * count))]] = True
         return is_highest.view_as(mask)

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import torch
 
-from ..geometry import Factor, Moments, at_least_float32, covariance, factor, floor_from, moments_everywhere
+from ..geometry import Factor, Moments, at_least_float32, covariance, factor, floor_from, has_spread, moments_everywhere
 from ..types import Effect, Rollout, RolloutEffect, Term, TokenBatch
 
 
@@ -63,7 +63,7 @@ class LogDet(Term):
 
 def step_factor(spread: Moments, eps_relative: float, memory: dict) -> tuple[Moments, Factor] | None:
     """The factored covariance of the step, with eps frozen in `memory` at the first step that has any spread."""
-    if spread.count < 2 or not covariance(spread).trace() > 0:
+    if not has_spread(spread):
         return None
     if "eps" not in memory:
         memory["eps"] = float(floor_from(spread, eps_relative))

@@ -10,9 +10,10 @@ from torch import Tensor
 from ..chain import per_token
 from ..functional import covariance_contributions, quantile
 from ..replay import Replay, kept_in, left_padded
-from ..turns import number_turns
 from ..types import Effect, Rollout, RolloutEffect, Term, TokenBatch, Transcript
 from .clip_cov import ClipCov
+
+LONGEST_KEPT = 10  # optimiser steps; the authors' cap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,8 @@ class SelfImitation(Term):
     After a step its responses with a positive advantage and a tool call enter the buffer; those older than `keep_steps`
     leave it. Once more than 1.5 `buffer` of them have R > b, `buffer` at random (or the largest power of two there is)
     are replayed in the updates of one generation batch, and the buffer is emptied. A few replayed tokens whose
-    covariance is in (cov_lower, cov_upper) lose their gradient, as in clip_cov, which serves the fresh tokens.
+    covariance is in (cov_lower, cov_upper) lose their gradient, as in clip_cov, which serves the fresh tokens; they are
+    drawn once, by the log-probs of when they were sampled, where the authors draw in each micro-batch by present ones.
     The authors give replays optimiser steps of their own and centre rewards without a deviation (scale_rewards: none);
     their tool reward is the term `tool_bonus`. A replay costs one more pass, forward and backward, over as many rows.
     """
@@ -34,29 +36,45 @@ class SelfImitation(Term):
     default_coef: ClassVar[float] = 1.0  # c; the authors' README, their yaml has 0.001
 
     buffer: int = 2048  # responses of a replay, >= 1; the README's
-    keep_steps: int = 10  # optimiser steps after which a response leaves, >= 1; the README's, 5 in its scripts
+    keep_steps: int = 10  # optimiser steps after which a response leaves, 1 to 10; the README's, 5 in its scripts
     warm_up: int = 200  # S, optimiser steps, >= 1; the README's, 100 for ALFWorld, 300 for maths
     baselines: int = 10240  # group means kept for b, whole steps leave at once, >= 1; the README's
     needs_tool_call: bool = True  # False: for text without tools
     cov_ratio: float = 0.02  # share of the replayed tokens without gradient, in (0, 1]; the README's
     cov_lower: float = 1.0  # the README's, like cov_upper for advantages that no deviation divides
     cov_upper: float = 40.0
-    average: Literal["tokens", "width"] = "tokens"  # over replayed tokens; "width": sum / width, then over responses
+    # in (0, 1]: a replay's advantage is `decay` times the one it had, instead of R - b; the authors' option
+    decay: float | None = None
+    # over replayed tokens; "width": a response's sum over `width`, then over responses, as dr_grpo does; the authors
+    # sum over responses
+    average: Literal["tokens", "width"] = "tokens"
+    width: int | None = None  # tokens, max_completion_length for "width"; None: the longest replay
 
     def __post_init__(self) -> None:
         for name in ("buffer", "keep_steps", "warm_up", "baselines"):
             if vars(self)[name] < 1:
                 raise ValueError(f"{name} must be at least 1, got {vars(self)[name]}")
-        ClipCov(ratio=self.cov_ratio, lower=self.cov_lower, upper=self.cov_upper)  # says what is wrong with these
+        if self.keep_steps > LONGEST_KEPT:
+            raise ValueError(f"keep_steps must be at most {LONGEST_KEPT}, the authors' limit, got {self.keep_steps}")
+        if not 0 < self.cov_ratio <= 1:
+            raise ValueError(f"cov_ratio must be in (0, 1], got {self.cov_ratio}")
+        if not self.cov_lower < self.cov_upper:
+            raise ValueError(f"cov_lower must be below cov_upper, got {self.cov_lower} and {self.cov_upper}")
+        if self.decay is not None and not 0 < self.decay <= 1:
+            raise ValueError(f"decay must be in (0, 1] or None, got {self.decay}")
+        if self.width is not None and (self.width < 1 or self.average == "tokens"):
+            raise ValueError(f"width is a number of tokens for average='width', got {self.width} for '{self.average}'")
 
     def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
         replay, columns = kept_in(memory), {}
         replayed, baseline = 0, self._baseline(memory)
         if replay is not None:
             replay = replay.rows(replay.step >= rollout.step - 1 - self.keep_steps)
-            good = (replay.reward > baseline).nonzero().squeeze(1)
+            is_above = replay.reward > baseline
+            # those that entered have an advantage above 0
+            good = (is_above if self.decay is None else torch.ones_like(is_above)).nonzero().squeeze(1)
             is_busy = rollout.everywhere(rollout.mask.any(dim=1))
-            if len(good) > 1.5 * self.buffer and is_busy.any():
+            if is_above.sum() > 1.5 * self.buffer and is_busy.any():
                 replayed = min(self.buffer, 2 ** int(math.log2(len(good))))
                 chosen = good[torch.randperm(len(good), generator=rollout.generator)[:replayed].to(good.device)]
                 columns = self._columns(rollout, replay.rows(chosen), baseline, is_busy)
@@ -88,9 +106,10 @@ class SelfImitation(Term):
 
     def _columns(self, rollout: Rollout, chosen: Replay, baseline: float, is_busy: Tensor) -> dict[str, Tensor]:
         """The replays spread over the rows that have tokens, so that they travel with them."""
-        advantage = chosen.reward - baseline
+        advantage = chosen.reward - baseline if self.decay is None else self.decay * chosen.advantage
         tokens = rollout.total(rollout.mask.sum()).double()
-        share = chosen.mask.sum() if self.average == "tokens" else chosen.ids.size(1) * len(chosen)
+        whole = self.width or chosen.ids.size(1)
+        share = chosen.mask.sum() if self.average == "tokens" else whole * len(chosen)
         cov = covariance_contributions(chosen.logps, per_token(advantage, chosen.mask).contiguous(), chosen.mask)
         clip = ClipCov(ratio=self.cov_ratio, lower=self.cov_lower, upper=self.cov_upper)
         is_dropped = clip.draw(cov, chosen.mask, rollout.generator)[1]
@@ -109,6 +128,7 @@ class SelfImitation(Term):
         assert rollout.transcript is not None
         rewards, text = rollout.everywhere(rollout.rewards), rollout.transcript
         mask = rollout.everywhere(rollout.mask)
+        advantages = rollout.everywhere(per_token(rollout.advantages, rollout.mask))
         prompts = left_padded(rollout.everywhere(text.prompt_ids), rollout.everywhere(text.prompt_mask))
         new = Replay(
             prompt_ids=prompts[0],
@@ -118,12 +138,12 @@ class SelfImitation(Term):
             mask=mask,
             logps=rollout.everywhere(torch.where(rollout.mask, rollout.scored()[0].detach(), 0.0)),
             reward=rewards,
+            advantage=torch.where(mask, advantages, 0.0).sum(dim=1) / mask.sum(dim=1).clamp(min=1),
             step=torch.full_like(rewards, rollout.step, dtype=torch.long),
         )
-        advantages = rollout.everywhere(per_token(rollout.advantages, rollout.mask))
-        is_good = (torch.where(mask, advantages, 0.0).sum(dim=1) > 0) & ~rewards.isnan()
-        if self.needs_tool_call:
-            is_good = is_good & (number_turns(mask).amax(dim=1) > 0)
+        is_good = (new.advantage > 0) & ~rewards.isnan()
+        if self.needs_tool_call:  # present but not the model's: what a tool wrote
+            is_good = is_good & (new.present & ~mask).any(dim=1) & mask.any(dim=1)
         new = new.rows(is_good)
         (new if replay is None else replay.joined(new)).save(memory)
         groups = rollout.everywhere(rollout.group_rewards.nanmean(dim=1))

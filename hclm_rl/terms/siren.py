@@ -59,7 +59,10 @@ class Siren(Term):
         sums = torch.stack([per_response, per_response.new_tensor(len(entropy)), rollout.mask.sum().double()])
         level, responses, tokens = rollout.total(sums).tolist()
         level = level / responses
-        memory.setdefault("anchor", level)
+        if tokens:  # a batch without any says nothing of the level
+            memory.setdefault("anchor", level)
+        elif "anchor" not in memory:
+            return RolloutEffect(shared={"pull": entropy.new_zeros(())})
         # the trainer's mean is over the tokens of the step: tokens / responses makes it one over responses
         pull = 2 * (level - memory["anchor"]) * tokens / responses
         metrics = {"nucleus_entropy": entropy.new_tensor(level), "anchor": entropy.new_tensor(memory["anchor"])}
@@ -71,6 +74,8 @@ class Siren(Term):
         metrics = {"peaks": (share > 0).float()}
         if self.statistics == "step":
             return Effect(loss=batch.shared["pull"] * share * entropy, metrics=metrics)
+        if "anchor" not in memory:
+            return Effect(metrics=metrics)
         level = (share * entropy).sum() / len(entropy)
         return Effect(loss=(level - memory["anchor"]).square(), metrics=metrics | {"nucleus_entropy": level.detach()})
 

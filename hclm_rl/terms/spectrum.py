@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 import torch
 
+from ..functional import quantile
 from ..geometry import Moments, moments_everywhere
 from ..spectra import (
     alpha_req,
@@ -90,8 +91,8 @@ class Spectrum(Term):
         group = rollout.everywhere(rollout.group)[has_tokens]
         first = u[: self.most_responses]
         if "bandwidth" not in memory and len(first) >= 2:
-            median = float(torch.pdist(first).median())
-            if median > 0:
+            median = float(quantile(torch.pdist(first), 0.5))
+            if median > 10 * torch.finfo(torch.float32).eps:  # of unit rows that differ by more than rounding
                 memory["bandwidth"] = median
         if "bandwidth" not in memory or len(first) < 2:
             return {}

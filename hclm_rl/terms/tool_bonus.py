@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from ..turns import number_turns
 from ..types import Rollout, RolloutEffect, Term
@@ -13,8 +14,9 @@ from ..types import Rollout, RolloutEffect, Term
 class ToolBonus(Term):
     """Pays for tool calls, right answer or wrong, less and less over the first steps.
 
-    R + mu(s) min(largest, each n),  mu(s) = (cos(pi s / S) + 1) / 2 up to step S, then 0;  n = tool calls that a tool
-    answered. With `largest` 1 it can equal the whole reward of a right answer: scale it to yours. Put it first.
+    R + mu(s) min(largest, each n),  mu(s) = (cos(pi s / S) + 1) / 2 up to step S, then 0;  n = messages of the response
+    that call a tool, in text without messages the calls that a tool answered. With `largest` 1 it can equal the whole
+    reward of a right answer: scale it to yours. Put it first.
     """
 
     each: float = 0.1  # reward a call, >= 0; the authors'
@@ -29,12 +31,18 @@ class ToolBonus(Term):
             raise ValueError(f"fade must be at least 1, got {self.fade}")
 
     def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
-        turns = number_turns(rollout.mask)
-        last = turns.amax(dim=1) if turns.size(1) else turns.sum(dim=1)
-        calls = last.clamp(min=0).to(rollout.rewards.dtype)  # between two turns there is one answer
+        calls = self._calls(rollout).to(rollout.rewards)
         mu = (math.cos(math.pi * min(rollout.step / self.fade, 1)) + 1) / 2
         bonus = mu * (self.each * calls).clamp(max=self.largest)
         return RolloutEffect(
             rewards=rollout.rewards + bonus,
             metrics={"calls": rollout.everywhere(calls).mean(), "mu": torch.tensor(mu)},
         )
+
+    @staticmethod
+    def _calls(rollout: Rollout) -> Tensor:
+        if rollout.texts and all(isinstance(text, list) for text in rollout.texts):
+            return torch.tensor([sum(bool(message.get("tool_calls")) for message in text) for text in rollout.texts])
+        turns = number_turns(rollout.mask)
+        last = turns.amax(dim=1) if turns.size(1) else turns.sum(dim=1)
+        return last.clamp(min=0)  # between two turns there is one answer

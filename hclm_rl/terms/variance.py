@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from ..geometry import Moments, at_least_float32, covariance, floor_from, moments_everywhere
+from ..geometry import Moments, at_least_float32, floor_from, has_spread, moments_everywhere
 from ..surrogates import diagonal, diagonal_force, variance, variance_force
 from ..types import Effect, Rollout, RolloutEffect, Term, TokenBatch
 
@@ -35,7 +35,7 @@ class Variance(Term):
 
     def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
         m = moments_everywhere(rollout.hidden()[rollout.mask], rollout.total)
-        if m.count < 2 or not covariance(m).trace() > 0:
+        if not has_spread(m):
             return RolloutEffect()
         if self.form == "diagonal" and "eps" not in memory:
             memory["eps"] = float(floor_from(m, self.eps_relative))

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 
 from ..geometry import at_least_float32, full_precision, moments_everywhere
-from ..surrogates import second_moment, through_unit_rows, unit_rows, von_neumann_force
+from ..surrogates import through_unit_rows, unit_rows, von_neumann, von_neumann_force
 from ..types import Effect, Rollout, RolloutEffect, Term, TokenBatch
 
 
@@ -41,7 +41,7 @@ class VonNeumann(Term):
         # the force is linear in U, so its rows for U = I are -2 log(C) / N: decomposed once, for all micro-batches
         unit_vectors = torch.eye(len(m.mean), dtype=m.mean.dtype, device=m.mean.device)
         push = m.count * von_neumann_force(unit_vectors, m, self.floor)
-        value = 0.5 * (second_moment(m) * push).sum()  # -tr(C log C)
+        value = von_neumann(m)  # the floor is the force's alone
         return RolloutEffect(shared={"push": push, "value": value}, metrics={"value": value})
 
     def __call__(self, batch: TokenBatch, memory: dict) -> Effect:

@@ -222,3 +222,12 @@ def test_refuses(wrong, sentence):
     with pytest.raises(ValueError) as error:
         Ares(**wrong)
     assert str(error.value) == sentence
+
+
+def test_an_id_without_a_token_is_no_trigger():
+    class Padded:
+        def convert_ids_to_tokens(self, ids):
+            return [None for _ in ids]
+
+    view = replace(rollout(make_step(dtype=torch.float64)), tokenizer=Padded())
+    assert first_stage(Ares(), view, {}).metrics["link/count"] == 0

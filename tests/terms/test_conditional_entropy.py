@@ -6,8 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from hclm_rl.answers import normalised
 from hclm_rl.chain import blend
-from hclm_rl.terms.conditional_entropy import ConditionalEntropy
+from hclm_rl.config import build_chain
+from hclm_rl.conflicts import conflicts
+from hclm_rl.terms.conditional_entropy import ConditionalEntropy, as_whole
 
 from ..term_batches import card_step, make_step, rollout, token_batch, whole_texts
 
@@ -26,7 +29,7 @@ class Speaks:
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
         return [WORDS.index(word) for word in text.split()]
 
-    def decode(self, ids: list[int]) -> str:
+    def decode(self, ids: list[int], **_: object) -> str:
         return " ".join(WORDS[i] for i in ids)
 
 
@@ -143,9 +146,11 @@ def test_without_an_answer_nothing_is_measured_or_paid(settings):
 
 
 def test_it_measures_every_so_many_steps():
-    view, seen = response(TWO_STEPS)
-    effect = ConditionalEntropy(every=4).on_rollout(replace(view, step=2), {})
-    assert not effect.columns and not effect.metrics and not seen
+    view, _ = response(TWO_STEPS)
+    term, memory = ConditionalEntropy(every=6, cue="is"), {}
+    # a rollout every four steps: six after the last measurement, not at multiples of six
+    measured_at = [at for at in range(0, 24, 4) if term.on_rollout(replace(view, step=at), memory).metrics]
+    assert measured_at == [0, 8, 16]
     assert ConditionalEntropy(every=4)(token_batch(make_step()), {}).advantages is None
 
 
@@ -178,3 +183,29 @@ def test_refuses(wrong, sentence):
     with pytest.raises(ValueError) as error:
         ConditionalEntropy(**wrong)
     assert str(error.value) == sentence
+
+
+@pytest.mark.parametrize(
+    "answer, text, stands",
+    [
+        ("4", "so 24", False),
+        ("4", "so 4.5", False),
+        ("4", "so 0.4", False),
+        ("4", "so 4.", True),
+        ("4", "x = 4, thus", True),
+        (r"\frac{1}{2}", r"so \dfrac{1}{2}", True),
+        (r"\frac{1}{2}", r"so \frac{1}{20}", False),
+        ("(1, 2)", r"at \left(1, 2\right)", True),
+    ],
+)
+def test_an_answer_stands_in_a_text_as_a_whole_and_however_it_is_set(answer, text, stands):
+    assert bool(as_whole(answer).search(normalised(text))) == stands
+
+
+def test_it_refuses_a_broken_expression_and_doubts_the_policys_own_word():
+    with pytest.raises(ValueError, match=r"step_end must be a regular expression \(missing .*, got '\('"):
+        ConditionalEntropy(step_end="(")
+    said = conflicts(build_chain([{"conditional_entropy": {"coef": 0.05}}]))
+    assert len(said) == 1 and said[0].startswith("'conditional_entropy': it pays by the policy's own certainty")
+    assert conflicts(build_chain([{"conditional_entropy": {"coef": 0.05, "scorer": "reference"}}])) == []
+    assert conflicts(build_chain(["conditional_entropy"])) == []

@@ -125,7 +125,7 @@ def test_agrees_with_a_loop(seed, statistics):
     deviation = math.sqrt(sum((entropy[at].item() - mean) ** 2 for at in tokens) / (len(tokens) - 1))
     reached = set()
     for at in tokens:
-        shaped = step.advantages[at[0]].item() * (1 + 0.5 * (entropy[at].item() - mean) / deviation)
+        shaped = step.advantages[at[0]].item() * (1 + 0.5 * (step.entropy[at].item() - mean) / deviation)
         ratio = math.exp(step.logps[at].item() - step.old_logps[at].item())
         value, slope = by_the_card(ratio, shaped, 0.2, 0.28, 1.5)
         assert values[at].item() == pytest.approx(value, rel=1e-9, abs=1e-12)

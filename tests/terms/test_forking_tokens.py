@@ -123,3 +123,11 @@ def test_refuses(share):
     with pytest.raises(ValueError) as error:
         ForkingTokens(share=share)
     assert str(error.value) == f"share must be in (0, 1], got {share}"
+
+
+@pytest.mark.parametrize("statistics", ["step", "micro_batch"])
+def test_a_tiny_share_still_keeps_one_token(statistics):
+    step = make_step(0, torch.float64)
+    term = ForkingTokens(share=1e-10, statistics=statistics)
+    outcome = second_stage(term, token_batch(step), first_stage(term, rollout(step), {}), {})
+    assert outcome.metrics["link/kept"][step.mask].sum() == 1

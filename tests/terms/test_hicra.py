@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hclm_rl.terms.hicra import GRAMS, Hicra, semantic_entropy
+from hclm_rl.terms.hicra import GRAMS, Hicra, semantic_entropy, words_of
 
 from ..term_batches import WORDS, Processes, card_step, first_stage, fit, make_step, rollout
 from ..test_turns import byte_level
@@ -152,3 +152,24 @@ def test_refuses(wrong, sentence):
     with pytest.raises(ValueError) as error:
         Hicra(**wrong)
     assert str(error.value) == sentence
+
+
+def test_the_form_of_the_released_code_takes_uncertain_tokens_of_long_right_answers():
+    # lengths 10, 4, 4, 2: mean 5. Of ten entropies sorted the one at int(0.7 * 10) = 7 is 0.7; above it 0.8 and 0.9
+    entropy = [0.9, 0.1, 0.2, 0.0, 0.3, 0.8, 0.4, 0.5, 0.6, 0.7]
+    view = view_of(["it is 4 so it is 4 so wait ."] + ["it is 4 ."] * 2 + ["it ."], [0.5, 0.5, -0.5, -0.5])
+    blank = torch.zeros(4, 10, dtype=torch.float64)
+    view = replace(view, entropy=blank.index_put((torch.tensor([0]),), torch.tensor(entropy, dtype=torch.float64)))
+    shaped = first_stage(Hicra(grams=("wait",), form="verl"), view, {}, group_size=4).advantages
+    assert shaped[0].tolist() == pytest.approx([0.6] + [0.5] * 4 + [0.6] + [0.5] * 2 + [0.6, 0.5])
+    assert shaped[1, :4].tolist() == [0.5] * 4  # shorter than the mean
+    without = first_stage(Hicra(grams=(), form="verl"), view, {}, group_size=4).advantages
+    assert without[0].tolist() == pytest.approx([0.6] + [0.5] * 4 + [0.6] + [0.5] * 4)
+    wrong = replace(view, advantages=-view.advantages)
+    shaped = first_stage(Hicra(grams=("wait",), form="verl"), wrong, {}, group_size=4).advantages
+    assert shaped[0].tolist() == pytest.approx([-0.5] * 8 + [-0.4, -0.5])  # the phrase alone
+
+
+def test_a_curly_apostrophe_is_an_apostrophe():
+    curly, straight = (GRAMS[at].replace("'", mark) for at, mark in ((6, "\u2019"), (6, "'")))
+    assert "'" in straight and words_of(curly) == words_of(straight)

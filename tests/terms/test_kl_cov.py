@@ -110,3 +110,14 @@ def test_refuses(wrong, sentence):
     with pytest.raises(ValueError) as error:
         KlCov(**wrong)
     assert str(error.value) == sentence
+
+
+@pytest.mark.parametrize("statistics", ["step", "micro_batch"])
+def test_of_equal_ones_the_first_are_taken_whatever_the_padding(statistics):
+    # log p = 0 and equal rewards: all covariances are 0
+    for padding in range(6):
+        row = [0.0] * 4 + [NAN] * padding
+        view, batch = card_step([[1] * 4 + [0] * padding] * 2, [row] * 2, [row] * 2, [[1.0] * 4 + [NAN] * padding] * 2)
+        term = KlCov(ratio=0.4, statistics=statistics)
+        chosen = second_stage(term, batch, first_stage(term, view, {}), {}).metrics["link/selected"]
+        assert chosen.nonzero().tolist() == [[0, 0], [0, 1], [0, 2]]

@@ -35,6 +35,7 @@ def replays(rewards: list[float], ids: torch.Tensor, mask: torch.Tensor, logps: 
         mask=mask,
         logps=torch.where(mask, logps, 0),
         reward=torch.tensor(rewards, dtype=logps.dtype),
+        advantage=torch.tensor(rewards, dtype=logps.dtype),
         step=torch.tensor(steps or [2] * len(rewards)),
     )
 
@@ -202,11 +203,39 @@ def test_padding_moves_to_the_left():
     [
         ({"buffer": 0}, "buffer must be at least 1, got 0"),
         ({"warm_up": 0}, "warm_up must be at least 1, got 0"),
-        ({"cov_ratio": 1.5}, "ratio must be in (0, 1], got 1.5"),
-        ({"cov_lower": 50.0}, "lower must be below upper, got 50.0 and 40.0"),
+        ({"cov_ratio": 1.5}, "cov_ratio must be in (0, 1], got 1.5"),
+        ({"cov_lower": 50.0}, "cov_lower must be below cov_upper, got 50.0 and 40.0"),
+        ({"keep_steps": 11}, "keep_steps must be at most 10, the authors' limit, got 11"),
+        ({"decay": 1.5}, "decay must be in (0, 1] or None, got 1.5"),
+        ({"width": 8}, "width is a number of tokens for average='width', got 8 for 'tokens'"),
     ],
 )
 def test_refuses(wrong, sentence):
     with pytest.raises(ValueError) as error:
         SelfImitation(**wrong)
     assert str(error.value) == sentence
+
+
+def test_an_answer_of_a_tool_at_the_end_counts_as_a_call():
+    step, memory = make_step(), {}
+    mask = step.mask.clone()
+    last = step.mask.sum(dim=1) - 1
+    mask[torch.arange(len(mask)), last] = False  # in the text, but not the model's
+    first_stage(
+        SelfImitation(), rollout(replace(step, mask=mask), transcript=transcript_of(step.ids, step.mask)), memory
+    )
+    assert len(kept_in(memory)) > 0
+
+
+def test_the_authors_other_advantage_and_mean():
+    step = make_step(dtype=torch.float64)
+    ids, mask = step.ids[[1, 4, 7]], step.mask[[1, 4, 7]]
+    now = reading(transcript_of(ids, mask), step.head)
+    kept = replace(
+        replays([1.0, 1.0, 1.0], ids, mask, now), advantage=torch.tensor([0.8, 0.8, 0.8], dtype=torch.float64)
+    )
+    term = SelfImitation(buffer=1, warm_up=1, decay=0.5, average="width", width=20, **FREE)
+    loss, _ = replayed_loss(term, remembering(kept, [[0.5]]), at=9)
+    # ratio 1, advantage 0.5 * 0.8: the tokens of the one replay over 20
+    tokens = {0.4 * int(row.sum()) / 20 for row in mask}
+    assert any(loss == pytest.approx(-value, rel=1e-9) for value in tokens)

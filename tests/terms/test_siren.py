@@ -202,3 +202,15 @@ def test_refuses(wrong, sentence):
     with pytest.raises(ValueError) as error:
         Siren(**wrong)
     assert str(error.value) == sentence
+
+
+@pytest.mark.parametrize("statistics", ["step", "micro_batch"])
+def test_a_first_rollout_without_tokens_sets_no_anchor(statistics):
+    view, batch, _ = card()
+    term, memory = Siren(statistics=statistics), {}
+    empty = torch.zeros_like(view.mask)
+    first = first_stage(term, replace(view, mask=empty), memory)
+    second_stage(term, replace(batch, mask=empty), first, memory)
+    assert "anchor" not in memory
+    first_stage(term, view, memory)
+    assert memory["anchor"] > 0.5

@@ -117,6 +117,14 @@ def test_diffusion_entropy_of_two_modes():
     assert entropy == pytest.approx(-sum(x * math.log(x) for x in p), rel=1e-9)
 
 
+def test_the_bandwidth_is_the_mean_of_the_two_middle_distances():
+    # four responses at 0, 0.3, 0.9, 2.0 on the circle, and four the same as the first: 2 sin(d / 2) of the differences
+    memory: dict = {}
+    said(Spectrum(most_responses=4), unit_states([0.0, 0.3, 0.9, 2.0] + [0.0] * 4), memory)
+    distances = sorted(2 * math.sin(d / 2) for d in (0.3, 0.9, 2.0, 0.6, 1.7, 1.1))
+    assert memory["bandwidth"] == pytest.approx((distances[2] + distances[3]) / 2, rel=1e-12)
+
+
 def test_the_bandwidth_is_frozen_so_that_a_contraction_shows():
     memory, term = {}, Spectrum(spectrum_every=1)
     angles = [0.3 * i for i in range(8)]

@@ -45,3 +45,10 @@ def test_refuses(wrong, sentence):
     with pytest.raises(ValueError) as error:
         ToolBonus(**wrong)
     assert str(error.value) == sentence
+
+
+def test_calls_are_those_of_the_messages_where_there_are_messages():
+    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "ask"}}]}
+    texts = [[call, {"role": "tool", "content": "lower"}, call]]  # the last one was not answered any more
+    view = replace(rollout_of_calls(0, 0), texts=texts)
+    assert ToolBonus().on_rollout(view, {}).metrics["calls"] == 2

@@ -111,3 +111,13 @@ def test_refuses(floor):
     with pytest.raises(ValueError) as error:
         VonNeumann(floor=floor)
     assert str(error.value) == f"floor must be in (0, 1), got {floor}"
+
+
+def test_the_floor_is_the_forces_and_not_the_entropys():
+    step = make_step(dtype=torch.float64)
+    values = [
+        first_stage(VonNeumann(floor=floor), rollout(step), {}).metrics["link/value"].item() for floor in (1e-12, 0.5)
+    ]
+    u = torch.nn.functional.normalize(step.old_hidden[step.mask], dim=1)
+    lam = torch.linalg.eigvalsh(u.T @ u / len(u)).clamp(min=1e-300)
+    assert values == pytest.approx([-(lam * lam.log()).sum().item()] * 2, rel=1e-9)

@@ -1,0 +1,89 @@
+"""What the leaderboard saw of a method, written where its user looks: the recipe's header and docs/methods.md."""
+
+import re
+import statistics
+from pathlib import Path
+
+import yaml
+from leaderboard_page import DOWN, UP, Row, marks_of, measures_of, rows_of
+from leaderboard_plan import DEFAULT, Board, Candidate
+
+NUMBERS = "# Numbers"
+COLUMNS = 7  # of the table of methods; the last two are affected and verdict
+
+
+def write(board: Board, methods: Path) -> list[str]:
+    """Names of the recipes that were stamped. A recipe counts as run if an entry has exactly its settings."""
+    entries = board.entries()
+    rows = rows_of(entries, [entry.default for entry in entries], board)
+    [plain] = [row for row in rows if row.name == board.reference]
+    by_settings = {_settings(row.candidate): row for row in rows}
+    lines, stamped = methods.read_text().splitlines(), []
+    for recipe in sorted(Path(board.written["recipes"]).glob("*.yaml")):
+        own = yaml.safe_load(recipe.read_text())
+        row = by_settings.get(_settings(Candidate(board=board, entry=recipe.stem, point=DEFAULT, own=own, changes={})))
+        if row is None or not row.differences:
+            continue
+        recipe.write_text(with_numbers(recipe.read_text(), numbers(row, plain)))
+        lines = [with_verdict(line, row, verdict(row, rows)) if _is_of(line, recipe.stem) else line for line in lines]
+        stamped.append(recipe.stem)
+    methods.write_text("\n".join(lines) + "\n")
+    return stamped
+
+
+def _settings(candidate: Candidate) -> str:
+    return yaml.safe_dump(candidate.run(0, "report").settings, sort_keys=True)
+
+
+def _is_of(line: str, name: str) -> bool:
+    return line.startswith(f"| `{name}` |")
+
+
+def numbers(row: Row, plain: Row) -> list[str]:
+    """The lines of a recipe's header from "# Numbers" on."""
+    board = row.candidate.board
+    seeds, prompts = row.seeds, board.layers["task_kwargs"]["eval_prompts"]
+    labels = [each.label for each in measures_of(board)]
+    table = [["", *labels], ["plain", *_cells(plain)], ["this", *_cells(row)]]
+    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
+    written = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in table]
+    return [
+        f"{NUMBERS}: seeds {', '.join(map(str, seeds))}, {prompts} held-out prompts x {board.samples}, mean ± deviation"
+        " over seeds; AUC of pass@k",
+        f"# over log k up to {max(board.pass_ks)}. Affected: {row.affected} of the tokens. More in docs/leaderboard.md",
+        "#",
+        *(f"#   {line}".rstrip() for line in written),
+    ]
+
+
+def _cells(row: Row) -> list[str]:
+    board = row.candidate.board
+    summaries = row.candidate.summaries(board.seeds, "report")
+    cells = []
+    for measure in measures_of(board):
+        means = [measure.values(board, summary).mean() for summary in summaries.values()]
+        spread = f" ± {statistics.stdev(means):.{measure.digits}f}" if len(means) > 1 else ""
+        cells.append(f"{statistics.mean(means):.{measure.digits}f}{spread}")
+    return cells
+
+
+def with_numbers(text: str, lines: list[str]) -> str:
+    """The recipe with its block "# Numbers" up to the first line that is no comment replaced."""
+    found = re.search(rf"^{NUMBERS}.*\n(?:#.*\n)*", text, flags=re.MULTILINE)
+    if found is None:
+        raise ValueError(f"a recipe without a line '{NUMBERS}': {text.splitlines()[0]}")
+    return text[: found.start()] + "\n".join(lines) + "\n" + text[found.end() :]
+
+
+def verdict(row: Row, rows: list[Row]) -> str:
+    """Better or worse by AUC where that is significant, and by how much."""
+    shown = [each.label for each in measures_of(row.candidate.board)][:3]  # AUC, pass@1, pass@32
+    marks = {label: marks_of(rows, label)[row.name] for label in shown}
+    word = {f" {UP}": "**better**", f" {DOWN}": "**worse**", "": "no difference shown"}[marks["AUC"]]
+    parts = [f"{label} {row.differences[label].mean:+.3f}{marks[label]}" for label in shown]
+    return f"{word}: {', '.join(parts)} ({len(row.seeds)} seeds, {row.candidate.board.task})"
+
+
+def with_verdict(line: str, row: Row, words: str) -> str:
+    cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
+    return "| " + " | ".join([*cells[: COLUMNS - 2], row.affected, words]) + " |"
