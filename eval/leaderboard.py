@@ -3,7 +3,7 @@
 python eval/leaderboard.py --jobs 2                       # eval/leaderboard.yaml's first task, first setting
 python eval/leaderboard.py --task products --setting on_policy --only plain clip_cov --seeds 1 2 3
 python eval/leaderboard.py --table                        # only writes docs/leaderboard.md from the runs that are there
-python eval/leaderboard.py --runs docs/leaderboard_runs.zip --only my_method --no-grid   # beside the published runs
+python eval/leaderboard.py --runs docs/leaderboard_runs.tar.xz --only my_method --no-grid   # beside the published runs
 
 First each entry at its authors' defaults; then the points of its grid on other seeds, measured on the validation
 split; then the best point on the reporting seeds and the test split. A run is a folder; one with a summary is finished
@@ -14,15 +14,17 @@ summaries it was made from; what each entry showed is written into its recipe's 
 
 import argparse
 import contextlib
+import io
 import json
+import lzma
 import os
 import platform
 import re
 import signal
 import sys
+import tarfile
 import time
 import traceback
-import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -44,7 +46,6 @@ HERE = Path(__file__).parent
 ERROR_NAME, OUTPUT_NAME = "error.txt", "output.txt"
 POLL_SECONDS = 5
 DIGITS = 3  # of the entropies of each prompt
-LONG_AGO = (1980, 1, 1, 0, 0, 0)  # the date of all files in an archive, so that equal runs give equal archives
 
 
 def train(run: Run) -> None:
@@ -102,20 +103,21 @@ def machine() -> str:
 
 
 def pack(archive: Path, out: Path) -> None:
-    """All summaries of a folder of runs into one file."""
-    with zipfile.ZipFile(archive, "w", zipfile.ZIP_LZMA) as packed:
+    """All summaries of a folder of runs into one file; equal runs give equal archives."""
+    with tarfile.open(archive, "w:xz") as packed:
         for path in sorted(out.rglob(SUMMARY_NAME)):
-            entry = zipfile.ZipInfo(path.relative_to(out).as_posix(), LONG_AGO)
-            entry.compress_type = zipfile.ZIP_LZMA
-            packed.writestr(entry, path.read_bytes())
+            content = path.read_bytes()
+            entry = tarfile.TarInfo(path.relative_to(out).as_posix())  # of no owner and no date
+            entry.size = len(content)
+            packed.addfile(entry, io.BytesIO(content))
 
 
 def unpack(archive: Path, out: Path) -> None:
     """The summaries that a folder of runs does not have."""
-    with zipfile.ZipFile(archive) as packed:
-        for name in packed.namelist():
-            if not (out / name).exists():
-                packed.extract(name, out)
+    with tarfile.open(archive, "r:xz") as packed:
+        for entry in packed:
+            if not (out / entry.name).exists():
+                packed.extract(entry, out, filter="data")
 
 
 def per_prompt(result: Evaluation) -> dict[str, list]:
@@ -209,10 +211,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             Board.read(written, task, setting, **given) for task in written["tasks"] for setting in written["settings"]
         ]
         leaderboard_page.write([board for board in boards if board.has_runs()], options.page)
-        pack(options.page.with_name(f"{options.page.stem}_runs.zip"), options.out)
+        pack(options.page.with_name(f"{options.page.stem}_runs.tar.xz"), options.out)
         if options.stamp:
             leaderboard_stamp.write(boards[0], options.page.with_name("methods.md"))
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
+    except (ValueError, OSError, tarfile.TarError, lzma.LZMAError) as error:
         print(f"leaderboard: {error}", file=sys.stderr)
         return 2
     print(f"Written: {options.page}")

@@ -116,7 +116,11 @@ def row_of(candidate: Candidate, reference: dict[int, dict], is_compared: bool) 
         seeds=sorted(summaries),
         intervals=intervals,
         differences=differences,
-        affected=" / ".join(f"{statistics.mean(shares):.2g}" for shares in links.values()) or "-",
+        affected=", ".join(
+            f"{link} {statistics.mean(shares):.2g}" if len(links) > 1 else f"{statistics.mean(shares):.2g}"
+            for link, shares in links.items()
+        )
+        or "-",
         steps=first(summaries)["steps"],
         seconds=statistics.mean(each["seconds"][clock] for each in summaries.values()),
     )

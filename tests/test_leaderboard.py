@@ -291,10 +291,10 @@ def test_an_archive_gives_the_same_page_elsewhere(tmp_path: Path):
     line = ["--config", str(config), "--table", "--out"]
     here, there = tmp_path / "page.md", tmp_path / "elsewhere" / "page.md"
     assert leaderboard.main([*line, str(tmp_path / "runs"), "--page", str(here)]) == 0
-    archive = tmp_path / "page_runs.zip"
+    archive = tmp_path / "page_runs.tar.xz"
     assert leaderboard.main([*line, str(tmp_path / "new"), "--page", str(there), "--runs", str(archive)]) == 0
     assert there.read_text() == here.read_text()
-    assert there.with_name("page_runs.zip").read_bytes() == archive.read_bytes()
+    assert there.with_name("page_runs.tar.xz").read_bytes() == archive.read_bytes()
     assert "an abacus, 2 rows" in here.read_text() and "2026-11-22" in here.read_text()
     archive.write_text("no archive")
     assert leaderboard.main([*line, str(tmp_path / "new"), "--page", str(there), "--runs", str(archive)]) == 2
