@@ -1,5 +1,6 @@
 """What the leaderboard saw of a method, written where its user looks: the recipe's header and docs/methods.md."""
 
+import math
 import re
 import statistics
 from pathlib import Path
@@ -79,7 +80,8 @@ def verdict(row: Row, rows: list[Row]) -> str:
     """Better or worse by AUC where that is significant, and by how much."""
     shown = [each.label for each in measures_of(row.candidate.board)][:3]  # AUC, pass@1, pass@32
     marks = {label: marks_of(rows, label)[row.name] for label in shown}
-    word = {f" {UP}": "**better**", f" {DOWN}": "**worse**", "": "no difference shown"}[marks["AUC"]]
+    unmarked = "too few seeds for a test" if math.isnan(row.differences["AUC"].p) else "no difference shown"
+    word = {f" {UP}": "**better**", f" {DOWN}": "**worse**", "": unmarked}[marks["AUC"]]
     parts = [f"{label} {row.differences[label].mean:+.3f}{marks[label]}" for label in shown]
     return f"{word}: {', '.join(parts)} ({len(row.seeds)} seeds, {row.candidate.board.task})"
 
