@@ -10,6 +10,7 @@ from leaderboard_page import DOWN, UP, Row, marks_of, measures_of, rows_of
 from leaderboard_plan import DEFAULT, Board, Candidate
 
 NUMBERS = "# Numbers"
+OF_THE_OUTPUT = {"save_strategy", "disable_tqdm"}  # a recipe has them, an entry of the board's file does not
 COLUMNS = 7  # of the table of methods; the last two are affected and verdict
 
 
@@ -33,7 +34,8 @@ def write(board: Board, methods: Path) -> list[str]:
 
 
 def _settings(candidate: Candidate) -> str:
-    return yaml.safe_dump(candidate.run(0, "report").settings, sort_keys=True)
+    settings = candidate.run(0, "report").settings
+    return yaml.safe_dump({key: value for key, value in settings.items() if key not in OF_THE_OUTPUT}, sort_keys=True)
 
 
 def _is_of(line: str, name: str) -> bool:
