@@ -94,19 +94,14 @@ def locate(
 
 
 def ends_of_steps(
-    tokenizer: PreTrainedTokenizerBase | None, ids: Int[Tensor, "N T"], mask: Bool[Tensor, "N T"], delimiter: str
+    tokenizer: PreTrainedTokenizerBase | None,
+    ids: Int[Tensor, "N T"],
+    mask: Bool[Tensor, "N T"],
+    pattern: re.Pattern[str],
 ) -> Bool[Tensor, "N T"]:
-    """True at the tokens in which an occurrence of `delimiter` ends."""
-    pattern = re.compile(re.escape(delimiter))
-    ends = [places_of(tokenizer, *row, pattern) for row in zip(ids, mask, strict=True)]
-    return torch.stack(ends) if ends else torch.zeros_like(mask)
-
-
-def places_of(
-    tokenizer: PreTrainedTokenizerBase | None, ids: Int[Tensor, "T"], mask: Bool[Tensor, "T"], pattern: re.Pattern[str]
-) -> Bool[Tensor, "T"]:
-    """True at the tokens of a response in which a match ends; of empty matches there are none."""
-    [(text, places)] = locate(tokenizer, ids.unsqueeze(0), mask.unsqueeze(0))
-    last = {match.end() - 1 for match in pattern.finditer(text) if match.group()}
-    ends = [any(position in last for position in range(*place)) for place in places]
-    return torch.tensor(ends, dtype=torch.bool, device=mask.device).view_as(mask)
+    """True at the tokens in which a match of `pattern` ends; of empty matches there are none."""
+    is_end = torch.zeros_like(mask)
+    for row, (text, places) in enumerate(locate(tokenizer, ids, mask)):
+        last = {match.end() - 1 for match in pattern.finditer(text) if match.group()}
+        is_end[row, [t for t, place in enumerate(places) if not last.isdisjoint(range(*place))]] = True
+    return is_end

@@ -1,5 +1,7 @@
 """Turns by the mask, steps by a delimiter, and the place of a token in its text."""
 
+import re
+
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -91,7 +93,7 @@ def test_steps_end_where_the_delimiter_does():
     text = "a\n\nb\n\n\n\nc"
     ids = torch.tensor([tokenizer(text)["input_ids"]])
     mask = torch.ones(ids.shape).bool()
-    ends = ends_of_steps(tokenizer, ids, mask, "\n\n")
+    ends = ends_of_steps(tokenizer, ids, mask, re.compile("\n\n"))
     assert [i for i, end in enumerate(ends[0].tolist()) if end] == [2, 5, 7]
     # "a\n\n", "b\n\n", "\n\n", "c"
     assert number_turns(mask, ends).tolist() == [[0, 0, 0, 1, 1, 1, 2, 2, 3]]

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..answers import DEFAULT, answer_of, extractor, normalised
-from ..turns import places_of
+from ..turns import ends_of_steps
 from ..types import Effect, Rollout, RolloutEffect, Term, TokenBatch, Total, Transcript
 
 
@@ -75,7 +75,13 @@ class ConditionalEntropy(Term):
         memory["measured_at"] = rollout.step
         asked, encode = self._asked(rollout), rollout.tokenizer.encode
         answers = [[] if each is None else encode(each, add_special_tokens=False) for each in asked]
-        ends = [self._ends(rollout, row, asked[row]) if answer else [] for row, answer in enumerate(answers)]
+        is_end = torch.zeros_like(rollout.mask)
+        if not self.step_tokens:
+            is_end = ends_of_steps(rollout.tokenizer, rollout.ids, rollout.mask, re.compile(self.step_end))
+        ends = [
+            self._ends(rollout, row, text, is_end[row]) if text and answer else []
+            for row, (text, answer) in enumerate(zip(asked, answers, strict=True))
+        ]
         entropy, nll = self._read(rollout, answers, ends)
         paid = torch.zeros(rollout.mask.shape, dtype=torch.float64, device=rollout.mask.device)
         sums = paid.new_zeros(6)
@@ -113,16 +119,14 @@ class ConditionalEntropy(Term):
         given = [row[self.answer_column] for row in rollout.rows]
         return [None if value is None else normalised(str(value)) or None for value in given]
 
-    def _ends(self, rollout: Rollout, row: int, asked: str | None) -> list[int]:
+    def _ends(self, rollout: Rollout, row: int, asked: str, is_end: Bool[Tensor, "T"]) -> list[int]:
         """The number of completion tokens read at the end of each step."""
         ids, own = rollout.ids[row].tolist(), rollout.mask[row].nonzero().squeeze(1).tolist()
-        if self.step_tokens:
-            last = own[self.step_tokens - 1 :: self.step_tokens]
-        else:
-            is_end = places_of(rollout.tokenizer, rollout.ids[row], rollout.mask[row], re.compile(self.step_end))
-            last = is_end.nonzero().squeeze(1).tolist()
+        last = (
+            own[self.step_tokens - 1 :: self.step_tokens] if self.step_tokens else is_end.nonzero().squeeze(1).tolist()
+        )
         ends = [at + 1 for at in dict.fromkeys([*last, *own[-1:]])]
-        if self.cuts and asked:
+        if self.cuts:
             stands = as_whole(asked)
             ends = [end for end in ends if not stands.search(normalised(rollout.tokenizer.decode(ids[:end])))]
         if len(ends) > self.most_steps:

@@ -1,5 +1,6 @@
 """EMPG, Entropy-Modulated Policy Gradients: Wang et al., 2025, arXiv:2509.09265"""
 
+import re
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -45,7 +46,8 @@ class Empg(Term):
     def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
         ends = None
         if self.delimiter is not None:
-            ends = rollout.everywhere(ends_of_steps(rollout.tokenizer, rollout.ids, rollout.mask, self.delimiter))
+            delimiter = re.compile(re.escape(self.delimiter))
+            ends = rollout.everywhere(ends_of_steps(rollout.tokenizer, rollout.ids, rollout.mask, delimiter))
         mask = rollout.everywhere(rollout.mask)
         advantages = rollout.everywhere(per_token(rollout.advantages, rollout.mask)).double()
         turn = number_turns(mask, ends)

@@ -38,7 +38,7 @@ class Hicra(Term):
     """
 
     alpha: float = 0.2  # >= 0; the paper's value
-    grams: tuple[str, ...] = GRAMS  # phrases of one word or more; () with form "port": uncertain tokens alone
+    grams: tuple[str, ...] = GRAMS  # phrases of one word or more; () with form "verl": uncertain tokens alone
     # "verl": as a port describes the released code. In right answers (A > 0) longer than their group's mean the tokens
     # above the response's quantile 1 - `top` of the entropy count too; A_t = A (1 + alpha sign A) on either
     form: Literal["paper", "verl"] = "paper"
