@@ -23,6 +23,7 @@ class InfoPo(Term):
     over the tokens of the group that have one (A_i; 0 elsewhere, so long turns count more often), and bounded:
     A_i min(1, max(dev A, 1) / dev A_i) over all response tokens of the step.
     A_t = A + beta g A_i,  g = 1 / (1 + exp(d / temperature)),  d = deviation of the group's rewards.
+    With `gamma` < 1 turn t of T has gamma^(T - t) of the outcome, times what makes the mean over the response A again.
     g is at most 1/2, and with 0/1 rewards nearly a switch: groups of equal rewards alone. A filter that drops those
     leaves nothing, and in text without tools the term does nothing. One forward pass more for each reply of the longest
     response. Groups that all fail are driven by information alone: it rewards asking for anything that surprises.
@@ -33,6 +34,9 @@ class InfoPo(Term):
 
     beta: float = 0.1  # >= 0; the authors'. Its decay over epochs, 0 there, is a schedule of `coef`
     temperature: float = 0.05  # of the gate, > 0, in units of the reward; the authors'
+    gamma: float = (
+        1.0  # in (0, 1], of the outcome by turns; 1: the same for each turn; the authors' multi-turn mode: 0.8
+    )
     placeholder: str = "No information found."  # stands for the reply: cut to its length, or its last token repeated
     template_before: int = 0  # tokens that the chat template puts before what the tool said; they are kept
     template_after: int = 0  # likewise after it, up to where the next turn begins
@@ -42,6 +46,8 @@ class InfoPo(Term):
             raise ValueError(f"beta must be >= 0 and finite, got {self.beta}")
         if not self.temperature > 0:
             raise ValueError(f"temperature must be > 0, got {self.temperature}")
+        if not 0 < self.gamma <= 1:
+            raise ValueError(f"gamma must be in (0, 1], got {self.gamma}")
         if not self.placeholder.strip():
             raise ValueError(f"placeholder must be text, got {self.placeholder!r}")
         if min(self.template_before, self.template_after) < 0:
@@ -56,7 +62,8 @@ class InfoPo(Term):
         credit = rollout.everywhere(at_tokens(information / lengths.clamp(min=1), turn))
         has_credit = rollout.everywhere(at_tokens(is_credited.double(), turn) > 0)
         mask = rollout.everywhere(rollout.mask)
-        outcome = rollout.everywhere(per_token(rollout.advantages, rollout.mask)).double()
+        discount = at_tokens(by_turn(lengths, self.gamma), turn)
+        outcome = rollout.everywhere(discount * per_token(rollout.advantages, rollout.mask).double())
         intrinsic = standardised_by_group(credit, has_credit, rollout.everywhere(rollout.group))
         if mask.sum() > 1:
             spread = intrinsic[mask].std() + EPSILON
@@ -110,6 +117,14 @@ class InfoPo(Term):
         ids = torch.tensor(words, dtype=rollout.ids.dtype, device=rollout.ids.device)
         place = (span.cumsum(dim=1) - 1).clamp(min=0, max=len(ids) - 1)
         return torch.where(span, ids[place], rollout.ids)
+
+
+def by_turn(lengths: Float[Tensor, "N S"], gamma: float) -> Float[Tensor, "N S"]:
+    """gamma^(T - t) for turn t = 1, ..., T of each response, divided by its mean over the tokens."""
+    after = (lengths > 0).sum(dim=1, keepdim=True) - 1 - torch.arange(lengths.size(1), device=lengths.device)
+    discount = torch.where(lengths > 0, gamma ** after.double(), 0.0)
+    total = (discount * lengths).sum(dim=1, keepdim=True)
+    return discount * lengths.sum(dim=1, keepdim=True) / torch.where(total > 0, total, 1.0)
 
 
 def standardised_by_group(

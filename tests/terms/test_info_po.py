@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hclm_rl import Transcript
-from hclm_rl.terms.info_po import InfoPo
+from hclm_rl.terms.info_po import InfoPo, by_turn
 
 from ..term_batches import TOKENIZER, WORDS, Processes, first_stage, fit, make_step, reading, rollout, transcript_of
 
@@ -204,6 +204,8 @@ def test_the_placeholder_is_text_of_the_tokenizer():
     [
         ({"beta": -0.1}, "beta must be >= 0 and finite, got -0.1"),
         ({"temperature": 0.0}, "temperature must be > 0, got 0.0"),
+        ({"gamma": 0.0}, "gamma must be in (0, 1], got 0.0"),
+        ({"gamma": 1.1}, "gamma must be in (0, 1], got 1.1"),
         ({"placeholder": " "}, "placeholder must be text, got ' '"),
         ({"template_before": -1}, "template_before and template_after must be >= 0, got -1, 0"),
     ],
@@ -212,3 +214,19 @@ def test_refuses(wrong, sentence):
     with pytest.raises(ValueError) as error:
         InfoPo(**wrong)
     assert str(error.value) == sentence
+
+
+def test_the_outcome_by_turns():
+    # turns of 2, 2 and 1 tokens with gamma 1/2: 1/4, 1/2 and 1, of mean (2/4 + 2/2 + 1) / 5 = 1/2; of 2, 1 and 2 tokens
+    # the same way: (2/4 + 1/2 + 2) / 5 = 3/5. A mixed group's gate is shut, so the outcome alone is left
+    first, _ = shaped([1.0, 0.0], InfoPo(gamma=0.5, placeholder="4"))
+    expected = [0.5, 0.5, 1, 1, 2, -0.25 / 0.6, -0.25 / 0.6, -0.5 / 0.6, -1 / 0.6, -1 / 0.6]
+    assert first.advantages[MASK].tolist() == pytest.approx([x * 0.707106 for x in expected], abs=2e-6)
+    means = [first.advantages[row][MASK[row]].mean().item() for row in (0, 1)]
+    assert means == pytest.approx([0.707106, -0.707106], abs=1e-6)
+
+
+def test_without_discount_the_outcome_is_left_to_the_bit():
+    lengths = torch.tensor([[2.0, 3.0, 7.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]], dtype=torch.float64)
+    assert by_turn(lengths, 1.0).tolist() == [[1, 1, 1], [1, 0, 0], [0, 0, 0]]
+    assert by_turn(lengths, 1e-300).isfinite().all()
