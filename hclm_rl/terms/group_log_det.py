@@ -26,9 +26,11 @@ class GroupLogDet(Term):
     H is in nats and the leverage l_i in [0, G - 1] the response's part in it: G / m - 1 for each of m copies among
     answers far from one another. eps, the spread below which answers are copies, decides how fine the weights tell.
     "advantage": w_i = (l_i / mean l)^beta over the responses of the group with A > 0, clipped to [w_lo, w_hi]; A_i w_i
-    is rescaled to the sum of these A. "force": adds -coef * mean over groups of H to the loss, by its gradient: every
-    one of the T_i tokens gets F_i / T_i, F = (K + eps I)^-1 Hc / G. Responses without a token or a score are left out
-    (G counts the others); groups of fewer than two have no H. Several updates per rollout reuse l and F of the sampling
+    is rescaled to the sum of these A. A single right answer's copies all weigh 1 there; `over: batch` takes mean and
+    sum over all groups of the rollout, so that what most of a group says gives way to what few of another do.
+    "force": adds -coef * mean over groups of H to the loss, by its gradient: each of the T_i tokens gets F_i / T_i,
+    F = (K + eps I)^-1 Hc / G. Responses without a token or a score are left out (G counts the others); groups of
+    fewer than two have no H. Several updates per rollout reuse l and F of the sampling
     policy. Longer states raise H too. A response's A is its mean where terms before gave every token its own.
     """
 
@@ -40,6 +42,7 @@ class GroupLogDet(Term):
     beta: float = 0.5  # exponent of the weights, >= 0; 0 is no weight; the card's, ours
     w_lo: float = 0.5  # least weight before rescaling, in (0, 1]; the card's, ours
     w_hi: float = 2.0  # greatest weight before rescaling, >= 1; the card's, ours
+    over: Literal["group", "batch"] = "group"  # the responses that share mean l and the sum of A; ours
     right_only: bool = True  # False: responses with A < 0 too, by the inverse: mistakes unlike the others weigh less
     balance: float = 1e-3  # of "both": the force's strength beside the advantages, > 0; ours
     eps_relative: float = 1e-4  # eps = eps_relative * mean over groups of tr(K) / G, of the first step; > 0; ours
@@ -108,10 +111,15 @@ class GroupLogDet(Term):
         self, leverage: Float[Tensor, "P G"], a: Float[Tensor, "P G"], side: Bool[Tensor, "P G"], inverse: bool = False
     ) -> Float[Tensor, "P G"]:
         """w of the responses of one side, which leaves the sum of their advantages as it is; 1 elsewhere."""
-        mean = torch.where(side, leverage, 0).sum(dim=1, keepdim=True) / side.sum(dim=1, keepdim=True).clamp(min=1)
+
+        def total(x: Tensor) -> Tensor:
+            sums = torch.where(side, x, 0).sum(dim=1, keepdim=True)
+            return sums if self.over == "group" else sums.sum().expand_as(sums)
+
+        mean = total(leverage) / total(torch.ones_like(leverage)).clamp(min=1)
         ratio = torch.where(side & (mean > SILENT), leverage / mean.clamp(min=SILENT), 1)
         w = ratio.pow(-self.beta if inverse else self.beta).clamp(self.w_lo, self.w_hi)
-        before, after = (torch.where(side, x, 0).sum(dim=1, keepdim=True) for x in (a, w * a))
+        before, after = total(a), total(w * a)
         return torch.where(side, w * before / torch.where(after == 0, 1, after), 1)
 
     def __call__(self, batch: TokenBatch, memory: dict) -> Effect:

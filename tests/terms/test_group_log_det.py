@@ -162,17 +162,39 @@ def test_per_token_advantages_keep_their_sum_over_responses():
     assert first.advantages[step.mask].tolist() == pytest.approx(expected, rel=1e-14)
 
 
+def test_over_the_batch_what_most_of_a_group_answers_gives_to_what_few_do():
+    # groups of 4, answers far apart, eps to 0: one right answer and three equal mistakes, then the other way round
+    step = make_step(dtype=torch.float64)
+    states = torch.zeros_like(step.old_hidden)
+    states[[0, 7], :, 0] = 5.0
+    step = replace(step, hidden=states, old_hidden=states, group_size=4)
+    root = math.sqrt(3)
+    given = torch.tensor([root, *[-1 / root] * 3, *[1 / root] * 3, -root], dtype=torch.float64)
+    term = GroupLogDet(over="batch", beta=1.0, w_lo=0.1, w_hi=10.0)
+    first = first_stage(term, rollout(step, advantages=given), {"eps": 1e-6})
+    # leverages of the right ones G / m - 1 = 3 and three times 1/3, mean 1; w A adds up to 3 root + 3 (1/3) / root
+    scale = 2 * root / (3 * root + 1 / root)
+    expected = [3 * root * scale, *[-1 / root] * 3, *[scale / 3 / root] * 3, -root]
+    assert first.advantages.tolist() == pytest.approx(expected, rel=1e-6)
+    assert first.advantages[given > 0].sum().item() == pytest.approx(2 * root, rel=1e-14)
+    within = first_stage(replace(term, over="group"), rollout(step, advantages=given), {"eps": 1e-6})
+    assert within.advantages.tolist() == pytest.approx(given.tolist(), rel=1e-6)  # copies of one right answer
+
+
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("right_only", [True, False])
-def test_a_plain_loop(seed: int, right_only: bool):
+@pytest.mark.parametrize("over", ["group", "batch"])
+def test_a_plain_loop(seed: int, right_only: bool, over: str):
     step, changes, scored = gaps(seed)
-    term, eps = GroupLogDet(right_only=right_only, eps_relative=0.1), 0.3
+    term, eps = GroupLogDet(right_only=right_only, over=over, eps_relative=0.1), 0.3
     first = first_stage(term, rollout(step, **changes), {"eps": eps})
     expected, leverage = step.advantages.clone(), torch.zeros(8, dtype=torch.float64)
     groups = by_loop(step, step.old_hidden, eps, scored)
     for group in groups:
         rows = group["rows"]
         leverage[rows] = group["leverage"]
+    every = [i for group in groups for i in group["rows"]]
+    for rows in [group["rows"] for group in groups] if over == "group" else [every]:
         for sign in (1, -1) if right_only is False else (1,):
             side = [i for i in rows if sign * step.advantages[i] > 0]
             mean = sum(leverage[i] for i in side) / max(len(side), 1)
@@ -215,10 +237,11 @@ def test_the_injected_gradient_is_that_of_the_entropy(sizes: tuple[int, ...], se
 
 @pytest.mark.parametrize("group_size", [4, 8])
 @pytest.mark.parametrize("count", [2, 4])
-def test_groups_over_several_processes(group_size: int, count: int):
+@pytest.mark.parametrize("over", ["group", "batch"])
+def test_groups_over_several_processes(group_size: int, count: int, over: str):
     step, changes, scored = gaps(0, group_size)
     step = replace(step, rewards=changes["rewards"])
-    processes, term = Processes(count), GroupLogDet(acts="both", balance=1.0)
+    processes, term = Processes(count), GroupLogDet(acts="both", balance=1.0, over=over)
     views, memories = processes.views(step, [6] * (count // 2) + [5] * (count // 2)), [{} for _ in range(count)]
     firsts = processes.run(lambda rank: first_stage(term, views[rank], memories[rank]))
     gradients = []
