@@ -5,7 +5,7 @@ python eval/leaderboard.py --task products --setting on_policy --only plain clip
 python eval/leaderboard.py --table                        # only writes docs/leaderboard.md from the runs that are there
 python eval/leaderboard.py --runs docs/leaderboard_runs.tar.xz --only my_method --no-grid   # beside the published runs
 
-First each entry at its authors' defaults; then the points of its grid on other seeds, measured on the validation
+First each entry at its recipe's values; then the points of its grid on other seeds, measured on the validation
 split; then the best point on the reporting seeds and the test split. A run is a folder; one with a summary is finished
 and never repeated, any other is trained anew: start the same command again after an interruption. One process trains
 many runs, one thread each. See eval/leaderboard.yaml for what can be changed. Beside the page lies an archive of all
@@ -44,7 +44,6 @@ from hclm_rl.testbed import Evaluation
 
 HERE = Path(__file__).parent
 ERROR_NAME, OUTPUT_NAME = "error.txt", "output.txt"
-POLL_SECONDS = 5
 DIGITS = 3  # of the entropies of each prompt
 
 
@@ -190,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these entries alone (and what is there of others)")
     parser.add_argument("--seeds", type=int, nargs="+", help="in place of the file's `seeds`")
     parser.add_argument("--steps", type=int, help="optimiser steps, in place of the file's `max_steps`")
-    parser.add_argument("--no-grid", action="store_true", help="the authors' defaults alone")
+    parser.add_argument("--no-grid", action="store_true", help="the recipes' values alone")
     parser.add_argument("--jobs", type=int, default=1, help="processes, one thread each")
     parser.add_argument("--out", type=Path, default=Path("runs/leaderboard"), help="folder of the runs")
     parser.add_argument("--page", type=Path, default=Path("docs/leaderboard.md"), help="the page; its plots lie beside")
@@ -210,10 +209,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         boards = [
             Board.read(written, task, setting, **given) for task in written["tasks"] for setting in written["settings"]
         ]
-        leaderboard_page.write([board for board in boards if board.has_runs()], options.page)
+        rows = leaderboard_page.write([board for board in boards if board.has_runs()], options.page)
         pack(options.page.with_name(f"{options.page.stem}_runs.tar.xz"), options.out)
         if options.stamp:
-            leaderboard_stamp.write(boards[0], options.page.with_name("methods.md"))
+            leaderboard_stamp.write(rows, options.page.with_name("methods.md"))
     except (ValueError, OSError, tarfile.TarError, lzma.LZMAError) as error:
         print(f"leaderboard: {error}", file=sys.stderr)
         return 2

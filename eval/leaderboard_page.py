@@ -215,7 +215,8 @@ def plot(rows: Sequence[Row], board: Board) -> str:
         return svg_of(figure)
 
 
-def section(board: Board, page: Path) -> list[str]:
+def section(board: Board, page: Path) -> tuple[list[str], list[Row]]:
+    """Its lines, and its rows at the recipes' values."""
     entries = board.entries()
     defaults = rows_of(entries, [entry.default for entry in entries], board)
     lines = [f"## {board.task}, {board.setting}", "", described(board), made(entries, board), ""]
@@ -232,7 +233,7 @@ def section(board: Board, page: Path) -> list[str]:
         lines += table(rows, board, has_points=True)
     if grid := grid_lines(entries, board):
         lines += ["", "Chosen on validation, seeds " + ", ".join(map(str, board.grid_seeds)) + ":", "", *grid]
-    return [*lines, *notes(entries, board), ""]
+    return [*lines, *notes(entries, board), ""], defaults
 
 
 def described(board: Board) -> str:
@@ -282,8 +283,8 @@ def notes(entries: Sequence[Entry], board: Board) -> list[str]:
     return ["", *(f"- {line}" for line in lines)] if lines else []
 
 
-def write(boards: Sequence[Board], page: Path) -> None:
-    """The page with a section for each board that has runs."""
+def write(boards: Sequence[Board], page: Path) -> list[list[Row]]:
+    """The page with a section for each board that has runs; gives the boards' rows at the recipes' values."""
     page.parent.mkdir(parents=True, exist_ok=True)
     if not boards:
         raise ValueError("there is no finished run to make a page from")
@@ -297,6 +298,8 @@ def write(boards: Sequence[Board], page: Path) -> None:
         down=DOWN,
         clock="of one core on a CPU, by the wall on a GPU",
     ).splitlines()
-    for board in boards:
-        lines += ["", *section(board, page)]
-    page.write_text("\n".join(lines).rstrip() + "\n")
+    sections = [section(board, page) for board in boards]
+    page.write_text(
+        "\n".join([*lines, *(line for of_board, _ in sections for line in ["", *of_board])]).rstrip() + "\n"
+    )
+    return [rows for _, rows in sections]

@@ -16,7 +16,7 @@ from hclm_rl.naming import nearest_first
 from hclm_rl.report.runs import SUMMARY_NAME
 
 BEFORE = "before training"  # the entry that is only measured
-DEFAULT = "default"  # the point at the authors' values
+DEFAULT = "default"  # the point at the recipe's values
 KEYS = {
     *("recipes", "seeds", "grid_seeds", "splits", "samples", "pass_ks", "reference", "base", "tasks", "settings"),
     *("entries", "stops_early", "coef_factors", "share_factors", "grids"),
@@ -58,7 +58,7 @@ class Candidate:
     entry: str
     point: str
     own: dict  # what it sets beside the board's layers
-    changes: dict  # against the authors' values
+    changes: dict  # against the recipe's values
 
     @property
     def folder(self) -> Path:

@@ -3,31 +3,42 @@
 import math
 import re
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
-from leaderboard_page import DOWN, UP, Row, marks_of, measures_of, rows_of
-from leaderboard_plan import DEFAULT, Board, Candidate
+from leaderboard_page import DOWN, UP, Row, marks_of, measures_of
+from leaderboard_plan import DEFAULT, Candidate
 
 NUMBERS = "# Numbers"
 OF_THE_OUTPUT = {"save_strategy", "disable_tqdm"}  # a recipe has them, an entry of the board's file does not
 COLUMNS = 7  # of the table of methods; the last two are affected and verdict
 
 
-def write(board: Board, methods: Path) -> list[str]:
-    """Names of the recipes that were stamped. A recipe counts as run if an entry has exactly its settings."""
-    entries = board.entries()
-    rows = rows_of(entries, [entry.default for entry in entries], board)
-    [plain] = [row for row in rows if row.name == board.reference]
-    by_settings = {_settings(row.candidate): row for row in rows}
+def write(of_boards: Sequence[Sequence[Row]], methods: Path) -> list[str]:
+    """Names of the recipes that were stamped, from each board's rows at the recipes' values.
+
+    A recipe counts as run on a board if an entry has exactly its settings. The recipe gets the numbers of the first
+    board that ran it, the table of methods the verdicts of all.
+    """
+    by_settings = [{_settings(row.candidate): row for row in rows if row.differences} for rows in of_boards]
+    written = of_boards[0][0].candidate.board.written
     lines, stamped = methods.read_text().splitlines(), []
-    for recipe in sorted(Path(board.written["recipes"]).glob("*.yaml")):
+    for recipe in sorted(Path(written["recipes"]).glob("*.yaml")):
         own = yaml.safe_load(recipe.read_text())
-        row = by_settings.get(_settings(Candidate(board=board, entry=recipe.stem, point=DEFAULT, own=own, changes={})))
-        if row is None or not row.differences:
+        found: list[tuple[Row, Sequence[Row]]] = []
+        for rows, known in zip(of_boards, by_settings, strict=True):
+            board = rows[0].candidate.board
+            as_entry = Candidate(board=board, entry=recipe.stem, point=DEFAULT, own=own, changes={})
+            if row := known.get(_settings(as_entry)):
+                found.append((row, rows))
+        if not found:
             continue
+        row, rows = found[0]
+        [plain] = [each for each in rows if each.name == written["reference"]]
         recipe.write_text(with_numbers(recipe.read_text(), numbers(row, plain)))
-        lines = [with_verdict(line, row, verdict(row, rows)) if _is_of(line, recipe.stem) else line for line in lines]
+        words = "; ".join(verdict(*each) for each in found)
+        lines = [with_verdict(line, row, words) if _is_of(line, recipe.stem) else line for line in lines]
         stamped.append(recipe.stem)
     methods.write_text("\n".join(lines) + "\n")
     return stamped
@@ -78,7 +89,7 @@ def with_numbers(text: str, lines: list[str]) -> str:
     return text[: found.start()] + "\n".join(lines) + "\n" + text[found.end() :]
 
 
-def verdict(row: Row, rows: list[Row]) -> str:
+def verdict(row: Row, rows: Sequence[Row]) -> str:
     """Better or worse by AUC where that is significant, and by how much."""
     shown = [each.label for each in measures_of(row.candidate.board)][:3]  # AUC, pass@1, pass@32
     marks = {label: marks_of(rows, label)[row.name] for label in shown}

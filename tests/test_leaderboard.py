@@ -323,7 +323,8 @@ def test_what_was_seen_is_stamped_into_recipes_and_the_table_of_methods(tmp_path
     for seed, ours in zip(board.seeds, ([2, 2], [2, 2], [2, 1]), strict=True):
         pretend(entry_of(board, "plain").default.run(seed, "report"), [1, 1])
         pretend(entry_of(board, "clip_cov").default.run(seed, "report"), ours, affected=0.125)
-    assert leaderboard_stamp.write(board, methods) == ["clip_cov"]
+    rows = leaderboard_page.write([board], tmp_path / "page.md")
+    assert leaderboard_stamp.write(rows, methods) == ["clip_cov"]
     text = (recipes / "clip_cov.yaml").read_text()
     # pass@1 of the seeds 1/2, 1/2, 3/8: mean 11/24, deviation sqrt(1/192)
     assert "0.458 ± 0.072" in text and "not measured" not in text and "Affected: 0.12" in text
@@ -333,8 +334,12 @@ def test_what_was_seen_is_stamped_into_recipes_and_the_table_of_methods(tmp_path
     assert row.startswith("| `clip_cov` | p | k | n | r | 0.12 | ") and "pass@1 +0.208" in row
     assert "| `qae` | p |\n" in methods.read_text() and (recipes / "qae.yaml").read_text().count("not measured") == 1
     once = text, methods.read_text()
-    leaderboard_stamp.write(board, methods)
+    leaderboard_stamp.write(rows, methods)
     assert once == ((recipes / "clip_cov.yaml").read_text(), methods.read_text())
+    leaderboard_stamp.write([*rows, *rows], methods)  # the verdicts of all boards, the numbers of the first
+    assert once[0] == (recipes / "clip_cov.yaml").read_text()
+    [both] = [line for line in methods.read_text().splitlines() if "clip_cov" in line]
+    assert both.count("pass@1 +0.208") == 2 and both.count("|") == row.count("|")
 
 
 def test_the_command_line_writes_the_page_and_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
