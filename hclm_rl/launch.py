@@ -20,6 +20,7 @@ from trl import rewards
 from trl.scripts.utils import DatasetMixtureConfig, get_dataset
 from trl.trainer.utils import get_peft_config, get_quantization_config
 
+from .answers import final_text
 from .arguments import REWARDS, Algorithm, RunArguments, Settings, make_parser, parse, recipe_of
 from .collapse import CollapseCallback
 from .config import GRPOConfig, RLOOConfig
@@ -27,6 +28,7 @@ from .naming import nearest_first
 from .report.runs import LOG_NAME, RECIPE_NAME, SUMMARY_NAME, read_log
 from .testbed import Evaluation, Task, evaluate, find_task
 from .testbed.policy import SHAPES, policy_path
+from .testbed.sampling import measured
 from .trainer import GRPOTrainer, RLOOTrainer
 
 __all__ = ["LogWriter", "RunArguments", "main", "make_parser", "prepare", "run"]
@@ -133,11 +135,6 @@ def build_trainer(
     if task is not None and task.environment is not None:
         if algorithm != "grpo":
             raise ValueError(f"the task '{arguments.task}' has tools, which TRL's RLOO trainer does not run: use grpo")
-        if arguments.eval_samples:
-            raise ValueError(
-                f"eval_samples measures single responses, and the task '{arguments.task}' has tools: set it to 0 and "
-                "eval_strategy to steps, which measures the reward on held-out prompts"
-            )
         environment["environment_factory"] = task.environment
     if config.world_size != int(os.environ.get("WORLD_SIZE", 1)):
         raise ValueError(
@@ -196,7 +193,13 @@ class LogWriter(TrainerCallback):
 def on_held_out(
     trainer: GRPOTrainer | RLOOTrainer, task: Task, arguments: RunArguments, config: GRPOConfig | RLOOConfig
 ) -> Evaluation:
-    """The policy as it is on the task's held-out prompts, on this process alone."""
+    """The policy as it is on the task's held-out prompts; on this process alone, unless the task has tools."""
+    if task.environment is not None:
+        rows = [dict(row) for row in task.eval_dataset]
+        repeated = [row for row in rows for _ in range(arguments.eval_samples)]
+        said = trainer.sample_responses(repeated, batch=arguments.eval_batch, seed=config.seed)
+        texts = [own_last_words(each) for each in said.completions]
+        return measured(rows, task, arguments.eval_samples, texts, said.entropy_sums, said.lengths)
     assert isinstance(trainer.processing_class, PreTrainedTokenizerBase)
     return evaluate(
         trainer.accelerator.unwrap_model(trainer.model),
@@ -208,6 +211,11 @@ def on_held_out(
         seed=config.seed,
         batch=arguments.eval_batch,
     )
+
+
+def own_last_words(completion: list[dict]) -> str:
+    """The text of the last turn; empty where a tool had the last word."""
+    return final_text(completion) if completion and completion[-1].get("role") == "assistant" else ""
 
 
 def written(result: Evaluation) -> dict:
@@ -223,14 +231,17 @@ def written(result: Evaluation) -> dict:
 def measure(
     trainer: GRPOTrainer | RLOOTrainer, task: Task | None, arguments: RunArguments, config: GRPOConfig | RLOOConfig
 ) -> dict | None:
-    """Means and standard errors on the task's held-out prompts, taken on the main process while the others wait."""
+    """Means and standard errors on the task's held-out prompts, taken on the main process while the others wait.
+
+    With tools all processes sample, since TRL's loop of calls does so together.
+    """
     if not (task and arguments.eval_samples):
         return None
-    measured = None
-    if trainer.accelerator.is_main_process:
-        measured = written(on_held_out(trainer, task, arguments, config))
+    found = None
+    if trainer.accelerator.is_main_process or task.environment is not None:
+        found = written(on_held_out(trainer, task, arguments, config))
     trainer.accelerator.wait_for_everyone()
-    return measured
+    return found
 
 
 def checkpoint_of(config: GRPOConfig | RLOOConfig) -> str | None:

@@ -15,7 +15,7 @@ import inspect
 import logging
 import math
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,6 +58,15 @@ AFFECTED, COLUMN, TRACED = "hclm/affected/", "hclm/column/", "hclm/traced/"
 ROW = "hclm/row"  # a response's place before the shuffle
 
 
+@dataclass(frozen=True, kw_only=True)
+class Responses:
+    """What the policy answered, a value a response."""
+
+    completions: list  # text; of a conversation its messages, those of tools included
+    entropy_sums: list[float]  # nats, over the response's own tokens, at the sampling temperature
+    lengths: list[int]  # tokens, without those that tools wrote
+
+
 @dataclass
 class _Scores:
     """What one pass over the whole generation batch at the sampling policy gives."""
@@ -94,7 +103,8 @@ class _Run:
     inputs: dict[str, Any] | None = None  # set while TRL computes a training loss: the copy whose advantages we shape
     outcome: Outcome | None = None
     micro_batches: int = 0
-    evaluated: list[Tensor] | None = None  # set during evaluation: reward parts of all processes, a tensor a batch
+    # set during evaluation, a pair a batch: reward parts of all processes, this one's completions as text or messages
+    evaluated: list[tuple[Tensor, list]] | None = None
     reference_gives_entropy: bool = False
     generated: dict[int, int] = field(default_factory=dict)  # optimiser step: generation batches that began in it
 
@@ -102,6 +112,15 @@ class _Run:
     def is_on(self) -> bool:
         """Whether there is anything to do beside TRL."""
         return bool(self.chain.links) or self.trace.is_on
+
+
+def _transcript(batch: Mapping[str, Any]) -> Transcript:
+    return Transcript(
+        prompt_ids=batch["prompt_ids"],
+        prompt_mask=batch["prompt_mask"].bool(),
+        ids=batch["completion_ids"],
+        present=batch["completion_mask"].bool(),
+    )
 
 
 class EntropyTermsMixin:
@@ -141,7 +160,7 @@ class EntropyTermsMixin:
             self._hclm.generation.prompts, self._hclm.generation.texts = prompts, completions
             self._hclm.generation.rows = inputs
         if self._hclm.evaluated is not None:
-            self._hclm.evaluated.append(reward_parts)
+            self._hclm.evaluated.append((reward_parts, completions))
         return reward_parts
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
@@ -241,12 +260,7 @@ class EntropyTermsMixin:
                 )
         if run.chain.needs_rescoring:
             reads["score"] = functools.partial(self._hclm_score, self.model)
-            reads["transcript"] = Transcript(
-                prompt_ids=output["prompt_ids"],
-                prompt_mask=output["prompt_mask"].bool(),
-                ids=output["completion_ids"],
-                present=output["completion_mask"].bool(),
-            )
+            reads["transcript"] = _transcript(output)
         rollout = Rollout(
             ids=output["completion_ids"],
             mask=mask,
@@ -606,7 +620,7 @@ class EntropyTermsMixin:
         self._hclm.evaluated = []
         try:
             output = stock()
-            rewards = torch.cat(self._hclm.evaluated)[:, 0]
+            rewards = torch.cat([parts for parts, _ in self._hclm.evaluated])[:, 0]
         finally:
             self._hclm.evaluated = None
         if has_length(dataloader.dataset):  # several processes fill up the last batch with prompts of the first
@@ -616,6 +630,34 @@ class EntropyTermsMixin:
         grouped = rewards.view(-1, self.num_generations_eval).cpu().numpy()
         output.metrics.update(pass_metrics(grouped, self.args.eval_pass_threshold, metric_key_prefix))
         return output
+
+    def sample_responses(self, rows: Sequence[dict], *, batch: int, seed: int) -> Responses:
+        """A response of the policy to each row of a data set, with its tools, as TRL samples in evaluation.
+
+        `batch` rows at once. Every process must call it with the same rows; each samples them all. The weights, the
+        global random generators and what is logged are left as they were.
+        """
+        entropy_sums: list[float] = []
+        lengths: list[int] = []
+        was_training, group_size = self.model.training, self.num_generations_eval
+        devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
+        self.model.eval()
+        self.num_generations_eval, self._hclm.evaluated = 1, []
+        try:
+            with torch.random.fork_rng(devices), torch.no_grad():
+                torch.manual_seed(seed)
+                for start in range(0, len(rows), batch):
+                    output = self._generate_and_score_completions([dict(row) for row in rows[start : start + batch]])
+                    mask = self._hclm_mask(output)
+                    entropy = self._hclm_score(self.model, _transcript(output))[1]
+                    entropy_sums += torch.where(mask, entropy, 0).sum(dim=1).tolist()
+                    lengths += mask.sum(dim=1).tolist()
+            completions = [each for _, of_batch in self._hclm.evaluated for each in of_batch]
+        finally:
+            self.model.train(was_training)
+            self.num_generations_eval, self._hclm.evaluated = group_size, None
+            self._metrics["eval"].clear()
+        return Responses(completions=completions, entropy_sums=entropy_sums, lengths=lengths)
 
     # ---- small questions
 

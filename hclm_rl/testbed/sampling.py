@@ -98,7 +98,7 @@ def evaluate(
             lengths += tokens
             kept = [ids[:length] for ids, length in zip(completions.tolist(), tokens, strict=True)]
             texts += tokenizer.batch_decode(kept, skip_special_tokens=True)
-    return _measure(rows, task, samples, texts, entropy_sums, lengths)
+    return measured(rows, task, samples, texts, entropy_sums, lengths)
 
 
 @contextmanager
@@ -161,9 +161,10 @@ def sample_completions(
     return completions, torch.stack(processor.entropies, dim=1), mask
 
 
-def _measure(
+def measured(
     rows: list[Row], task: Task, samples: int, texts: list[str], entropy_sums: list[float], lengths: list[int]
 ) -> Evaluation:
+    """What responses, `samples` in a row for each prompt, show; of each its text, sum of entropies (nats), tokens."""
     passes = [k for k in PASS_KS if k <= samples]
     votes = [k for k in MAJ_KS if k <= samples]
     per_prompt: dict[str, list[float]] = {"token_entropy": []}

@@ -6,7 +6,7 @@ import torch
 
 from hclm_rl.testbed import evaluate, find_task
 from hclm_rl.testbed.policy import EOS, load_policy, new_policy, new_tokenizer
-from hclm_rl.testbed.sampling import _measure, sample_completions
+from hclm_rl.testbed.sampling import measured, sample_completions
 
 
 @pytest.fixture(scope="module")
@@ -122,8 +122,8 @@ def test_measures_of_answers_counted_by_hand(task):
     rows = [{"prompt": "p", "correct": "C"}, {"prompt": "q", "correct": "C"}]
     texts = ["C", "C", "C", "a", "a", "a", "a", "b"] + [""] * 8
     # prompt 1: 8 responses of 2 tokens, 4 nats together; prompt 2: 8 of 1 token, 2 nats
-    measured = _measure(rows, by_letter, 8, texts, [0.5] * 8 + [0.25] * 8, [2] * 8 + [1] * 8)
-    assert measured.means() == pytest.approx(
+    found = measured(rows, by_letter, 8, texts, [0.5] * 8 + [0.25] * 8, [2] * 8 + [1] * 8)
+    assert found.means() == pytest.approx(
         {
             "token_entropy": 6 / 24,
             "pass@1": (3 / 8 + 0) / 2,
@@ -136,10 +136,10 @@ def test_measures_of_answers_counted_by_hand(task):
         },
         abs=1e-6,  # the worked example has six digits
     )
-    assert measured.per_prompt["pass@1"] == pytest.approx([3 / 8, 0.0])
+    assert found.per_prompt["pass@1"] == pytest.approx([3 / 8, 0.0])
     # of two values x, y the standard error of the mean is |x - y| / 2
-    assert measured.standard_errors["pass@1"] == pytest.approx(3 / 16)
-    assert measured.standard_errors["pass@8"] == pytest.approx(1 / 2)
+    assert found.standard_errors["pass@1"] == pytest.approx(3 / 16)
+    assert found.standard_errors["pass@8"] == pytest.approx(1 / 2)
 
 
 def test_token_entropy_error_is_that_of_a_ratio(task):
@@ -147,9 +147,9 @@ def test_token_entropy_error_is_that_of_a_ratio(task):
     silent = replace(task, answer=lambda row, text: None, is_correct=lambda row, text: False)
     # prompt sums of entropy 3, 1 and of tokens 3, 5: ratio R = 4 / 8; residuals (S - R L) / 4 = 3/8 and -3/8,
     # standard error sqrt((2 * 9/64) / (1 * 2)) = 3/8
-    measured = _measure(rows, silent, 1, ["", ""], [3.0, 1.0], [3, 5])
-    assert measured.token_entropy == pytest.approx(0.5)
-    assert measured.standard_errors["token_entropy"] == pytest.approx(3 / 8)
+    found = measured(rows, silent, 1, ["", ""], [3.0, 1.0], [3, 5])
+    assert found.token_entropy == pytest.approx(0.5)
+    assert found.standard_errors["token_entropy"] == pytest.approx(3 / 8)
 
 
 def test_bad_input_is_refused(task, policy):

@@ -1,15 +1,16 @@
 """Several turns for real: TRL runs the tool, masks its tokens, and every term that knows turns trains on it."""
 
+import json
 import random
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl.chat_template_utils import is_chat_template_prefix_preserving, parse_response, supports_tool_calling
 
 import hclm_rl
-from hclm_rl.launch import main
+from hclm_rl.launch import main, own_last_words
 from hclm_rl.testbed import find_task
 from hclm_rl.testbed.hidden_number import (
     MAX_COMPLETION_LENGTH,
@@ -194,12 +195,67 @@ def test_splits_share_no_problem():
     assert all(isinstance(each, Problem) and each.low <= each.hidden <= each.high for each in seen["train"])
 
 
-@pytest.mark.parametrize("algorithm, more, sentence", [
-    ("grpo", ["--eval_samples", "4"], "eval_samples measures single responses"),
-    ("rloo", [], "has tools, which TRL's RLOO trainer does not run"),
-])  # fmt: skip
-def test_the_launcher_says_what_tools_exclude(algorithm, more, sentence, talker: str, tmp_path: Path, capsys):
-    line = ["--task", "hidden_number", "--task_kwargs", '{"prompts": 8, "eval_prompts": 8}']
-    line += ["--model_name_or_path", talker, "--output_dir", str(tmp_path), "--bf16", "false", *more]
-    assert main(algorithm, line) == 2
-    assert sentence in capsys.readouterr().err
+LAUNCHED = ["--task", "hidden_number", "--task_kwargs", '{"prompts": 8, "eval_prompts": 6}', "--bf16", "false"]
+
+
+def test_the_launcher_says_what_tools_exclude(talker: str, tmp_path: Path, capsys):
+    assert main("rloo", [*LAUNCHED, "--model_name_or_path", talker, "--output_dir", str(tmp_path)]) == 2
+    assert "has tools, which TRL's RLOO trainer does not run" in capsys.readouterr().err
+
+
+def test_held_out_responses_use_the_tools_and_leave_training_as_it_was(talker: str, tmp_path: Path):
+    line = [*LAUNCHED, "--model_name_or_path", talker, "--reward_funcs", f"{__name__}.closeness"]
+    line += ["--max_steps", "2", "--num_generations", "4", "--per_device_train_batch_size", "8"]
+    line += [
+        "--learning_rate",
+        "0.01",
+        "--max_tool_calling_iterations",
+        "2",
+        "--use_cpu",
+        "true",
+        "--logging_steps",
+        "1",
+    ]
+    line += ["--eval_batch", "10"]  # neither of whole prompts nor of groups
+    logs, after = [], None
+    for samples in ("0", "4"):
+        out = tmp_path / samples
+        assert main("grpo", [*line, "--output_dir", str(out), "--eval_samples", samples]) == 0
+        entries = [json.loads(entry) for entry in (out / "log.jsonl").read_text().splitlines()]
+        logs.append([{key: entry.get(key) for key in ("loss", "reward", "entropy", "grad_norm")} for entry in entries])
+        after = json.loads((out / "summary.json").read_text())["after"]
+    assert logs[0] == logs[1] and all(entry["grad_norm"] for entry in logs[0][:2])
+    assert after["prompts"] == 6 and after["samples"] == 4 and 0 < after["means"]["token_entropy"] < 5
+
+
+def test_held_out_responses_are_those_of_trl(talker: str, tmp_path: Path):
+    trainer = make(talker, tmp_path, [])
+    rows = list(find_task("hidden_number", prompts=1, eval_prompts=12).eval_dataset)
+    SEEN.clear()
+    trainer.model.train()
+    before = torch.get_rng_state(), trainer.num_generations_eval
+    said = trainer.sample_responses(rows, batch=5, seed=3)
+    assert torch.equal(torch.get_rng_state(), before[0]) and trainer.num_generations_eval == before[1]
+    assert trainer.model.training and not trainer._metrics["eval"]
+    assert [len(each["completion_ids"]) for each in SEEN] == [5, 5, 2]
+    assert any(message["role"] == "tool" for messages in said.completions for message in messages)
+    own = [batch["completion_mask"] * batch["tool_mask"] for batch in SEEN]
+    assert said.lengths == torch.cat([mask.sum(dim=1) for mask in own]).tolist()
+    # the entropies, by a forward pass of the bare model
+    model = AutoModelForCausalLM.from_pretrained(talker).eval()
+    sums = []
+    for batch, mask in zip(SEEN, own, strict=True):
+        ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+        present = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+        with torch.no_grad():
+            logits = model(input_ids=ids, attention_mask=present).logits[:, -mask.size(1) - 1 : -1]
+        sums += (torch.distributions.Categorical(logits=logits).entropy() * mask).sum(dim=1).tolist()
+    assert said.entropy_sums == pytest.approx(sums, rel=1e-4, abs=1e-5)
+    again = trainer.sample_responses(rows, batch=5, seed=3)
+    assert again == said != trainer.sample_responses(rows, batch=5, seed=4)
+
+
+def test_a_response_that_ends_with_a_tool_says_nothing():
+    tool = {"role": "tool", "name": "ask", "content": "say 9"}
+    said = {"role": "assistant", "content": "say 9"}
+    assert [own_last_words(each) for each in ([said], [tool, said], [said, tool], [])] == ["say 9", "say 9", "", ""]
