@@ -230,7 +230,8 @@ class Board:
         return [{"coef": float(f"{factor * coef:.3g}")} for factor in factors]
 
     def has_runs(self) -> bool:
-        return self.folder.is_dir() and any(self.folder.rglob(SUMMARY_NAME))
+        """Whether there is anything to report: a finished run of these seeds at a recipe's values."""
+        return any(entry.default.summaries(self.seeds, "report") for entry in self.entries())
 
 
 def _only_observes(name: str, own: dict) -> bool:

@@ -342,6 +342,16 @@ def test_what_was_seen_is_stamped_into_recipes_and_the_table_of_methods(tmp_path
     assert both.count("pass@1 +0.208") == 2 and both.count("|") == row.count("|")
 
 
+def test_a_board_without_a_run_of_the_seeds_is_left_out_of_the_page(tmp_path: Path):
+    config, page = tmp_path / "board.yaml", tmp_path / "page.md"
+    config.write_text(yaml.safe_dump({**WRITTEN, "recipes": str(tmp_path / "recipes")}))
+    pretend(entry_of(board_in(tmp_path), "plain").default.run(1, "report"), [1, 0])
+    pretend(entry_of(board_in(tmp_path, setting="on_policy"), "plain").default.run(2, "report"), [1, 0])
+    line = ["--config", str(config), "--out", str(tmp_path / "runs"), "--page", str(page), "--table", "--seeds"]
+    assert leaderboard.main([*line, "2"]) == 0
+    assert "## coins, on_policy" in page.read_text() and "## coins, off_policy" not in page.read_text()
+
+
 def test_the_command_line_writes_the_page_and_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     config, page = tmp_path / "board.yaml", tmp_path / "page.md"
     config.write_text(yaml.safe_dump({**WRITTEN, "recipes": str(tmp_path / "recipes")}))
