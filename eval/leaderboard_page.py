@@ -248,8 +248,9 @@ def described(board: Board) -> str:
 
 def made(entries: Sequence[Entry], board: Board) -> str:
     """The command, and when and where its runs were made."""
-    summaries = [summary for entry in entries for summary in entry.default.summaries(board.seeds, "report").values()]
-    seeds = sorted({seed for entry in entries for seed in entry.default.summaries(board.seeds, "report")})
+    by_seed = [entry.default.summaries(board.seeds, "report") for entry in entries]
+    summaries = [summary for each in by_seed for summary in each.values()]
+    seeds = sorted({seed for each in by_seed for seed in each})
     dates = sorted({summary["date"] for summary in summaries})
     machines = sorted({summary["machine"] for summary in summaries})
     packages = sorted({f"{name} {number}" for summary in summaries for name, number in summary["versions"].items()})
@@ -298,8 +299,10 @@ def write(boards: Sequence[Board], page: Path) -> list[list[Row]]:
         down=DOWN,
         clock="of one core on a CPU, by the wall on a GPU",
     ).splitlines()
-    sections = [section(board, page) for board in boards]
-    page.write_text(
-        "\n".join([*lines, *(line for of_board, _ in sections for line in ["", *of_board])]).rstrip() + "\n"
-    )
-    return [rows for _, rows in sections]
+    rows_of_boards = []
+    for board in boards:
+        of_board, rows = section(board, page)
+        lines += ["", *of_board]
+        rows_of_boards.append(rows)
+    page.write_text("\n".join(lines).rstrip() + "\n")
+    return rows_of_boards

@@ -35,6 +35,11 @@ def final_text(said: str | Sequence[dict]) -> str:
     return content or ""
 
 
+def own_last_words(completion: Sequence[dict]) -> str:
+    """The text of a conversation's last turn; empty where a tool had the last word."""
+    return final_text(completion) if completion and completion[-1].get("role") == "assistant" else ""
+
+
 def boxed(text: str) -> str | None:
     r"""What is in the last \boxed{...}, braces balanced; None without one or where it is not closed."""
     start = text.rfind(r"\boxed{")

@@ -20,7 +20,7 @@ from trl import rewards
 from trl.scripts.utils import DatasetMixtureConfig, get_dataset
 from trl.trainer.utils import get_peft_config, get_quantization_config
 
-from .answers import final_text
+from .answers import own_last_words
 from .arguments import REWARDS, Algorithm, RunArguments, Settings, make_parser, parse, recipe_of
 from .collapse import CollapseCallback
 from .config import GRPOConfig, RLOOConfig
@@ -211,11 +211,6 @@ def on_held_out(
         seed=config.seed,
         batch=arguments.eval_batch,
     )
-
-
-def own_last_words(completion: list[dict]) -> str:
-    """The text of the last turn; empty where a tool had the last word."""
-    return final_text(completion) if completion and completion[-1].get("role") == "assistant" else ""
 
 
 def written(result: Evaluation) -> dict:

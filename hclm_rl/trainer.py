@@ -640,11 +640,10 @@ class EntropyTermsMixin:
         entropy_sums: list[float] = []
         lengths: list[int] = []
         was_training, group_size = self.model.training, self.num_generations_eval
-        devices = [self.accelerator.device] if self.accelerator.device.type == "cuda" else []
         self.model.eval()
         self.num_generations_eval, self._hclm.evaluated = 1, []
         try:
-            with torch.random.fork_rng(devices), torch.no_grad():
+            with self._hclm_aside():
                 torch.manual_seed(seed)
                 for start in range(0, len(rows), batch):
                     output = self._generate_and_score_completions([dict(row) for row in rows[start : start + batch]])

@@ -75,8 +75,9 @@ class ConditionalEntropy(Term):
         memory["measured_at"] = rollout.step
         asked, encode = self._asked(rollout), rollout.tokenizer.encode
         answers = [[] if each is None else encode(each, add_special_tokens=False) for each in asked]
-        is_end = torch.zeros_like(rollout.mask)
-        if not self.step_tokens:
+        if self.step_tokens:
+            is_end = rollout.mask & (rollout.mask.cumsum(dim=1) % self.step_tokens == 0)
+        else:
             is_end = ends_of_steps(rollout.tokenizer, rollout.ids, rollout.mask, re.compile(self.step_end))
         ends = [
             self._ends(rollout, row, text, is_end[row]) if text and answer else []
@@ -122,10 +123,7 @@ class ConditionalEntropy(Term):
     def _ends(self, rollout: Rollout, row: int, asked: str, is_end: Bool[Tensor, "T"]) -> list[int]:
         """The number of completion tokens read at the end of each step."""
         ids, own = rollout.ids[row].tolist(), rollout.mask[row].nonzero().squeeze(1).tolist()
-        last = (
-            own[self.step_tokens - 1 :: self.step_tokens] if self.step_tokens else is_end.nonzero().squeeze(1).tolist()
-        )
-        ends = [at + 1 for at in dict.fromkeys([*last, *own[-1:]])]
+        ends = [at + 1 for at in dict.fromkeys([*is_end.nonzero().squeeze(1).tolist(), *own[-1:]])]
         if self.cuts:
             stands = as_whole(asked)
             ends = [end for end in ends if not stands.search(normalised(rollout.tokenizer.decode(ids[:end])))]

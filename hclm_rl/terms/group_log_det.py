@@ -30,8 +30,8 @@ class GroupLogDet(Term):
     sum over all groups of the rollout, so that what most of a group says gives way to what few of another do.
     "force": adds -coef * mean over groups of H to the loss, by its gradient: each of the T_i tokens gets F_i / T_i,
     F = (K + eps I)^-1 Hc / G. Responses without a token or a score are left out (G counts the others); groups of
-    fewer than two have no H. Several updates per rollout reuse l and F of the sampling
-    policy. Longer states raise H too. A response's A is its mean where terms before gave every token its own.
+    fewer than two have no H. Several updates per rollout reuse l and F of the sampling policy. Longer states raise H
+    too. A response's A is its mean where terms before gave every token its own.
     """
 
     needs_scores: ClassVar[bool] = True

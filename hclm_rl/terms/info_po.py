@@ -34,9 +34,7 @@ class InfoPo(Term):
 
     beta: float = 0.1  # >= 0; the authors'. Its decay over epochs, 0 there, is a schedule of `coef`
     temperature: float = 0.05  # of the gate, > 0, in units of the reward; the authors'
-    gamma: float = (
-        1.0  # in (0, 1], of the outcome by turns; 1: the same for each turn; the authors' multi-turn mode: 0.8
-    )
+    gamma: float = 1.0  # of the outcome by turns, in (0, 1]; the authors' multi-turn mode: 0.8
     placeholder: str = "No information found."  # stands for the reply: cut to its length, or its last token repeated
     template_before: int = 0  # tokens that the chat template puts before what the tool said; they are kept
     template_after: int = 0  # likewise after it, up to where the next turn begins

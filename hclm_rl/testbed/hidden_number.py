@@ -13,6 +13,7 @@ from typing import Literal
 
 import datasets
 
+from hclm_rl.answers import own_last_words
 from hclm_rl.testbed.task import Row, Task
 
 NUMBERS = range(32)
@@ -114,9 +115,8 @@ def found_number(
     prompts: list, completions: list[list[dict]], *, hidden: Sequence[int], **columns: object
 ) -> list[float]:
     """TRL reward: 1 where the last turn says the hidden number, else 0."""
-    last = [messages[-1] if messages else {} for messages in completions]
-    said = [message.get("content", "") if message.get("role") == "assistant" else "" for message in last]
-    return [float(is_correct({"hidden": number}, text)) for number, text in zip(hidden, said, strict=True)]
+    said = zip(hidden, map(own_last_words, completions), strict=True)
+    return [float(is_correct({"hidden": number}, text)) for number, text in said]
 
 
 def make_dataset(split: Split, problems: int, seed: int) -> datasets.Dataset:

@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl.chat_template_utils import is_chat_template_prefix_preserving, parse_response, supports_tool_calling
 
 import hclm_rl
-from hclm_rl.launch import main, own_last_words
+from hclm_rl.answers import own_last_words
+from hclm_rl.launch import main
 from hclm_rl.testbed import find_task
 from hclm_rl.testbed.hidden_number import (
     MAX_COMPLETION_LENGTH,
@@ -206,16 +207,8 @@ def test_the_launcher_says_what_tools_exclude(talker: str, tmp_path: Path, capsy
 def test_held_out_responses_use_the_tools_and_leave_training_as_it_was(talker: str, tmp_path: Path):
     line = [*LAUNCHED, "--model_name_or_path", talker, "--reward_funcs", f"{__name__}.closeness"]
     line += ["--max_steps", "2", "--num_generations", "4", "--per_device_train_batch_size", "8"]
-    line += [
-        "--learning_rate",
-        "0.01",
-        "--max_tool_calling_iterations",
-        "2",
-        "--use_cpu",
-        "true",
-        "--logging_steps",
-        "1",
-    ]
+    line += ["--learning_rate", "0.01", "--max_tool_calling_iterations", "2"]
+    line += ["--use_cpu", "true", "--logging_steps", "1"]
     line += ["--eval_batch", "10"]  # neither of whole prompts nor of groups
     logs, after = [], None
     for samples in ("0", "4"):
