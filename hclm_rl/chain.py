@@ -118,8 +118,13 @@ class Chain:
 
     @property
     def needs_vocab(self) -> list[str]:
-        """Names of the links that read the whole next-token distribution."""
-        return [link.name for link in self.links if link.term.needs_vocab]
+        """Names of the links that read the whole next-token distribution, in either stage."""
+        return [link.name for link in self.links if link.term.needs_vocab or link.term.needs_vocab_gradient]
+
+    @property
+    def needs_vocab_gradient(self) -> list[str]:
+        """Names of the links that read it where there is a gradient."""
+        return [link.name for link in self.links if link.term.needs_vocab_gradient]
 
     @property
     def needs_rescoring(self) -> list[str]:

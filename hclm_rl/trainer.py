@@ -14,6 +14,7 @@ import functools
 import inspect
 import logging
 import math
+import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -26,6 +27,7 @@ import trl
 from accelerate.utils import gather_object, is_peft_model
 from packaging.version import Version
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import EvalLoopOutput, has_length
@@ -48,7 +50,7 @@ if not Version("1.16") <= Version(trl.__version__) < Version("1.17"):
     )
 
 from trl.models.utils import disable_gradient_checkpointing
-from trl.trainer.utils import add_fused_lm_head, nanstd, use_adapter
+from trl.trainer.utils import add_fused_lm_head, maybe_gather_lm_head_ctx, nanstd, use_adapter
 
 logger = logging.getLogger(__name__)
 
@@ -254,10 +256,8 @@ class EntropyTermsMixin:
             states = scores.hidden
             reads["hidden"] = last_layer(states)
             if run.chain.needs_vocab:
-                reads["over_vocab"] = lambda functional: over_vocab(functional, states, self._hclm_head(), mask=mask)
-                reads["slope"] = lambda direction: slope_along(
-                    direction, states, output["completion_ids"], self._hclm_head()
-                )
+                reads["over_vocab"] = lambda functional: self._hclm_over_vocab(functional, states, mask)
+                reads["slope"] = lambda direction: self._hclm_slope(direction, states, output["completion_ids"])
         if run.chain.needs_rescoring:
             reads["score"] = functools.partial(self._hclm_score, self.model)
             reads["transcript"] = _transcript(output)
@@ -380,8 +380,8 @@ class EntropyTermsMixin:
         affected = {key.removeprefix(AFFECTED): value for key, value in inputs.items() if key.startswith(AFFECTED)}
         if hidden is not None:
             reads["hidden"] = last_layer(hidden)
-        if run.chain.needs_vocab and hidden is not None:
-            reads["over_vocab"] = lambda functional: over_vocab(functional, hidden, self._hclm_head(), mask=mask)
+        if run.chain.needs_vocab_gradient and hidden is not None:
+            reads["over_vocab"] = lambda functional: self._hclm_over_vocab(functional, hidden, mask)
         if run.chain.needs_rescoring:
             reads["score"] = functools.partial(self._hclm_score, model)
         batch = TokenBatch(
@@ -709,8 +709,21 @@ class EntropyTermsMixin:
         model = self.accelerator.unwrap_model(self.model)
         return model.get_base_model() if is_peft_model(model) else model
 
-    def _hclm_head(self) -> Head:
-        """The output head with the factors that TRL's fused forward applies."""
+    def _hclm_over_vocab(self, functional: Callable[[Tensor], Tensor], states: Tensor, mask: Tensor) -> Tensor:
+        with self._hclm_head() as head:
+            return over_vocab(functional, states, head, mask=mask)
+
+    def _hclm_slope(self, direction: Tensor, states: Tensor, ids: Tensor) -> Tensor:
+        with self._hclm_head() as head:
+            return slope_along(direction, states, ids, head)
+
+    @contextmanager
+    def _hclm_head(self) -> Iterator[Head]:
+        """The output head with the factors that TRL's fused forward applies; whole inside, also where it is sharded.
+
+        All processes must enter it alike: ZeRO-3 gathers the head here. FSDP2 leaves it whole after a forward pass;
+        where it did not, it is gathered without gradient alone.
+        """
         model = self._hclm_language_model()
         config, head = model.config.get_text_config(), model.get_output_embeddings()
         multipliers = ("logit_scale", "output_multiplier", "lm_head_multiplier")  # of Cohere, Muse, Falcon-H1
@@ -720,7 +733,17 @@ class EntropyTermsMixin:
             given.append(divisor if config.model_type == "hyperclovax" else 1 / divisor)
         scale = next((float(value) for value in given if value is not None), 1.0)
         softcap = getattr(config, "final_logit_softcapping", None)
-        return Head(weight=head.weight, bias=head.bias, temperature=self.temperature, softcap=softcap, scale=scale)
+        weight, bias = head.weight, head.bias
+        with maybe_gather_lm_head_ctx(weight, bias):
+            if isinstance(weight, DTensor):
+                if torch.is_grad_enabled():
+                    raise ValueError(
+                        f"{', '.join(self._hclm.chain.needs_vocab_gradient)}: reads the whole next-token distribution "
+                        "with gradient, and FSDP shards the output head again after the forward pass: leave it out of "
+                        "the wrapped classes, or use DDP"
+                    )
+                weight, bias = weight.full_tensor(), None if bias is None else bias.full_tensor()
+            yield Head(weight=weight, bias=bias, temperature=self.temperature, softcap=softcap, scale=scale)
 
     def _hclm_warn_of_inert_links(self) -> None:
         updates = self.args.steps_per_generation * self.num_iterations
@@ -749,12 +772,25 @@ def refuse_what_the_run_lacks(chain: Chain, model: Any, config: Any) -> None:
             f"{', '.join(reads)}: reads scores or hidden states of the whole batch, which this library does not take "
             "from vision models; use terms that need neither, such as entropy_bonus or qae"
         )
-    is_sharded = is_deepspeed_zero3_enabled() or bool(getattr(config, "fsdp", None))
-    if chain.needs_vocab and is_sharded:
+    whole = "the whole next-token distribution"
+    if chain.needs_vocab_gradient and is_deepspeed_zero3_enabled():
         raise ValueError(
-            f"{', '.join(chain.needs_vocab)}: reads the whole next-token distribution, for which the output head must "
-            "be whole on each process; under ZeRO-3 or FSDP it is not: use DDP, ZeRO-1 or ZeRO-2"
+            f"{', '.join(chain.needs_vocab_gradient)}: reads {whole} with gradient, for which the output head must be "
+            "whole from the forward to the backward pass; under ZeRO-3 it is not: use FSDP2, DDP or ZeRO-2"
         )
+    if chain.needs_vocab and _is_fsdp1(config):
+        raise ValueError(
+            f"{', '.join(chain.needs_vocab)}: reads {whole}, for which FSDP1 does not leave the output head whole: use "
+            "FSDP2 (fsdp_version: 2), DDP or ZeRO-2"
+        )
+
+
+def _is_fsdp1(config: Any) -> bool:
+    """Whether the first FSDP is asked for, in the config (where 2 is the default) or by accelerate (where 1 is)."""
+    if getattr(config, "fsdp", None):
+        return int((config.fsdp_config or {}).get("version", 2)) == 1
+    is_launched = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    return is_launched and int(os.environ.get("FSDP_VERSION", "1")) == 1
 
 
 class GRPOTrainer(EntropyTermsMixin, trl.GRPOTrainer):

@@ -35,7 +35,10 @@ def last_layer(states: Tensor) -> Callable[..., Tensor]:
 
 def no_vocab(functional: Callable[[Tensor], Tensor]) -> Tensor:
     """Stands for `over_vocab` of a batch that has none."""
-    raise ValueError("this batch has no over_vocab: a term that reads it declares needs_vocab = True")
+    raise ValueError(
+        "this batch has no over_vocab: a term that reads it declares needs_vocab = True, and needs_vocab_gradient "
+        "= True if it does so in __call__"
+    )
 
 
 def no_slope(direction: Tensor) -> Tensor:
@@ -209,7 +212,8 @@ class Term:
 
     needs_scores: ClassVar[bool] = False  # stage 1 reads logps or entropy of the sampling policy
     needs_hidden: ClassVar[bool] = False  # reads hidden states
-    needs_vocab: ClassVar[bool] = False  # reads the whole next-token distribution (over_vocab)
+    needs_vocab: ClassVar[bool] = False  # stage 1 reads the whole next-token distribution (over_vocab, slope)
+    needs_vocab_gradient: ClassVar[bool] = False  # stage 2 reads it, with gradient: not under ZeRO-3
     needs_rescoring: ClassVar[bool] = False  # calls `score` on other texts, or reads `transcript`
     needs_attention: ClassVar[bool] = False  # stage 2 reads attention entropies: eager attention alone gives them
     is_diagnostic: ClassVar[bool] = False  # gives metrics alone

@@ -87,7 +87,7 @@ class Rarely(Term):
 class ReadsVocabulary(Term):
     """A bonus on the Renyi-2 entropy of the whole next-token distribution."""
 
-    needs_vocab: ClassVar[bool] = True
+    needs_vocab_gradient: ClassVar[bool] = True
 
     def __call__(self, batch: TokenBatch, memory: dict) -> Effect:
         collision = batch.over_vocab(lambda logps: torch.logsumexp(2 * logps, dim=-1))

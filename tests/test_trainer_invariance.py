@@ -119,17 +119,61 @@ def test_rloo_micro_batches_of_an_added_loss(policy: str, tmp_path: Path):
     assert largest_difference(whole, weights_after(policy, tmp_path / "3", algorithm="rloo", **WHOLE)) > 100 * ROUNDING
 
 
-@pytest.fixture(scope="module")
-def two_processes(policy: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained_by_two(policy: str, out: Path, kind: str, terms: list[str]) -> Path:
     """Folder with the weights of every case, trained by two processes on gloo."""
-    out = tmp_path_factory.mktemp("two_processes")
-    cases = {term: STRONG.get(term, {}) for term in known_terms()}
+    cases = {term: STRONG.get(term, {}) for term in terms}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "tests.two_processes", policy, str(out), json.dumps(cases)]
+    command += ["-m", "tests.two_processes", policy, str(out), json.dumps(cases), kind]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
     done = subprocess.run(command, env=environment, cwd=Path(__file__).parents[1], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return out
+
+
+@pytest.fixture(scope="module")
+def two_processes(policy: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained_by_two(policy, tmp_path_factory.mktemp("two_processes"), "ddp", known_terms())
+
+
+@pytest.fixture(scope="module")
+def fsdp2(policy: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained_by_two(policy, tmp_path_factory.mktemp("fsdp2"), "fsdp2", known_terms())
+
+
+@pytest.mark.parametrize("term", known_terms())
+def test_fsdp2_is_one_process(term: str, fsdp2: Path, policy: str, tmp_path: Path):
+    sharded = load_file(fsdp2 / f"{term}.safetensors")
+    assert largest_difference(update(policy, tmp_path, term, **WHOLE), sharded) < ROUNDING
+
+
+def test_fsdp2_without_terms_or_at_coef_zero_is_trl_and_resumes(fsdp2: Path):
+    stock, empty, zero, through, resumed = (
+        load_file(fsdp2 / f"{name}.safetensors")
+        for name in ("stock dapo", "empty dapo", "zero dapo", "through", "resumed")
+    )
+    assert largest_difference(stock, empty) == largest_difference(stock, zero) == 0.0
+    assert largest_difference(through, resumed) == 0.0
+
+
+def test_fsdp2_in_bf16(fsdp2: Path):
+    stock, empty, terms = (load_file(fsdp2 / f"{name} bf16.safetensors") for name in ("stock", "empty", "terms"))
+    assert largest_difference(stock, empty) == 0.0
+    assert 100 * ROUNDING < largest_difference(stock, terms) < 1.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["zero2", "zero3"])
+def test_zero_is_one_process(kind: str, policy: str, tmp_path: Path):
+    pytest.importorskip("deepspeed", reason="needs the extra `deepspeed`")
+    terms = [name for name in known_terms() if kind == "zero2" or not find_term(name).needs_vocab_gradient]
+    out = trained_by_two(policy, tmp_path, kind, terms)
+    for term in terms:
+        sharded = load_file(out / f"{term}.safetensors")
+        assert largest_difference(update(policy, tmp_path / "one" / term, term, **WHOLE), sharded) < ROUNDING, term
+    stock, *others = (load_file(out / f"{name} dapo.safetensors") for name in ("stock", "empty", "zero"))
+    assert [largest_difference(stock, other) for other in others] == [0.0, 0.0]
+    through, resumed = (load_file(out / f"{name}.safetensors") for name in ("through", "resumed"))
+    assert largest_difference(through, resumed) == 0.0
 
 
 @pytest.mark.parametrize("term", known_terms())

@@ -131,8 +131,21 @@ def test_what_the_run_cannot_give_is_refused_before_loading(tmp_path: Path, monk
     monkeypatch.setattr("hclm_rl.trainer.is_deepspeed_zero3_enabled", lambda: True)
     args = hclm_rl.GRPOConfig(str(tmp_path / "out"), entropy_terms=["tests.own_terms.ReadsVocabulary"], **settings())
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    with pytest.raises(ValueError, match=r"ReadsVocabulary: reads the whole next-token distribution.* ZeRO-3"):
+    with pytest.raises(
+        ValueError, match=r"ReadsVocabulary: reads the whole next-token distribution with grad.* ZeRO-3"
+    ):
         hclm_rl.GRPOTrainer(str(tmp_path), low_words, args, prompts())
+
+
+@pytest.mark.parametrize("way", ["config", "launcher"])
+def test_fsdp1_is_refused_where_the_head_is_read(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    given = {"fsdp": True, "fsdp_config": {"version": 1}} if way == "config" else {}
+    args = hclm_rl.GRPOConfig(str(tmp_path / "out"), entropy_terms=["entropy_flow"], **settings(), **given)
+    if way == "launcher":
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")  # accelerate takes version 1 where none is named
+    with pytest.raises(ValueError, match="entropy_flow: reads the whole next-token distribution, for which FSDP1"):
+        hclm_rl.GRPOTrainer(str(tmp_path), low_words, args, prompts())  # there are no weights to load
 
 
 def test_an_inert_term_is_said_at_the_start(policy: str, tmp_path: Path, caplog: pytest.LogCaptureFixture):

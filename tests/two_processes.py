@@ -3,33 +3,59 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
+import torch
 from accelerate import PartialState
 from safetensors.torch import save_file
 
-from .tiny import LOSSES, WITH_TOOLS, make, weights_of
+from .sharding import start, whole_weights
+from .tiny import LOSSES, WITH_TOOLS, make
 
 
-def main(policy: str, out: Path, cases: dict[str, dict]) -> None:
-    state = PartialState(cpu=True)
-    assert state.num_processes == 2
-    half = {"per_device_train_batch_size": 4}
+def main(policy: str, out: Path, cases: dict[str, dict], kind: str) -> None:
+    half = {"per_device_train_batch_size": 4, **start(kind, out)}
     runs = {term: {"terms": [{term: given}], "loss_type": "dapo"} for term, given in cases.items()}
     runs = {term: run | {"fixed": "turns" if term in WITH_TOOLS else True} for term, run in runs.items()}
     runs["remembers"] = {"terms": ["tests.own_terms.Remembers"], "fixed": True, "loss_type": "dapo"}
-    for loss in LOSSES:  # sampled, each process with its own seed
+    for loss in LOSSES if kind == "ddp" else ["dapo"]:  # sampled, each process with its own seed
         off_policy = {"num_iterations": 2, "beta": 0.04, "loss_type": loss}
         runs[f"stock {loss}"] = {"ours": False, **off_policy}
         runs[f"empty {loss}"] = off_policy
         runs[f"zero {loss}"] = {"terms": [{term: {"coef": 0.0}} for term in cases], **off_policy}
+    if kind != "ddp":
+        adam = {"terms": ["force_reweight", {"log_det": {"coef": 0.1}}], "optim": "adamw_torch", "max_steps": 4}
+        runs["through"] = adam | {"save_strategy": "steps", "save_steps": 2}
+        runs["resumed"] = adam
+    if kind == "fsdp2":
+        runs |= {"stock bf16": {"ours": False, "bf16": True}, "empty bf16": {"bf16": True}}
+        runs["terms bf16"] = {"bf16": True, "terms": ["force_reweight", "siren", {"log_det": {"coef": 0.1}}]}
     for name, run in runs.items():
-        trainer = make(policy, out / name, **half, **run)
-        trainer.train()
-        if state.is_main_process:
-            save_file(weights_of(trainer), out / f"{name}.safetensors")
+        trainer: Any = make(policy, out / name, **half, **run)
+        trainer.train(resume_from_checkpoint=str(out / "through" / "checkpoint-2") if name == "resumed" else None)
+        weights = whole_weights(trainer, kind)
+        if PartialState().is_main_process:
+            save_file(weights, out / f"{name}.safetensors")
             if name == "information_force":
                 (out / "metrics.json").write_text(json.dumps(trainer.state.log_history[0]))
+    if kind == "fsdp2":
+        trainer.model.reshard()  # as a forward pass leaves it where the head's group is sharded again
+        read_head(trainer, weights)
+    if kind != "ddp":  # a process that leaves while the other still talks to it takes it down
+        PartialState().wait_for_everyone()
+        PartialState().destroy_process_group()
+
+
+def read_head(trainer: Any, weights: dict[str, torch.Tensor]) -> None:
+    """A sharded head is gathered where there is no gradient, and refused where there is."""
+    with torch.no_grad(), trainer._hclm_head() as head:
+        assert torch.equal(head.weight, weights["lm_head.weight"])
+    try:
+        with trainer._hclm_head():
+            raise AssertionError("a sharded head was read with gradient")
+    except ValueError as error:
+        assert "shards the output head again" in str(error)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3]))
+    main(sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3]), sys.argv[4])

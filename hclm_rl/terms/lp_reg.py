@@ -32,6 +32,7 @@ class LpReg(Term):
 
     needs_scores: ClassVar[bool] = True
     needs_vocab: ClassVar[bool] = True
+    needs_vocab_gradient: ClassVar[bool] = True
     seeks: ClassVar[Direction | None] = "more"
 
     kappa: float = 0.02  # of the largest probability, in [0, 1); the paper's min-p; 0 filters nothing, which collapsed

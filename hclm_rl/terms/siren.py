@@ -31,6 +31,7 @@ class Siren(Term):
 
     needs_scores: ClassVar[bool] = True
     needs_vocab: ClassVar[bool] = True
+    needs_vocab_gradient: ClassVar[bool] = True
     default_coef: ClassVar[float] = 0.005  # the authors' script
     seeks: ClassVar[Direction | None] = "level"
 

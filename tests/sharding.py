@@ -1,0 +1,80 @@
+"""DDP, FSDP2 and ZeRO between CPU processes.
+
+accelerate turns FSDP and DeepSpeed on for accelerators alone; torch's FSDP2 and DeepSpeed themselves run on gloo. What
+is put in place here is that choice and no more: sharding, gathering and reduction are the libraries' own.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate import state as accelerates
+from accelerate.utils import DistributedType
+
+FSDP2 = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_OFFLOAD_PARAMS": "false",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+}
+AUTO = dict.fromkeys(["train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"], "auto")
+ZERO = {
+    "stage3_param_persistence_threshold": 0,  # else parameters as small as those of a tiny policy stay whole
+    "stage3_gather_16bit_weights_on_model_save": True,
+}
+
+
+def start(kind: str, folder: Path) -> dict[str, Any]:
+    """Before any trainer, by each process of "ddp", "fsdp2", "zero2" or "zero3"; gives the settings that runs need."""
+    if kind.startswith("zero"):
+        stage = int(kind[-1])
+        config = AUTO | {"zero_optimization": {"stage": stage, **ZERO}, "zero_allow_untested_optimizer": True}
+        (file := folder / f"deepspeed_{os.environ['RANK']}.json").write_text(json.dumps(config))
+        os.environ |= {
+            "ACCELERATE_USE_DEEPSPEED": "true",
+            "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(file),
+            "ACCELERATE_DEEPSPEED_ZERO3_INIT": str(stage == 3).lower(),
+            "DS_ACCELERATOR": "cpu",
+        }
+        os.environ.pop("ACCELERATE_USE_CPU", None)  # with it accelerate would not start DeepSpeed
+        cpu = torch.device("cpu")
+        PartialState._prepare_backend = lambda self, *_, **__: ("gloo", DistributedType.MULTI_CPU)  # type: ignore[method-assign]
+        PartialState.set_device = lambda self: setattr(self, "device", cpu)  # type: ignore[method-assign]
+        assert PartialState().num_processes == 2
+        return {"use_cpu": False}
+    if kind == "fsdp2":
+        os.environ |= FSDP2
+        stock = accelerates.AcceleratorState.__init__
+
+        def init(self: Any, *args: Any, fsdp_plugin: Any = None, **kwargs: Any) -> None:
+            stock(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+            if fsdp_plugin is not None:
+                self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
+                PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+                if self._mixed_precision != "no":
+                    fsdp_plugin.set_mixed_precision(self._mixed_precision)
+
+        accelerates.AcceleratorState.__init__ = init  # type: ignore[method-assign]
+    assert PartialState(cpu=True).num_processes == 2
+    return {}
+
+
+def whole_weights(trainer: Any, kind: str) -> dict[str, torch.Tensor]:
+    """The weights, gathered: by all processes alike. AssertionError where none was sharded as `kind` should."""
+    named = dict(trainer.accelerator.unwrap_model(trainer.model).named_parameters())
+    if kind == "fsdp2":
+        assert all(isinstance(value, torch.distributed.tensor.DTensor) for value in named.values())
+        return {name: value.full_tensor().detach().clone() for name, value in named.items()}
+    if kind == "zero3":
+        import deepspeed
+
+        assert all(value.numel() == 0 for value in named.values())
+        with deepspeed.zero.GatheredParameters(list(named.values())):
+            return {name: value.detach().clone() for name, value in named.items()}
+    assert trainer.accelerator.distributed_type == ("DEEPSPEED" if kind == "zero2" else "MULTI_CPU")
+    return {name: value.detach().clone() for name, value in named.items()}
