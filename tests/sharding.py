@@ -10,18 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from accelerate import PartialState
 from accelerate import state as accelerates
 from accelerate.utils import DistributedType
 
-FSDP2 = {
-    "ACCELERATE_USE_FSDP": "true",
-    "FSDP_VERSION": "2",
-    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-    "FSDP_RESHARD_AFTER_FORWARD": "true",
-    "FSDP_OFFLOAD_PARAMS": "false",
-    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
-}
+RECIPE = Path(__file__).parent.parent / "recipes" / "accelerate" / "fsdp2.yaml"
 AUTO = dict.fromkeys(["train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"], "auto")
 ZERO = {
     "stage3_param_persistence_threshold": 0,  # else parameters as small as those of a tiny policy stay whole
@@ -48,7 +42,8 @@ def start(kind: str, folder: Path) -> dict[str, Any]:
         assert PartialState().num_processes == 2
         return {"use_cpu": False}
     if kind == "fsdp2":
-        os.environ |= FSDP2
+        shipped = yaml.safe_load(RECIPE.read_text())["fsdp_config"]
+        os.environ |= {"ACCELERATE_USE_FSDP": "true"} | {key.upper(): str(value) for key, value in shipped.items()}
         stock = accelerates.AcceleratorState.__init__
 
         def init(self: Any, *args: Any, fsdp_plugin: Any = None, **kwargs: Any) -> None:
