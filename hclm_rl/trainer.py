@@ -725,14 +725,7 @@ class EntropyTermsMixin:
         where it did not, it is gathered without gradient alone.
         """
         model = self._hclm_language_model()
-        config, head = model.config.get_text_config(), model.get_output_embeddings()
-        multipliers = ("logit_scale", "output_multiplier", "lm_head_multiplier")  # of Cohere, Muse, Falcon-H1
-        given = [getattr(config, name, None) for name in multipliers]
-        divisor = getattr(config, "logits_scaling", None)  # of Granite; HyperCLOVA X multiplies by it
-        if divisor is not None:
-            given.append(divisor if config.model_type == "hyperclovax" else 1 / divisor)
-        scale = next((float(value) for value in given if value is not None), 1.0)
-        softcap = getattr(config, "final_logit_softcapping", None)
+        head = model.get_output_embeddings()
         weight, bias = head.weight, head.bias
         with maybe_gather_lm_head_ctx(weight, bias):
             if isinstance(weight, DTensor):
@@ -743,7 +736,7 @@ class EntropyTermsMixin:
                         "the wrapped classes, or use DDP"
                     )
                 weight, bias = weight.full_tensor(), None if bias is None else bias.full_tensor()
-            yield Head(weight=weight, bias=bias, temperature=self.temperature, softcap=softcap, scale=scale)
+            yield Head(weight=weight, bias=bias, temperature=self.temperature, **_factors(model.config))
 
     def _hclm_warn_of_inert_links(self) -> None:
         updates = self.args.steps_per_generation * self.num_iterations
@@ -783,6 +776,18 @@ def refuse_what_the_run_lacks(chain: Chain, model: Any, config: Any) -> None:
             f"{', '.join(chain.needs_vocab)}: reads {whole}, for which FSDP1 does not leave the output head whole: use "
             "FSDP2 (fsdp_version: 2), DDP or ZeRO-2"
         )
+
+
+def _factors(model_config: PretrainedConfig) -> dict[str, Any]:
+    """What stands between the head's projection and the logits, as TRL's fused forward reads it: `Head`'s fields."""
+    config = model_config.get_text_config()
+    multipliers = ("logit_scale", "output_multiplier", "lm_head_multiplier")  # of Cohere, Muse, Falcon-H1
+    given = [getattr(config, name, None) for name in multipliers]
+    divisor = getattr(config, "logits_scaling", None)  # of Granite; HyperCLOVA X multiplies by it
+    if divisor is not None:
+        given.append(divisor if config.model_type == "hyperclovax" else 1 / divisor)
+    scale = next((float(value) for value in given if value is not None), 1.0)
+    return {"scale": scale, "softcap": getattr(config, "final_logit_softcapping", None)}
 
 
 def _is_fsdp1(config: Any) -> bool:

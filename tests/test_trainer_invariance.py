@@ -15,6 +15,7 @@ from hclm_rl.cli import find_method
 from hclm_rl.config import find_term
 
 from .tiny import LOSSES, WITH_TOOLS, largest_difference, weights_after
+from .two_processes import NOTHING_ON_ONE
 
 WHOLE = {"per_device_train_batch_size": 8}
 CUT = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
@@ -121,7 +122,7 @@ def test_rloo_micro_batches_of_an_added_loss(policy: str, tmp_path: Path):
 
 def trained_by_two(policy: str, out: Path, kind: str, terms: list[str]) -> Path:
     """Folder with the weights of every case, trained by two processes on gloo."""
-    cases = {term: STRONG.get(term, {}) for term in terms}
+    cases = {term: STRONG.get(term, {}) for term in all_terms_in_order() if term in terms}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["-m", "tests.two_processes", policy, str(out), json.dumps(cases), kind]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
@@ -153,6 +154,17 @@ def test_fsdp2_without_terms_or_at_coef_zero_is_trl_and_resumes(fsdp2: Path):
     )
     assert largest_difference(stock, empty) == largest_difference(stock, zero) == 0.0
     assert largest_difference(through, resumed) == 0.0
+
+
+@pytest.mark.parametrize("kind", ["two_processes", "fsdp2"])
+def test_a_process_without_any_token(kind: str, policy: str, tmp_path: Path, request: pytest.FixtureRequest):
+    terms = [{name: STRONG.get(name, {})} for name in all_terms_in_order()]
+    one = weights_after(policy, tmp_path, terms=terms, **NOTHING_ON_ONE, **WHOLE)
+    both = load_file(request.getfixturevalue(kind) / "nothing on one.safetensors")
+    # the covariance of 20 states in 16 dimensions is nearly singular, which log_det's inverse makes of rounding
+    assert largest_difference(one, both) < 1e-5
+    full = NOTHING_ON_ONE | {"mask_truncated_completions": False}
+    assert largest_difference(one, weights_after(policy, tmp_path, terms=terms, **full, **WHOLE)) > 1e-3
 
 
 def test_fsdp2_in_bf16(fsdp2: Path):

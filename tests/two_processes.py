@@ -12,12 +12,16 @@ from safetensors.torch import save_file
 from .sharding import start, whole_weights
 from .tiny import LOSSES, WITH_TOOLS, make
 
+# the second process has no token that counts; its collective calls must be those of the first all the same
+NOTHING_ON_ONE = {"fixed": "truncated", "mask_truncated_completions": True, "loss_type": "dapo"}
+
 
 def main(policy: str, out: Path, cases: dict[str, dict], kind: str) -> None:
     half = {"per_device_train_batch_size": 4, **start(kind, out)}
     runs = {term: {"terms": [{term: given}], "loss_type": "dapo"} for term, given in cases.items()}
     runs = {term: run | {"fixed": "turns" if term in WITH_TOOLS else True} for term, run in runs.items()}
     runs["remembers"] = {"terms": ["tests.own_terms.Remembers"], "fixed": True, "loss_type": "dapo"}
+    runs["nothing on one"] = {"terms": [{term: given} for term, given in cases.items()], **NOTHING_ON_ONE}
     for loss in LOSSES if kind == "ddp" else ["dapo"]:  # sampled, each process with its own seed
         off_policy = {"num_iterations": 2, "beta": 0.04, "loss_type": loss}
         runs[f"stock {loss}"] = {"ours": False, **off_policy}
