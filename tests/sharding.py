@@ -6,6 +6,9 @@ is put in place here is that choice and no more: sharding, gathering and reducti
 
 import json
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +18,32 @@ from accelerate import PartialState
 from accelerate import state as accelerates
 from accelerate.utils import DistributedType
 
-RECIPE = Path(__file__).parent.parent / "recipes" / "accelerate" / "fsdp2.yaml"
+from hclm_rl.launch import SECONDS_TO_LET_GO
+
+from .tiny import weights_of
+
+ROOT = Path(__file__).parent.parent
+RECIPE = ROOT / "recipes" / "accelerate" / "fsdp2.yaml"
 AUTO = dict.fromkeys(["train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"], "auto")
 ZERO = {
     "stage3_param_persistence_threshold": 0,  # else parameters as small as those of a tiny policy stay whole
     "stage3_gather_16bit_weights_on_model_save": True,
 }
+
+
+def run_by_two(module: str, *arguments: str) -> None:
+    """Runs `python -m module arguments` on two processes on gloo, to its end."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", module]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
+    done = subprocess.run([*command, *arguments], env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def leave() -> None:
+    """The last call of each process: gloo's threads abort one that ends while the other still talks to it."""
+    PartialState().wait_for_everyone()
+    PartialState().destroy_process_group()
+    time.sleep(SECONDS_TO_LET_GO)
 
 
 def start(kind: str, folder: Path) -> dict[str, Any]:
@@ -72,4 +95,4 @@ def whole_weights(trainer: Any, kind: str) -> dict[str, torch.Tensor]:
         with deepspeed.zero.GatheredParameters(list(named.values())):
             return {name: value.detach().clone() for name, value in named.items()}
     assert trainer.accelerator.distributed_type == ("DEEPSPEED" if kind == "zero2" else "MULTI_CPU")
-    return {name: value.detach().clone() for name, value in named.items()}
+    return weights_of(trainer)

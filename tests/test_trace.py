@@ -1,8 +1,5 @@
 """The trace of single tokens: what it holds, that it changes nothing, that two processes write what one writes."""
 
-import os
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +12,7 @@ from hclm_rl import Effect, Quantiles, Rollout, RolloutEffect, Term, TokenBatch
 from hclm_rl.functional import quantile
 from hclm_rl.trace import Trace, file_of, read_trace, token_texts, traced_steps
 
+from .sharding import run_by_two
 from .tiny import largest_difference, low_words, make, weights_after, weights_of
 
 CORE = ["prompt", "response", "position", "id", "token", "prompt_text", "reward", "logp", "old_logp", "entropy"]
@@ -109,11 +107,7 @@ def test_several_generation_batches_in_a_step_keep_apart(policy: str, tmp_path: 
 
 
 def test_two_processes_write_what_one_writes(policy: str, tmp_path: Path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "tests.two_processes_traced", policy, str(tmp_path / "two")]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, cwd=Path(__file__).parents[1], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_by_two("tests.two_processes_traced", policy, str(tmp_path / "two"))
     make(policy, tmp_path / "one", terms=["information_force"], fixed=True, loss_type="dapo", trace_steps=[1]).train()
     one, two = (traced(tmp_path / name, 1) for name in ("one", "two"))
     assert one.keys() == two.keys()

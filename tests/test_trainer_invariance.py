@@ -1,9 +1,6 @@
 """Invariant 4: a term's update does not depend on how the step is cut into micro-batches or spread over processes."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +11,7 @@ from hclm_rl import known_terms
 from hclm_rl.cli import find_method
 from hclm_rl.config import find_term
 
+from .sharding import run_by_two
 from .tiny import LOSSES, WITH_TOOLS, largest_difference, weights_after
 from .two_processes import NOTHING_ON_ONE
 
@@ -123,11 +121,7 @@ def test_rloo_micro_batches_of_an_added_loss(policy: str, tmp_path: Path):
 def trained_by_two(policy: str, out: Path, kind: str, terms: list[str]) -> Path:
     """Folder with the weights of every case, trained by two processes on gloo."""
     cases = {term: STRONG.get(term, {}) for term in all_terms_in_order() if term in terms}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "tests.two_processes", policy, str(out), json.dumps(cases), kind]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
-    done = subprocess.run(command, env=environment, cwd=Path(__file__).parents[1], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_by_two("tests.two_processes", policy, str(out), json.dumps(cases), kind)
     return out
 
 
@@ -139,12 +133,6 @@ def two_processes(policy: str, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.fixture(scope="module")
 def fsdp2(policy: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return trained_by_two(policy, tmp_path_factory.mktemp("fsdp2"), "fsdp2", known_terms())
-
-
-@pytest.mark.parametrize("term", known_terms())
-def test_fsdp2_is_one_process(term: str, fsdp2: Path, policy: str, tmp_path: Path):
-    sharded = load_file(fsdp2 / f"{term}.safetensors")
-    assert largest_difference(update(policy, tmp_path, term, **WHOLE), sharded) < ROUNDING
 
 
 def test_fsdp2_without_terms_or_at_coef_zero_is_trl_and_resumes(fsdp2: Path):
@@ -189,9 +177,10 @@ def test_zero_is_one_process(kind: str, policy: str, tmp_path: Path):
 
 
 @pytest.mark.parametrize("term", known_terms())
-def test_two_processes_are_one(term: str, two_processes: Path, policy: str, tmp_path: Path):
-    both = load_file(two_processes / f"{term}.safetensors")
-    assert largest_difference(update(policy, tmp_path, term, **WHOLE), both) < ROUNDING
+def test_two_processes_are_one(term: str, two_processes: Path, fsdp2: Path, policy: str, tmp_path: Path):
+    one = update(policy, tmp_path, term, **WHOLE)
+    for out in (two_processes, fsdp2):
+        assert largest_difference(one, load_file(out / f"{term}.safetensors")) < ROUNDING, out.name
 
 
 def test_a_term_of_a_stranger_with_memory_and_randomness_on_two_processes(two_processes, policy: str, tmp_path: Path):

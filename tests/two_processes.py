@@ -9,7 +9,7 @@ import torch
 from accelerate import PartialState
 from safetensors.torch import save_file
 
-from .sharding import start, whole_weights
+from .sharding import leave, start, whole_weights
 from .tiny import LOSSES, WITH_TOOLS, make
 
 # the second process has no token that counts; its collective calls must be those of the first all the same
@@ -45,9 +45,7 @@ def main(policy: str, out: Path, cases: dict[str, dict], kind: str) -> None:
     if kind == "fsdp2":
         trainer.model.reshard()  # as a forward pass leaves it where the head's group is sharded again
         read_head(trainer, weights)
-    if kind != "ddp":  # a process that leaves while the other still talks to it takes it down
-        PartialState().wait_for_everyone()
-        PartialState().destroy_process_group()
+    leave()
 
 
 def read_head(trainer: Any, weights: dict[str, torch.Tensor]) -> None:

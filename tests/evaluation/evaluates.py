@@ -6,6 +6,7 @@ from pathlib import Path
 
 from accelerate import PartialState
 
+from tests.sharding import leave
 from tests.tiny import make, prompts
 
 
@@ -29,6 +30,7 @@ def main(policy: str, out: Path) -> None:
     found = metrics(policy, out, 4)
     if state.is_main_process:
         (out / "metrics.json").write_text(json.dumps(found))
+    leave()
 
 
 if __name__ == "__main__":

@@ -1,9 +1,6 @@
 """pass@k in TRL's own evaluation."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +8,7 @@ import pytest
 
 import hclm_rl
 from hclm_rl.evaluation.training import pass_metrics
+from tests.sharding import run_by_two
 from tests.tiny import CONFIGS, largest_difference, low_words, make, prompts, weights_of
 
 from .evaluates import metrics
@@ -56,11 +54,7 @@ def test_evaluation_counts_the_responses_of_each_prompt(algorithm: str, policy: 
 
 
 def test_two_processes_evaluate_as_one(policy: str, tmp_path: Path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "tests.evaluation.evaluates", policy, str(tmp_path)]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
-    done = subprocess.run(command, env=environment, cwd=Path(__file__).parents[2], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_by_two("tests.evaluation.evaluates", policy, str(tmp_path))
     both = json.loads((tmp_path / "metrics.json").read_text())
     passes = {name: value for name, value in metrics(policy, tmp_path, 8).items() if "pass@" in name}
     assert len(passes) == 9
