@@ -1,5 +1,6 @@
 """Which runs a leaderboard has: entries from recipes and eval/leaderboard.yaml, their grids, folders and settings."""
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,12 +36,20 @@ class Run:
     recipe: dict  # the same as a recipe, and where it writes
 
 
+def resolved(settings: dict) -> dict:
+    """The terms with all their hyper-parameters, all as JSON gives it back."""
+    links = build_chain(settings.get("entropy_terms")).links
+    return json.loads(json.dumps({**settings, "entropy_terms": as_recipe(list(links))}))
+
+
 def is_finished(run: Run) -> bool:
     """Whether its summary is there; a sentence if that is of other settings."""
     path = run.folder / SUMMARY_NAME
     if not path.is_file():
         return False
     was = json.loads(path.read_text())["settings"]
+    with contextlib.suppress(ValueError):  # of a hyper-parameter that is no more
+        was = resolved(was)  # one that is new has the default, which changes nothing
     if was != run.settings:
         keys = sorted(key for key in was.keys() | run.settings.keys() if was.get(key) != run.settings.get(key))
         changes = ", ".join(f"{key} {was.get(key)!r} -> {run.settings.get(key)!r}" for key in keys)
@@ -76,12 +85,9 @@ class Candidate:
         }
         if self.entry in (early := board.written.get("stops_early") or {}):
             recipe["max_steps"] = min(recipe["max_steps"], early[self.entry])
-        resolved = {**recipe, "entropy_terms": as_recipe(list(build_chain(recipe.get("entropy_terms")).links))}
         folder = self.folder / f"seed-{seed}"
         quiet = {"output_dir": str(folder), "save_final": False, "save_strategy": "no", "disable_tqdm": True}
-        return Run(
-            folder=folder, entry=self.entry, settings=json.loads(json.dumps(resolved)), recipe={**recipe, **quiet}
-        )
+        return Run(folder=folder, entry=self.entry, settings=resolved(recipe), recipe={**recipe, **quiet})
 
     def summaries(self, seeds: Sequence[int], split: str) -> dict[int, dict]:
         """Seed -> summary of its finished runs."""

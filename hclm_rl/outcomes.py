@@ -12,6 +12,7 @@ from collections.abc import Sequence, Set
 import numpy as np
 
 Answers = Sequence[str | None]
+FLOAT64_HOLDS = 1e300
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
@@ -31,7 +32,7 @@ def maj_at_k(answers: Answers, correct: Set[str], k: int) -> float:
 
     `correct` holds the right answers (of a problem with many, those that occur in the sample are enough). NA never
     wins a vote; a draw of nothing but NA scores 0. A tie of m answers, r of them right, scores r / m.
-    Exact, by counting the draws: for each top count t, ways[s, m] is the number of draws of s samples in which no
+    By counting the draws: for each top count t, ways[s, m] is the number of draws of s samples in which no
     answer occurs more than t times and m answers exactly t times, and right_ways[s, m] the same summed over r.
     Cost about n k^2; for the k <= 64 and n <= 256 of an evaluation, milliseconds.
     """
@@ -41,9 +42,10 @@ def maj_at_k(answers: Answers, correct: Set[str], k: int) -> float:
     counts = Counter(answers)
     unread = counts.pop(None, 0)
     score = 0.0
+    # sums of positive numbers, so float64 is as good as exact; Python's integers where it would overflow
+    number = np.float64 if k * math.comb(n, min(k, n // 2)) < FLOAT64_HOLDS else object
     for t in range(1, min(k, max(counts.values(), default=0)) + 1):
-        # Python integers (dtype object): C(n, k) leaves float64 for large n
-        ways = np.zeros((k + 1, k // t + 1), dtype=object)
+        ways = np.zeros((k + 1, k // t + 1), dtype=number)
         ways[: min(unread, k) + 1, 0] = [math.comb(unread, j) for j in range(min(unread, k) + 1)]
         right_ways = np.zeros_like(ways)
         for answer, count in counts.items():

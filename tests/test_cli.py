@@ -11,8 +11,8 @@ from hclm_rl import __version__, cli, known_terms
 
 ROOT = Path(__file__).parent.parent
 
-# what each method shapes, by its paper: Clip-Cov and forking tokens drop tokens' advantages, QAE changes the baseline;
-# the bonus, KL-Cov's penalty and the log-det surrogate are added losses; the force is only measured
+# what each method shapes, by its paper: Clip-Cov and forking tokens drop tokens' advantages, QAE changes the baseline,
+# MaxRL the scale; the bonus, KL-Cov's penalty and the log-det surrogate are added losses; the force is only measured
 KINDS = {
     "clip_cov": ["advantage"],
     "entropy_bonus": ["loss"],
@@ -20,6 +20,7 @@ KINDS = {
     "information_force": ["diagnostic"],
     "kl_cov": ["loss"],
     "log_det": ["loss"],
+    "max_rl": ["advantage"],
     "qae": ["advantage"],
 }
 

@@ -78,6 +78,7 @@ FLOWS = {
     "lp_reg": Flow(gradient="logps", sampling="advantages logps hidden", current="logps old_logps"),
     "lp_reg, micro_batch": Flow(gradient="logps", sampling="logps hidden", current="advantages logps old_logps"),
     "majority_vote": Flow(),  # answers alone
+    "max_rl": Flow(sampling="rewards group_rewards"),
     "pear": Flow(sampling="entropy rewards"),
     "perplexity_advantage": Flow(sampling="advantages logps"),
     "position_advantage": Flow(current="advantages"),

@@ -246,6 +246,25 @@ def test_a_run_of_other_settings_is_not_taken_for_this_one(tmp_path: Path):
         is_finished(entry_of(board_in(tmp_path, steps=5), "clip_cov").default.run(1, "report"))
 
 
+def test_a_hyper_parameter_that_is_new_leaves_the_runs_before_it_as_they_are(tmp_path: Path):
+    run = entry_of(board_in(tmp_path), "clip_cov").default.run(1, "report")
+    pretend(run, [1, 2])
+    summary = run.folder / "summary.json"
+    written = json.loads(summary.read_text())
+    [term] = written["settings"]["entropy_terms"]
+    del term["clip_cov"]["lower"]
+    summary.write_text(json.dumps(written))
+    assert is_finished(run)
+    term["clip_cov"]["lower"] = 3.0  # not the default
+    summary.write_text(json.dumps(written))
+    with pytest.raises(ValueError, match=r"was made with other settings \(entropy_terms"):
+        is_finished(run)
+    term["clip_cov"] |= {"lower": run.settings["entropy_terms"][0]["clip_cov"]["lower"], "of_old": 1}
+    summary.write_text(json.dumps(written))
+    with pytest.raises(ValueError, match=r"was made with other settings \(entropy_terms"):
+        is_finished(run)
+
+
 def test_the_best_point_of_a_grid_needs_all_its_runs(tmp_path: Path):
     board = board_in(tmp_path)
     entry = entry_of(board, "clip_cov")

@@ -27,7 +27,8 @@ class GroupLogDet(Term):
     answers far from one another. eps, the spread below which answers are copies, decides how fine the weights tell.
     "advantage": w_i = (l_i / mean l)^beta over the responses of the group with A > 0, clipped to [w_lo, w_hi]; A_i w_i
     is rescaled to the sum of these A. A single right answer's copies all weigh 1 there; `over: batch` takes mean and
-    sum over all groups of the rollout, so that what most of a group says gives way to what few of another do.
+    sum over all groups of the rollout, so that what most of a group says gives way to what few of another do. There
+    `zero_sum` keeps the baseline: with beta 1/2, one right answer and eps to 0, A_i ~ (R_i - mean R) / mean R (max_rl).
     "force": adds -coef * mean over groups of H to the loss, by its gradient: each of the T_i tokens gets F_i / T_i,
     F = (K + eps I)^-1 Hc / G. Responses without a token or a score are left out (G counts the others); groups of
     fewer than two have no H. Several updates per rollout reuse l and F of the sampling policy. Longer states raise H
@@ -43,6 +44,7 @@ class GroupLogDet(Term):
     w_lo: float = 0.5  # least weight before rescaling, in (0, 1]; the card's, ours
     w_hi: float = 2.0  # greatest weight before rescaling, >= 1; the card's, ours
     over: Literal["group", "batch"] = "group"  # the responses that share mean l and the sum of A; ours
+    zero_sum: bool = False  # A < 0 of a group take on what its A > 0 do together: its A sum to what they did; ours
     right_only: bool = True  # False: responses with A < 0 too, by the inverse: mistakes unlike the others weigh less
     balance: float = 1e-3  # of "both": the force's strength beside the advantages, > 0; ours
     eps_relative: float = 1e-4  # eps = eps_relative * mean over groups of tr(K) / G, of the first step; > 0; ours
@@ -55,6 +57,8 @@ class GroupLogDet(Term):
         for name in ("balance", "eps_relative"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.zero_sum and not self.right_only:
+            raise ValueError("zero_sum scales the responses with A < 0 together, right_only: false each for itself")
 
     @property
     def default_coef(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride] (one for each way to act)
@@ -97,6 +101,11 @@ class GroupLogDet(Term):
             weights = self.weights(leverage, a, is_in & (a > 0))
             if not self.right_only:
                 weights = weights * self.weights(leverage, a, is_in & (a < 0), inverse=True)
+            if self.zero_sum:
+                positive = torch.where(is_in, a, 0).clamp(min=0)
+                before, after = positive.sum(dim=1, keepdim=True), (weights * positive).sum(dim=1, keepdim=True)
+                factor = torch.where(before > 0, after / torch.where(before > 0, before, 1), 1)
+                weights = torch.where(is_in & (a < 0), factor, weights)
             of_row = weights.flatten()[own].to(rollout.advantages)
             shaped = rollout.advantages * (of_row if rollout.advantages.dim() == 1 else of_row.unsqueeze(1))
         if self.acts != "advantage":

@@ -162,14 +162,18 @@ def test_per_token_advantages_keep_their_sum_over_responses():
     assert first.advantages[step.mask].tolist() == pytest.approx(expected, rel=1e-14)
 
 
-def test_over_the_batch_what_most_of_a_group_answers_gives_to_what_few_do():
-    # groups of 4, answers far apart, eps to 0: one right answer and three equal mistakes, then the other way round
+def opposite_groups() -> tuple[Step, Tensor]:
+    """Groups of 4, answers far apart: one right and three equal mistakes, then the other way round; GRPO's A."""
     step = make_step(dtype=torch.float64)
     states = torch.zeros_like(step.old_hidden)
     states[[0, 7], :, 0] = 5.0
-    step = replace(step, hidden=states, old_hidden=states, group_size=4)
     root = math.sqrt(3)
     given = torch.tensor([root, *[-1 / root] * 3, *[1 / root] * 3, -root], dtype=torch.float64)
+    return replace(step, hidden=states, old_hidden=states, group_size=4), given
+
+
+def test_over_the_batch_what_most_of_a_group_answers_gives_to_what_few_do():
+    (step, given), root = opposite_groups(), math.sqrt(3)
     term = GroupLogDet(over="batch", beta=1.0, w_lo=0.1, w_hi=10.0)
     first = first_stage(term, rollout(step, advantages=given), {"eps": 1e-6})
     # leverages of the right ones G / m - 1 = 3 and three times 1/3, mean 1; w A adds up to 3 root + 3 (1/3) / root
@@ -179,6 +183,33 @@ def test_over_the_batch_what_most_of_a_group_answers_gives_to_what_few_do():
     assert first.advantages[given > 0].sum().item() == pytest.approx(2 * root, rel=1e-14)
     within = first_stage(replace(term, over="group"), rollout(step, advantages=given), {"eps": 1e-6})
     assert within.advantages.tolist() == pytest.approx(given.tolist(), rel=1e-6)  # copies of one right answer
+
+
+def test_zero_sum_over_the_batch_with_one_right_answer_is_max_rl():
+    step, given = opposite_groups()
+    term = GroupLogDet(over="batch", beta=0.5, w_lo=0.1, w_hi=10.0, zero_sum=True)
+    first = first_stage(term, rollout(step, advantages=given), {"eps": 1e-6})
+    # (R - m) / m with m = 1/4 and 3/4, scaled so that A > 0 add up to 2 root 3 as before
+    max_rl = torch.tensor([3, -1, -1, -1, *[1 / 3] * 3, -1], dtype=torch.float64)
+    torch.testing.assert_close(first.advantages, max_rl * math.sqrt(3) / 2, atol=1e-6, rtol=0)
+    # a scale for each group, a smaller one for the second: neither's mistakes are left as they were
+    assert first.advantages.view(2, 4).sum(dim=1).tolist() == pytest.approx([0, 0], abs=1e-12)
+
+
+def test_zero_sum_within_a_group_changes_nothing_more():
+    step, given = opposite_groups()
+    first, without = (
+        first_stage(GroupLogDet(zero_sum=zero_sum), rollout(step, advantages=given), {"eps": 1.0})
+        for zero_sum in (True, False)
+    )
+    torch.testing.assert_close(first.advantages, without.advantages, atol=1e-14, rtol=0)
+
+
+def test_zero_sum_keeps_what_a_group_without_right_answers_has():
+    step, given = opposite_groups()
+    given[4:] = torch.tensor([-1.0, -2.0, -3.0, 0.0])
+    term = GroupLogDet(over="batch", beta=0.5, w_lo=0.1, w_hi=10.0, zero_sum=True)
+    assert first_stage(term, rollout(step, advantages=given), {"eps": 1e-6}).advantages[4:].tolist() == [-1, -2, -3, 0]
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -328,6 +359,10 @@ def test_each_way_to_act_has_its_strength():
         ({"beta": -0.5}, "beta must not be negative, got -0.5"),
         ({"w_lo": 0.0}, "w_lo must be in (0, 1] and w_hi at least 1, got 0.0 and 2.0"),
         ({"w_hi": 0.9}, "w_lo must be in (0, 1] and w_hi at least 1, got 0.5 and 0.9"),
+        (
+            {"zero_sum": True, "right_only": False},
+            "zero_sum scales the responses with A < 0 together, right_only: false each for itself",
+        ),
         ({"balance": 0.0}, "balance must be positive, got 0.0"),
         ({"eps_relative": math.nan}, "eps_relative must be positive, got nan"),
     ],

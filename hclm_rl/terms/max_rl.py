@@ -1,0 +1,27 @@
+"""MaxRL, Maximum Likelihood Reinforcement Learning: Tajwar et al., 2026, arXiv:2602.02710"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from ..types import Rollout, RolloutEffect, Term
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaxRl(Term):
+    """Hard prompts weigh more: the gradient is that of the log of a prompt's success rate instead of the rate itself.
+
+    A_i = (R_i - m) / m, m the mean reward of the group's G responses. For 0/1 rewards and success rate p the policy
+    gradient is then that of sum over k < G of pass@k / k, which tends to log p as G grows; GRPO's, which divides by the
+    deviation, weighs a prompt by 1 / sqrt(p (1 - p)) instead of 1 / p. A group with m <= 0 moves nothing: rewards below
+    0 have no success rate, and graded ones only the name of it. An estimator that whitens advantages undoes it.
+    """
+
+    sets_baseline: ClassVar[bool] = True
+
+    def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
+        rewards = rollout.rewards
+        mean = rollout.group_rewards.nanmean(dim=1)
+        moves = ~rewards.isnan() & (mean > 0)
+        return RolloutEffect(advantages=torch.where(moves, (rewards - mean) / torch.where(moves, mean, 1), 0.0))
