@@ -168,6 +168,19 @@ def table(rows: Sequence[Row], board: Board, has_points: bool) -> list[str]:
     return lines
 
 
+def frontier(rows: Sequence[Row], board: Board) -> list[str]:
+    """The trained rows, sorted by AUC, that no other passes in both AUC and pass@1; a line where there are two rows."""
+    accuracy, found = f"pass@{min(board.pass_ks)}", []
+    trained = [row for row in rows if row.name != BEFORE]
+    for row in trained:
+        if not found or row.intervals[accuracy].mean > found[-1].intervals[accuracy].mean:
+            found.append(row)
+    if len(trained) < 2:
+        return []
+    names = ", ".join(f"`{row.name}`" for row in found)
+    return ["", f"Passed by no other in both AUC and {accuracy} (means, not tested): {names}."]
+
+
 def written(value: Interval, digits: int, sign: str = "") -> str:
     """ "0.512 [0.490, 0.531]"; without brackets where the interval is not known."""
     mean = f"{value.mean:{sign}.{digits}f}"
@@ -221,7 +234,7 @@ def section(board: Board, page: Path) -> tuple[list[str], list[Row]]:
     defaults = rows_of(entries, [entry.default for entry in entries], board)
     lines = [f"## {board.task}, {board.setting}", "", described(board), made(entries, board), ""]
     lines += ["### At the recipe's values", ""]
-    lines += table(defaults, board, has_points=False)
+    lines += [*table(defaults, board, has_points=False), *frontier(defaults, board)]
     if any(row.differences for row in defaults):
         picture = page.with_name(f"{page.stem}_{board.task}_{board.setting}.svg")
         picture.write_text(plot(defaults, board))
@@ -230,9 +243,10 @@ def section(board: Board, page: Path) -> tuple[list[str], list[Row]]:
     unvaried = [entry.default for entry in entries if entry.name in (BEFORE, board.reference)]
     if best and (rows := rows_of(entries, [*unvaried, *best], board)):
         lines += ["", f"### Best of {len(entries[-1].grid) or len(board.written['coef_factors'])}", ""]
-        lines += table(rows, board, has_points=True)
+        lines += [*table(rows, board, has_points=True), *frontier(rows, board)]
     if grid := grid_lines(entries, board):
-        lines += ["", "Chosen on validation, seeds " + ", ".join(map(str, board.grid_seeds)) + ":", "", *grid]
+        seeds = f"seed{'s' * (len(board.grid_seeds) > 1)} {', '.join(map(str, board.grid_seeds))}"
+        lines += ["", f"Chosen on validation, {seeds}:", "", *grid]
     return [*lines, *notes(entries, board), ""], defaults
 
 

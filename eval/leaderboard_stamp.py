@@ -96,7 +96,9 @@ def verdict(row: Row, rows: Sequence[Row]) -> str:
     unmarked = "too few seeds for a test" if math.isnan(row.differences["AUC"].p) else "no difference shown"
     word = {f" {UP}": "**better**", f" {DOWN}": "**worse**", "": unmarked}[marks["AUC"]]
     parts = [f"{label} {row.differences[label].mean:+.3f}{marks[label]}" for label in shown]
-    return f"{word}: {', '.join(parts)} ({len(row.seeds)} seeds, {row.candidate.board.task})"
+    board = row.candidate.board
+    where = [board.task] if board.setting == next(iter(board.written["settings"])) else [board.task, board.setting]
+    return f"{word}: {', '.join(parts)} ({len(row.seeds)} seeds, {', '.join(where).replace('_', '-')})"
 
 
 def with_verdict(line: str, row: Row, words: str) -> str:

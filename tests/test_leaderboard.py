@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -300,6 +301,11 @@ def test_the_page_from_made_up_runs(tmp_path: Path):
     assert text.index("| `clip_cov`") < text.index("| `plain`")
     assert "Not run: before training, adaptive" in text and "### Best of" not in text
     assert (tmp_path / "docs" / "page_coins_off_policy.svg").read_text().startswith("<svg")
+    assert "Passed by no other in both AUC and pass@1 (means, not tested): `clip_cov`." in text
+    # right on two of four prompts in all samples, on the others in none: pass@1 1/2, AUC 1/2
+    pretend(entry_of(board, "qae").default.run(1, "report"), [4, 4, 0, 0])
+    leaderboard_page.write([board], page)
+    assert "in both AUC and pass@1 (means, not tested): `clip_cov`, `qae`." in page.read_text()
 
 
 def test_an_archive_gives_the_same_page_elsewhere(tmp_path: Path):
@@ -359,6 +365,10 @@ def test_what_was_seen_is_stamped_into_recipes_and_the_table_of_methods(tmp_path
     assert once[0] == (recipes / "clip_cov.yaml").read_text()
     [both] = [line for line in methods.read_text().splitlines() if "clip_cov" in line]
     assert both.count("pass@1 +0.208") == 2 and both.count("|") == row.count("|")
+    assert "(3 seeds, coins)" in row
+    [ours] = [each for each in rows[0] if each.name == "clip_cov"]
+    elsewhere = replace(ours, candidate=replace(ours.candidate, board=replace(board, setting="on_policy")))
+    assert leaderboard_stamp.verdict(elsewhere, rows[0]).endswith("(3 seeds, coins, on-policy)")
 
 
 def test_a_board_without_a_run_of_the_seeds_is_left_out_of_the_page(tmp_path: Path):

@@ -102,10 +102,7 @@ class GroupLogDet(Term):
             if not self.right_only:
                 weights = weights * self.weights(leverage, a, is_in & (a < 0), inverse=True)
             if self.zero_sum:
-                positive = torch.where(is_in, a, 0).clamp(min=0)
-                before, after = positive.sum(dim=1, keepdim=True), (weights * positive).sum(dim=1, keepdim=True)
-                factor = torch.where(before > 0, after / torch.where(before > 0, before, 1), 1)
-                weights = torch.where(is_in & (a < 0), factor, weights)
+                weights = torch.where(is_in & (a < 0), change_of_sum(weights, torch.where(is_in, a, 0)), weights)
             of_row = weights.flatten()[own].to(rollout.advantages)
             shaped = rollout.advantages * (of_row if rollout.advantages.dim() == 1 else of_row.unsqueeze(1))
         if self.acts != "advantage":
@@ -138,6 +135,12 @@ class GroupLogDet(Term):
         force = batch.columns["force"][batch.mask.nonzero()[:, 0]]
         injected = -(force * states).sum(dim=1) * (self.balance if self.acts == "both" else 1.0)
         return Effect(loss=injected.new_zeros(batch.mask.shape).masked_scatter(batch.mask, injected))
+
+
+def change_of_sum(weights: Float[Tensor, "P G"], a: Float[Tensor, "P G"]) -> Float[Tensor, "P 1"]:
+    """By what factor the weights change the sum of each group's A > 0; 1 where there is none."""
+    before, after = ((w * a.clamp(min=0)).sum(dim=1, keepdim=True) for w in (1, weights))
+    return torch.where(before > 0, after / torch.where(before > 0, before, 1), 1)
 
 
 def mean_advantage(advantages: Float[Tensor, "N"] | Float[Tensor, "N T"], mask: Bool[Tensor, "N T"]) -> Tensor:
