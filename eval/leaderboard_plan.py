@@ -42,21 +42,27 @@ def resolved(settings: dict) -> dict:
     return json.loads(json.dumps({**settings, "entropy_terms": as_recipe(list(links))}))
 
 
-def is_finished(run: Run) -> bool:
-    """Whether its summary is there; a sentence if that is of other settings."""
+def summary_of(run: Run) -> dict | None:
+    """Its summary, None where it is not finished; a sentence if that is of other settings."""
     path = run.folder / SUMMARY_NAME
     if not path.is_file():
-        return False
-    was = json.loads(path.read_text())["settings"]
-    with contextlib.suppress(ValueError):  # of a hyper-parameter that is no more
-        was = resolved(was)  # one that is new has the default, which changes nothing
+        return None
+    summary = json.loads(path.read_text())
+    was = summary["settings"]
+    if was != run.settings:
+        with contextlib.suppress(ValueError):  # of a hyper-parameter that is no more
+            was = resolved(was)  # one that is new has the default, which changes nothing
     if was != run.settings:
         keys = sorted(key for key in was.keys() | run.settings.keys() if was.get(key) != run.settings.get(key))
         changes = ", ".join(f"{key} {was.get(key)!r} -> {run.settings.get(key)!r}" for key in keys)
         raise ValueError(
             f"{run.folder} was made with other settings ({changes}): move it away, or choose another --out"
         )
-    return True
+    return summary
+
+
+def is_finished(run: Run) -> bool:
+    return summary_of(run) is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,10 +97,8 @@ class Candidate:
 
     def summaries(self, seeds: Sequence[int], split: str) -> dict[int, dict]:
         """Seed -> summary of its finished runs."""
-        runs = {seed: self.run(seed, split) for seed in seeds}
-        return {
-            seed: json.loads((run.folder / SUMMARY_NAME).read_text()) for seed, run in runs.items() if is_finished(run)
-        }
+        found = {seed: summary_of(self.run(seed, split)) for seed in seeds}
+        return {seed: summary for seed, summary in found.items() if summary is not None}
 
     def brings(self) -> dict:
         """The settings besides terms that its recipe has and the board does not."""

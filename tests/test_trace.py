@@ -12,7 +12,7 @@ from hclm_rl import Effect, Quantiles, Rollout, RolloutEffect, Term, TokenBatch
 from hclm_rl.functional import quantile
 from hclm_rl.trace import Trace, file_of, read_trace, token_texts, traced_steps
 
-from .sharding import run_by_two
+from .cpu_processes import run_by_two
 from .tiny import largest_difference, low_words, make, weights_after, weights_of
 
 CORE = ["prompt", "response", "position", "id", "token", "prompt_text", "reward", "logp", "old_logp", "entropy"]

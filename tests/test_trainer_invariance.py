@@ -11,7 +11,7 @@ from hclm_rl import known_terms
 from hclm_rl.cli import find_method
 from hclm_rl.config import find_term
 
-from .sharding import run_by_two
+from .cpu_processes import run_by_two
 from .tiny import LOSSES, WITH_TOOLS, largest_difference, weights_after
 from .two_processes import NOTHING_ON_ONE
 

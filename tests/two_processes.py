@@ -9,7 +9,7 @@ import torch
 from accelerate import PartialState
 from safetensors.torch import save_file
 
-from .sharding import leave, start, whole_weights
+from .cpu_processes import leave, start, whole_weights
 from .tiny import LOSSES, WITH_TOOLS, make
 
 # the second process has no token that counts; its collective calls must be those of the first all the same

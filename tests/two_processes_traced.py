@@ -5,7 +5,7 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from .sharding import leave
+from .cpu_processes import leave
 from .tiny import make
 
 if __name__ == "__main__":

@@ -140,7 +140,7 @@ class GroupLogDet(Term):
 def change_of_sum(weights: Float[Tensor, "P G"], a: Float[Tensor, "P G"]) -> Float[Tensor, "P 1"]:
     """By what factor the weights change the sum of each group's A > 0; 1 where there is none."""
     before, after = ((w * a.clamp(min=0)).sum(dim=1, keepdim=True) for w in (1, weights))
-    return torch.where(before > 0, after / torch.where(before > 0, before, 1), 1)
+    return torch.where(before > 0, after / before, 1)
 
 
 def mean_advantage(advantages: Float[Tensor, "N"] | Float[Tensor, "N T"], mask: Bool[Tensor, "N T"]) -> Tensor:

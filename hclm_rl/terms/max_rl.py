@@ -24,4 +24,4 @@ class MaxRl(Term):
         rewards = rollout.rewards
         mean = rollout.group_rewards.nanmean(dim=1)
         moves = ~rewards.isnan() & (mean > 0)
-        return RolloutEffect(advantages=torch.where(moves, (rewards - mean) / torch.where(moves, mean, 1), 0.0))
+        return RolloutEffect(advantages=torch.where(moves, (rewards - mean) / mean, 0.0))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from tests.sharding import leave
+from tests.cpu_processes import leave
 from tests.tiny import make, prompts
 
 

@@ -8,7 +8,7 @@ import pytest
 
 import hclm_rl
 from hclm_rl.evaluation.training import pass_metrics
-from tests.sharding import run_by_two
+from tests.cpu_processes import run_by_two
 from tests.tiny import CONFIGS, largest_difference, low_words, make, prompts, weights_of
 
 from .evaluates import metrics
