@@ -168,10 +168,10 @@ def pending(candidates: Iterable[Candidate], seeds: Sequence[int], split: str) -
 
 
 def train_board(board: Board, jobs: int, has_grids: bool) -> list[Run]:
-    """Defaults, grids, and the best of each grid; gives the runs that failed."""
+    """What is shown of each entry, grids, and the best of each grid; gives the runs that failed."""
     entries = board.entries()
-    defaults = [entry.default for entry in entries]
-    failed = train_all(pending(defaults, board.seeds, "report"), jobs)
+    shown = [each for entry in entries for each in entry.shown]
+    failed = train_all(pending(shown, board.seeds, "report"), jobs)
     if not has_grids:
         return failed
     gridded = [entry for entry in entries if entry.grid]

@@ -39,7 +39,8 @@ of eval/leaderboard.yaml (do not edit by hand; `--table` writes it anew without 
   prompt at random).
 - {up} {down}: differs from plain GRPO, p < {level} by that model after Holm's correction over all entries of the same
   table and column. No mark: not shown to differ, which is not the same as equal.
-- "At the recipe's values": recipes/methods/, which has the authors' values, and says so where it has others.
+- "At the recipe's values": recipes/methods/, which has the authors' values, and says so where it has others. A name
+  with `, key=value` is an entry at that value instead.
 - "Best of {points}": of a grid of {points} points for each entry, the one with the largest AUC on other held-out
   prompts and other seeds than those reported here; the grids are in eval/leaderboard.yaml.
 """
@@ -92,12 +93,13 @@ class Row:
 
     @property
     def name(self) -> str:
-        return self.candidate.entry
+        return self.candidate.name
 
 
-def row_of(candidate: Candidate, reference: dict[int, dict], is_compared: bool) -> Row | None:
+def row_of(candidate: Candidate, reference: dict[int, dict]) -> Row | None:
     """None where no run of it is finished."""
     board = candidate.board
+    is_compared = candidate.entry not in (BEFORE, board.reference)
     summaries = candidate.summaries(board.seeds, "report")
     if not summaries:
         return None
@@ -130,13 +132,20 @@ def first(summaries: dict[int, dict]) -> dict:
     return next(iter(summaries.values()))
 
 
-def rows_of(entries: Sequence[Entry], candidates: Sequence[Candidate], board: Board) -> list[Row]:
-    """Before training, then all others by AUC, the reference among them."""
+def rows_of(entries: Sequence[Entry], best: Sequence[Candidate], board: Board) -> dict[str, Row]:
+    """Name -> row of what is shown of each entry and of the best points: before training, then all others by AUC."""
     [plain] = [entry.default for entry in entries if entry.name == board.reference]
     reference = plain.summaries(board.seeds, "report")
-    rows = [row_of(each, reference, each.entry not in (BEFORE, board.reference)) for each in candidates]
-    found = [row for row in rows if row is not None]
-    return sorted(found, key=lambda row: (row.name != BEFORE, -row.intervals["AUC"].mean))
+    candidates = {each.name: each for each in [*(each for entry in entries for each in entry.shown), *best]}
+    found = [row for each in candidates.values() if (row := row_of(each, reference)) is not None]
+    found.sort(key=lambda row: (row.name != BEFORE, -row.intervals["AUC"].mean))
+    return {row.name: row for row in found}
+
+
+def of(candidates: Sequence[Candidate], rows: dict[str, Row]) -> list[Row]:
+    """Their rows, in the order of `rows`."""
+    names = {each.name for each in candidates}
+    return [row for name, row in rows.items() if name in names]
 
 
 def marks_of(rows: Sequence[Row], label: str) -> dict[str, str]:
@@ -149,16 +158,14 @@ def marks_of(rows: Sequence[Row], label: str) -> dict[str, str]:
     }
 
 
-def table(rows: Sequence[Row], board: Board, has_points: bool) -> list[str]:
+def table(rows: Sequence[Row], board: Board) -> list[str]:
     measures = measures_of(board)
     marks = {measure.label: marks_of(rows, measure.label) for measure in measures}
-    head = ["entry", *(["chosen"] if has_points else []), "Δ AUC", *(each.label for each in measures)]
-    head += ["affected", "steps", "s", "seeds"]
+    head = ["entry", "Δ AUC", *(each.label for each in measures), "affected", "steps", "s", "seeds"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for row in rows:
         delta = row.differences.get("AUC")
         cells = [f"`{row.name}`" if row.name != BEFORE else BEFORE]
-        cells += [f"`{row.candidate.point}`"] if has_points else []
         cells += ["-" if delta is None else written(delta, 3, "+")]
         cells += [
             written(row.intervals[each.label], each.digits) + marks[each.label].get(row.name, "") for each in measures
@@ -229,25 +236,26 @@ def plot(rows: Sequence[Row], board: Board) -> str:
 
 
 def section(board: Board, page: Path) -> tuple[list[str], list[Row]]:
-    """Its lines, and its rows at the recipes' values."""
+    """Its lines, and its rows at the recipes' values and what is shown beside them."""
     entries = board.entries()
-    defaults = rows_of(entries, [entry.default for entry in entries], board)
+    best = [point for entry in entries if (point := chosen(entry, board)) is not None]
+    rows = rows_of(entries, best, board)
+    shown = of([each for entry in entries for each in entry.shown], rows)
     lines = [f"## {board.task}, {board.setting}", "", described(board), made(entries, board), ""]
     lines += ["### At the recipe's values", ""]
-    lines += [*table(defaults, board, has_points=False), *frontier(defaults, board)]
-    if any(row.differences for row in defaults):
+    lines += [*table(shown, board), *frontier(shown, board)]
+    if any(row.differences for row in shown):
         picture = page.with_name(f"{page.stem}_{board.task}_{board.setting}.svg")
-        picture.write_text(plot(defaults, board))
+        picture.write_text(plot(shown, board))
         lines += ["", f"![Difference in AUC from plain GRPO, and pass@k at the ends]({picture.name})"]
-    best = [point for entry in entries if (point := chosen(entry, board)) is not None]
     unvaried = [entry.default for entry in entries if entry.name in (BEFORE, board.reference)]
-    if best and (rows := rows_of(entries, [*unvaried, *best], board)):
-        lines += ["", f"### Best of {len(entries[-1].grid) or len(board.written['coef_factors'])}", ""]
-        lines += [*table(rows, board, has_points=True), *frontier(rows, board)]
+    if best and (of_best := of([*unvaried, *best], rows)):
+        lines += ["", f"### Best of {len(board.written['coef_factors'])}", ""]
+        lines += [*table(of_best, board), *frontier(of_best, board)]
     if grid := grid_lines(entries, board):
         seeds = f"seed{'s' * (len(board.grid_seeds) > 1)} {', '.join(map(str, board.grid_seeds))}"
         lines += ["", f"Chosen on validation, {seeds}:", "", *grid]
-    return [*lines, *notes(entries, board), ""], defaults
+    return [*lines, *notes(entries, board), ""], shown
 
 
 def described(board: Board) -> str:
@@ -278,7 +286,8 @@ def made(entries: Sequence[Entry], board: Board) -> str:
 def notes(entries: Sequence[Entry], board: Board) -> list[str]:
     """What a reader of the table must know about single entries."""
     lines = []
-    missing = [entry.name for entry in entries if not entry.default.summaries(board.seeds, "report")]
+    shown = [each for entry in entries for each in entry.shown]
+    missing = [f"`{each.name}`" for each in shown if not each.summaries(board.seeds, "report")]
     failed = [path.parent for path in sorted(board.folder.rglob("error.txt"))]
     brought = {entry.name: entry.default.brings() for entry in entries}
     ungridded = [entry.name for entry in entries if not entry.grid and entry.name not in (BEFORE, board.reference)]
@@ -299,7 +308,7 @@ def notes(entries: Sequence[Entry], board: Board) -> list[str]:
 
 
 def write(boards: Sequence[Board], page: Path) -> list[list[Row]]:
-    """The page with a section for each board that has runs; gives the boards' rows at the recipes' values."""
+    """The page with a section for each board that has runs; gives the boards' rows of what is shown."""
     page.parent.mkdir(parents=True, exist_ok=True)
     if not boards:
         raise ValueError("there is no finished run to make a page from")

@@ -20,7 +20,7 @@ BEFORE = "before training"  # the entry that is only measured
 DEFAULT = "default"  # the point at the recipe's values
 KEYS = {
     *("recipes", "seeds", "grid_seeds", "splits", "samples", "pass_ks", "reference", "base", "tasks", "settings"),
-    *("entries", "stops_early", "coef_factors", "share_factors", "grids"),
+    *("entries", "stops_early", "coef_factors", "share_factors", "grids", "also"),
 }
 # of a method's own recipe; how a run is measured and where it is written is the board's
 NOT_THE_METHODS = {"task", "task_kwargs", "model_name_or_path", "output_dir", "seed", "eval_samples", "eval_batch"}
@@ -76,6 +76,10 @@ class Candidate:
     changes: dict  # against the recipe's values
 
     @property
+    def name(self) -> str:
+        return self.entry if self.point == DEFAULT else f"{self.entry}, {self.point}"
+
+    @property
     def folder(self) -> Path:
         return self.board.folder / re.sub(r"[^\w.=,-]+", "_", self.entry) / self.point
 
@@ -110,7 +114,12 @@ class Candidate:
 class Entry:
     name: str
     default: Candidate
-    grid: tuple[Candidate, ...]  # empty: none
+    grid: tuple[Candidate, ...] = ()  # empty: none
+    also: tuple[Candidate, ...] = ()  # trained and shown beside the default, chosen or not
+
+    @property
+    def shown(self) -> tuple[Candidate, ...]:
+        return (self.default, *self.also)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,26 +211,27 @@ class Board:
 
     def entries(self) -> list[Entry]:
         """The policy before training and the reference first."""
-        for name in self.only or ():
+        for name in (*(self.only or ()), *(self.written.get("also") or {})):
             if name not in self.known:
                 raise ValueError(f"no entry '{name}': {', '.join(nearest_first(name, self.known))}")
         wanted = {self.reference, *(self.only or self.known)} - {*self.left_out(), *self.without}
         before = Candidate(board=self, entry=BEFORE, point=DEFAULT, own={}, changes={})
-        entries = [Entry(name=BEFORE, default=before, grid=())]
+        entries = [Entry(name=BEFORE, default=before)]
         return entries + [self._entry(name, own) for name, own in self.known.items() if name in wanted]
 
     def _entry(self, name: str, own: dict) -> Entry:
         default = Candidate(board=self, entry=name, point=DEFAULT, own=own, changes={})
         if name == self.reference:
-            return Entry(name=name, default=default, grid=())
-        points = [
-            Candidate(board=self, entry=name, point=slug(change), own=changed(own, change), changes=change)
-            for change in self._changes(name, own)
-        ]
-        points = [
-            default if each.run(0, "choose").settings == default.run(0, "choose").settings else each for each in points
-        ]
-        return Entry(name=name, default=default, grid=tuple(points))
+            return Entry(name=name, default=default)
+
+        def at(change: dict) -> Candidate:
+            point = Candidate(board=self, entry=name, point=slug(change), own=changed(own, change), changes=change)
+            return default if point.run(0, "choose").settings == default.run(0, "choose").settings else point
+
+        also = (self.written.get("also") or {}).get(name, ())
+        return Entry(
+            name=name, default=default, grid=tuple(map(at, self._changes(name, own))), also=tuple(map(at, also))
+        )
 
     def _changes(self, name: str, own: dict) -> list[dict]:
         """The points of an entry's grid; none for a coefficient that is a schedule and has no grid in the file."""

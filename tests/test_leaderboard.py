@@ -53,6 +53,8 @@ share_factors: [0.25, 0.5, 1]
 grids:
   adaptive: [{}, {entropy_target: 0.1}, {entropy_target: 0.3}]
   clip_cov: [{}, {ratio: 0.02, lower: 0.5}, {ratio: 0.002}]
+also:
+  adaptive: [{entropy_target: 0.1}]
 """)
 
 
@@ -299,13 +301,36 @@ def test_the_page_from_made_up_runs(tmp_path: Path):
     # pass@1: + 1/4 on all prompts and seeds, without spread: significant
     assert "| 0.438 [0.312, 0.500] ▲ |" in ours and "▲" not in plain
     assert text.index("| `clip_cov`") < text.index("| `plain`")
-    assert "Not run: before training, adaptive" in text and "### Best of" not in text
+    assert "Not run: `before training`, `adaptive`, `adaptive, entropy_target=0.1`" in text
+    assert "### Best of" not in text
     assert (tmp_path / "docs" / "page_coins_off_policy.svg").read_text().startswith("<svg")
     assert "Passed by no other in both AUC and pass@1 (means, not tested): `clip_cov`." in text
     # right on two of four prompts in all samples, on the others in none: pass@1 1/2, AUC 1/2
     pretend(entry_of(board, "qae").default.run(1, "report"), [4, 4, 0, 0])
     leaderboard_page.write([board], page)
     assert "in both AUC and pass@1 (means, not tested): `clip_cov`, `qae`." in page.read_text()
+
+
+def test_a_point_beside_an_entry_is_trained_with_the_defaults_and_is_the_grids_own(tmp_path: Path):
+    board = board_in(tmp_path, only=["adaptive"], seeds=[1])
+    entry = entry_of(board, "adaptive")
+    default, beside = entry.shown
+    assert beside == entry.grid[1] and beside.name == "adaptive, entropy_target=0.1"
+    runs = leaderboard.pending(entry.shown, board.seeds, "report")
+    assert [run.settings.get("entropy_target") for run in runs] == [None, 0.1]
+    pretend(entry_of(board, "plain").default.run(1, "report"), [1, 1])
+    pretend(default.run(1, "report"), [2, 1])
+    pretend(beside.run(1, "report"), [2, 2])
+    for point, right in zip(entry.grid, (1, 3, 2), strict=True):
+        pretend(point.run(11, "choose"), [right, right])
+    page = tmp_path / "page.md"
+    leaderboard_page.write([board], page)
+    at_the_recipes, best = page.read_text().split("### Best of 3")
+    line = "| `adaptive, entropy_target=0.1` | +0."
+    assert at_the_recipes.count(line) == best.count(line) == 1 and "| `adaptive` |" in at_the_recipes
+    assert "| `adaptive` | +" not in best
+    with pytest.raises(ValueError, match="no entry 'adptive': adaptive"):
+        Board.read({**WRITTEN, "also": {"adptive": [{}]}}, out=tmp_path).entries()
 
 
 def test_an_archive_gives_the_same_page_elsewhere(tmp_path: Path):
