@@ -1,5 +1,6 @@
 """The training job behind `hclm-rl grpo`, `hclm-rl rloo` and the scripts in recipes/: from a recipe to a run folder."""
 
+import functools
 import importlib
 import json
 import os
@@ -20,7 +21,7 @@ from trl import rewards
 from trl.scripts.utils import DatasetMixtureConfig, get_dataset
 from trl.trainer.utils import get_peft_config, get_quantization_config
 
-from .answers import own_last_words
+from .answers import final_text, own_last_words
 from .arguments import REWARDS, Algorithm, RunArguments, Settings, make_parser, parse, recipe_of
 from .collapse import CollapseCallback
 from .config import GRPOConfig, RLOOConfig
@@ -29,7 +30,7 @@ from .report.runs import LOG_NAME, RECIPE_NAME, SUMMARY_NAME, read_log
 from .testbed import Evaluation, Task, evaluate, find_task
 from .testbed.policy import SHAPES, policy_path
 from .testbed.sampling import measured
-from .trainer import GRPOTrainer, RLOOTrainer
+from .trainer import GRPOTrainer, RLOOTrainer, is_fsdp1
 
 __all__ = ["LogWriter", "RunArguments", "main", "make_parser", "prepare", "run"]
 
@@ -131,6 +132,8 @@ def build_trainer(
         "dtype": model.dtype,
         **(config.model_init_kwargs or {}),
     }
+    if arguments.eval_samples and is_fsdp1(config):
+        raise ValueError("eval_samples under FSDP1 was never tried: use FSDP2 (fsdp_version: 2), DDP or ZeRO")
     environment = {}
     if task is not None and task.environment is not None:
         if algorithm != "grpo":
@@ -155,10 +158,6 @@ def build_trainer(
         )
     except OSError as error:  # as transformers says that there is no such model
         raise ValueError(f"model_name_or_path '{path}' could not be loaded: {error}") from error
-    if arguments.eval_samples and (trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled()):
-        raise ValueError(
-            "eval_samples measures a model that is whole on the main process, unlike under FSDP and ZeRO-3"
-        )
     return trainer, task
 
 
@@ -190,15 +189,44 @@ class LogWriter(TrainerCallback):
                 file.write(json.dumps(entry, default=float) + "\n")
 
 
+class MeasureAtStart(TrainerCallback):
+    """Measures once: as a callback when the model is wrapped for training, unless a run is resumed."""
+
+    def __init__(self, measure: Callable[[], dict | None]) -> None:
+        self.measure, self.found, self.seconds = measure, None, 0.0
+
+    def __call__(self) -> None:
+        start = time.perf_counter()
+        self.found = self.measure()
+        self.seconds = time.perf_counter() - start
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        if not state.global_step:
+            self()
+
+
+def is_sharded(trainer: GRPOTrainer | RLOOTrainer) -> bool:
+    """Whether training leaves no process the whole model."""
+    return trainer.is_fsdp_enabled or is_deepspeed_zero3_enabled()
+
+
+def all_sample(trainer: GRPOTrainer | RLOOTrainer, task: Task) -> bool:
+    """Whether the processes must sample together: for TRL's loop of tool calls, and each with its part of the model."""
+    return task.environment is not None or is_sharded(trainer)
+
+
 def on_held_out(
     trainer: GRPOTrainer | RLOOTrainer, task: Task, arguments: RunArguments, config: GRPOConfig | RLOOConfig
 ) -> Evaluation:
-    """The policy as it is on the task's held-out prompts; on this process alone, unless the task has tools."""
-    if task.environment is not None:
+    """The policy as it is on the task's held-out prompts; on this process alone, unless `all_sample`."""
+    if all_sample(trainer, task):
         rows = [dict(row) for row in task.eval_dataset]
         repeated = [row for row in rows for _ in range(arguments.eval_samples)]
         said = trainer.sample_responses(repeated, batch=arguments.eval_batch, seed=config.seed)
-        texts = [own_last_words(each) for each in said.completions]
+        text_of = final_text if task.environment is None else own_last_words
+        texts = [text_of(each) for each in said.completions]
         return measured(rows, task, arguments.eval_samples, texts, said.entropy_sums, said.lengths)
     assert isinstance(trainer.processing_class, PreTrainedTokenizerBase)
     return evaluate(
@@ -226,14 +254,14 @@ def written(result: Evaluation) -> dict:
 def measure(
     trainer: GRPOTrainer | RLOOTrainer, task: Task | None, arguments: RunArguments, config: GRPOConfig | RLOOConfig
 ) -> dict | None:
-    """Means and standard errors on the task's held-out prompts, taken on the main process while the others wait.
+    """Means and standard errors on the task's held-out prompts.
 
-    With tools all processes sample, since TRL's loop of calls does so together.
+    Taken on the main process while the others wait, unless `all_sample`.
     """
     if not (task and arguments.eval_samples):
         return None
     found = None
-    if trainer.accelerator.is_main_process or task.environment is not None:
+    if trainer.accelerator.is_main_process or all_sample(trainer, task):
         found = written(on_held_out(trainer, task, arguments, config))
     trainer.accelerator.wait_for_everyone()
     return found
@@ -278,10 +306,14 @@ def prepare(
             (folder / SUMMARY_NAME).unlink(missing_ok=True)
             if recipe:
                 (folder / RECIPE_NAME).write_text(recipe.read_text())
-        before = measure(trainer, task, arguments, config)
         trained_from = time.perf_counter()
+        before = MeasureAtStart(functools.partial(measure, trainer, task, arguments, config))
+        if is_sharded(trainer):
+            trainer.add_callback(before)  # until then the model is not sharded
+        else:
+            before()
         trainer.train(resume_from_checkpoint=checkpoint)
-        train_seconds = time.perf_counter() - trained_from
+        train_seconds = time.perf_counter() - trained_from - before.seconds
         after = measure(trainer, task, arguments, config)
         summary = {
             "algorithm": algorithm,
@@ -294,7 +326,7 @@ def prepare(
             "seed": config.seed,
             "steps": trainer.state.global_step,
             "processes": trainer.accelerator.num_processes,
-            "before": before,
+            "before": before.found,
             "after": after,
             "seconds": {"all": time.perf_counter() - start, "training": train_seconds},
             "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},

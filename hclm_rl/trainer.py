@@ -771,7 +771,7 @@ def refuse_what_the_run_lacks(chain: Chain, model: Any, config: Any) -> None:
             f"{', '.join(chain.needs_vocab_gradient)}: reads {whole} with gradient, for which the output head must be "
             "whole from the forward to the backward pass; under ZeRO-3 it is not: use FSDP2, DDP or ZeRO-2"
         )
-    if chain.needs_vocab and _is_fsdp1(config):
+    if chain.needs_vocab and is_fsdp1(config):
         raise ValueError(
             f"{', '.join(chain.needs_vocab)}: reads {whole}, for which FSDP1 does not leave the output head whole: use "
             "FSDP2 (fsdp_version: 2), DDP or ZeRO-2"
@@ -790,7 +790,7 @@ def _factors(model_config: PretrainedConfig) -> dict[str, Any]:
     return {"scale": scale, "softcap": getattr(config, "final_logit_softcapping", None)}
 
 
-def _is_fsdp1(config: Any) -> bool:
+def is_fsdp1(config: Any) -> bool:
     """Whether the first FSDP is asked for, in the config (where 2 is the default) or by accelerate (where 1 is)."""
     if getattr(config, "fsdp", None):
         return int((config.fsdp_config or {}).get("version", 2)) == 1

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from hclm_rl import launch
 from hclm_rl.arguments import parse
 from hclm_rl.launch import main
 
@@ -100,6 +101,23 @@ def test_a_killed_run_resumes_and_its_log_has_each_step_once(recipe: Path, tmp_p
         resumed = [entry for entry in log_of(out) if "train_runtime" not in entry]
         assert [entry["step"] for entry in resumed] == [1, 2, 3, 4]
         assert [entry["entropy"] for entry in resumed] == [entry["entropy"] for entry in whole[:4]]
+
+
+def test_a_sharded_model_is_measured_once_it_is_wrapped_and_not_where_a_run_is_resumed(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(launch, "is_sharded", lambda trainer: True)
+    line = ["--config", str(recipe), "--output_dir", str(tmp_path / "run"), "--save_strategy", "steps"]
+    assert main("grpo", [*line, "--save_steps", "1", "--no_save_final"]) == 0
+    first, log = summary_of(tmp_path / "run"), log_of(tmp_path / "run")
+    assert first["before"]["means"] != first["after"]["means"] and first["before"]["samples"] == 8
+    assert main("grpo", [*line, "--resume_from_checkpoint", str(tmp_path / "run" / "checkpoint-1")]) == 0
+    second = summary_of(tmp_path / "run")
+    assert second["before"] is None and second["after"] == first["after"]
+    monkeypatch.undo()
+    whole = ["--config", str(recipe), "--output_dir", str(tmp_path / "whole")]
+    assert main("grpo", whole) == 0  # what is measured, and how, leaves training as it is
+    assert [entry["loss"] for entry in log_of(tmp_path / "whole")[:2]] == [entry["loss"] for entry in log[:2]]
 
 
 def always_half(completions: list[str], **columns: object) -> list[float]:

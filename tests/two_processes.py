@@ -9,6 +9,9 @@ import torch
 from accelerate import PartialState
 from safetensors.torch import save_file
 
+from hclm_rl.arguments import parse
+from hclm_rl.launch import run as launch
+
 from .cpu_processes import leave, start, whole_weights
 from .tiny import LOSSES, WITH_TOOLS, make
 
@@ -45,7 +48,11 @@ def main(policy: str, out: Path, cases: dict[str, dict], kind: str) -> None:
     if kind == "fsdp2":
         trainer.model.reshard()  # as a forward pass leaves it where the head's group is sharded again
         read_head(trainer, weights)
-    leave()
+    if kind in ("fsdp2", "zero3"):
+        line = ["--config", str(out / "launched.yaml"), "--output_dir", str(out / "launched")]
+        launch("grpo", parse("grpo", [*line, "--use_cpu", str(kind == "fsdp2")]))  # it takes the group down
+    else:
+        leave()
 
 
 def read_head(trainer: Any, weights: dict[str, torch.Tensor]) -> None:
