@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hclm_rl import known_terms
+from hclm_rl import known_terms, launch
+from hclm_rl.arguments import parse
 from hclm_rl.cli import find_method
 from hclm_rl.config import find_term
 
@@ -34,7 +35,7 @@ STRONG = {
     "hicra": {"grams": ("1", "2", "3", "5", "8", "13")},
     "epo": {"coef": 0.1, "alpha": 0.5, "kappa_l": 0.9, "kappa_r": 1.0},
     "majority_vote": {"answer": r"^(\d)"},
-    "pear": {"correct_from": 0.5},
+    "pear": {"correct_from": 0.5, "full": 2.5},  # pays more than 0 at this entropy
     "perplexity_advantage": {"alpha": 0.1},
     "steer": {"min_weight": 0.2},
     "kl_cov": {"ratio": 0.2},
@@ -51,6 +52,22 @@ STRONG = {
 # The smallest change that a term makes to these runs is 6e-4 (information_force, a diagnostic, makes none); rounding
 # of float32 gradients through two SGD steps of 0.1 stays below 1e-6.
 ROUNDING = 2e-6
+
+
+LAUNCHED = """
+task: coins
+task_kwargs: {prompts: 8, eval_prompts: 4}
+eval_samples: 8
+eval_batch: 10
+entropy_terms: [entropy_bonus]
+max_steps: 2
+num_generations: 4
+per_device_train_batch_size: 4
+learning_rate: 1.0e-2
+bf16: false
+gradient_checkpointing: false
+save_strategy: "no"
+"""
 
 
 def all_terms_in_order() -> list[str]:
@@ -121,6 +138,7 @@ def test_rloo_micro_batches_of_an_added_loss(policy: str, tmp_path: Path):
 def trained_by_two(policy: str, out: Path, kind: str, terms: list[str]) -> Path:
     """Folder with the weights of every case, trained by two processes on gloo."""
     cases = {term: STRONG.get(term, {}) for term in all_terms_in_order() if term in terms}
+    (out / "launched.yaml").write_text(LAUNCHED)
     run_by_two("tests.two_processes", policy, str(out), json.dumps(cases), kind)
     return out
 
@@ -161,9 +179,25 @@ def test_fsdp2_in_bf16(fsdp2: Path):
     assert 100 * ROUNDING < largest_difference(stock, terms) < 1.0
 
 
+def assert_measured_as_by_one_process(sharded: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The launched run of both processes on held-out prompts, before training what one process finds that way."""
+    monkeypatch.setattr(launch, "is_sharded", lambda trainer: True)
+    line = ["--config", str(sharded / "launched.yaml"), "--output_dir", str(out), "--use_cpu", "true"]
+    one = launch.run("grpo", parse("grpo", line))
+    both = json.loads((sharded / "launched" / "summary.json").read_text())
+    assert both["processes"] == 2 and both["before"]["prompts"] == 4 and both["before"]["samples"] == 8
+    assert both["before"]["means"] == pytest.approx(one["before"]["means"], abs=1e-6)
+    assert both["after"]["means"].keys() == one["after"]["means"].keys()
+    assert both["after"]["means"]["token_entropy"] != pytest.approx(both["before"]["means"]["token_entropy"], abs=1e-3)
+
+
+def test_fsdp2_measures_held_out_prompts(fsdp2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    assert_measured_as_by_one_process(fsdp2, tmp_path, monkeypatch)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["zero2", "zero3"])
-def test_zero_is_one_process(kind: str, policy: str, tmp_path: Path):
+def test_zero_is_one_process(kind: str, policy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("deepspeed", reason="needs the extra `deepspeed`")
     terms = [name for name in known_terms() if kind == "zero2" or not find_term(name).needs_vocab_gradient]
     out = trained_by_two(policy, tmp_path, kind, terms)
@@ -174,6 +208,8 @@ def test_zero_is_one_process(kind: str, policy: str, tmp_path: Path):
     assert [largest_difference(stock, other) for other in others] == [0.0, 0.0]
     through, resumed = (load_file(out / f"{name}.safetensors") for name in ("through", "resumed"))
     assert largest_difference(through, resumed) == 0.0
+    if kind == "zero3":
+        assert_measured_as_by_one_process(out, tmp_path / "measured", monkeypatch)
 
 
 @pytest.mark.parametrize("term", known_terms())

@@ -14,14 +14,20 @@ class MaxRl(Term):
 
     A_i = (R_i - m) / m, m the mean reward of the group's G responses. For 0/1 rewards and success rate p the policy
     gradient is then that of sum over k < G of pass@k / k, which tends to log p as G grows; GRPO's, which divides by the
-    deviation, weighs a prompt by 1 / sqrt(p (1 - p)) instead of 1 / p. A group with m <= 0 moves nothing: rewards below
-    0 have no success rate, and graded ones only the name of it. An estimator that whitens advantages undoes it.
+    deviation, weighs a prompt by 1 / sqrt(p (1 - p)) instead of 1 / p. A group with m = 0 moves nothing. Rewards
+    below 0, which have no success rate and make a weight without bound where m is near 0, are refused; graded ones have
+    only the name of it. An estimator that whitens advantages undoes it.
     """
 
     sets_baseline: ClassVar[bool] = True
 
     def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
         rewards = rollout.rewards
+        if below := int(rollout.total((rewards < 0).sum())):
+            raise ValueError(
+                f"max_rl divides by a group's mean reward, so it needs rewards of 0 or more; {below} responses have "
+                "less: pay 0 and 1 instead of -1 and 1, and give a term that lowers rewards before it a floor"
+            )
         mean = rollout.group_rewards.nanmean(dim=1)
         moves = ~rewards.isnan() & (mean > 0)
         return RolloutEffect(advantages=torch.where(moves, (rewards - mean) / mean, 0.0))

@@ -33,8 +33,6 @@ def advantages_of(*groups: list[float]) -> list[float]:
         ([1, 1, 1, 1], [0, 0, 0, 0]),
         ([0, 0, 0, 0], [0, 0, 0, 0]),  # no success, no gradient
         ([0.5, 1.5, 1, 1], [-0.5, 0.5, 0, 0]),  # graded
-        ([-1, -1, 1, 1], [0, 0, 0, 0]),  # a mean of 0
-        ([-1, -1, -1, 1], [0, 0, 0, 0]),  # a mean below 0 would turn the signs round
         ([1, 0, NAN, NAN], [1, -1, 0, 0]),  # what no function scored has no part in m
         ([NAN, NAN, NAN, NAN], [0, 0, 0, 0]),
     ],
@@ -54,6 +52,11 @@ def test_in_expectation_it_is_the_gradient_of_the_passes(size: int, p: float):
         found += chance * sum(a * g for a, g in zip(advantages_of(list(draw)), score, strict=True)) / size
     # d pass@k / dp = k (1 - p)^(k-1)
     assert found == pytest.approx(sum((1 - p) ** (k - 1) for k in range(1, size)), rel=1e-12)
+
+
+def test_rewards_below_0_are_refused():
+    with pytest.raises(ValueError, match=r"max_rl .* needs rewards of 0 or more; 3 responses have less: pay 0 and 1"):
+        advantages_of([-1, -1, 1, 1], [-1, NAN, 1, 0])
 
 
 def test_each_group_has_its_own_mean():
