@@ -23,7 +23,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from . import surrogates
-from .geometry import Factor, Moments, Scalar, cholesky, covariance, floor_from, has_spread, moments_everywhere
+from .functional import in_double
+from .geometry import (
+    Factor,
+    Moments,
+    Scalar,
+    cholesky,
+    covariance,
+    eigenvalues,
+    floor_from,
+    has_spread,
+    moments_everywhere,
+)
 from .spectra import force_bound, spectrum
 
 Surrogate = Literal["log_det", "diagonal", "variance", "feature_softmax", "coding_rate", "von_neumann"]
@@ -117,10 +128,9 @@ class StepForce:
     def directions(self) -> tuple[Float[Tensor, "K"], float]:
         """Variances of the directions that the force acts on, ascending, and the one at which it is greatest."""
         if self.surrogate == "diagonal":
-            return covariance(self.moments).diagonal().double().sort().values, self.eps
+            return in_double(covariance(self.moments).diagonal()).sort().values, self.eps
         if self.surrogate in ON_UNIT_STATES:
-            second = surrogates.second_moment(self.moments).double()
-            lam = torch.linalg.eigvalsh(second).clamp(min=0)
+            lam = eigenvalues(surrogates.second_moment(self.moments))
             return lam, DISTORTION / len(lam) if self.surrogate == "coding_rate" else EMPTY / len(lam)
         lam = spectrum(self.moments)
         return lam, self.eps if self.surrogate == "log_det" else EMPTY * lam.mean().item()

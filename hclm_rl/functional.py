@@ -7,15 +7,28 @@ and never multiplies by the mask, so that a NaN in the padding stays there (NaN 
 import math
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 Scalar = Float[Tensor, ""]
 
 
-def in_double(x: Float[Tensor, "*S"]) -> Float[Tensor, "*S"]:
-    """float64 where the device has it (MPS does not): for sums that decide, so that their order does not."""
-    return x if x.device.type == "mps" else x.double()
+NO_FLOAT64 = {"mps"}  # kinds of devices
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """float64 where the device has it, else float32."""
+    return torch.float32 if device.type in NO_FLOAT64 else torch.float64
+
+
+def in_double(x: Shaped[Tensor, "*S"]) -> Float[Tensor, "*S"]:
+    """In `widest`: for sums that decide, so that their order does not."""
+    return x.to(widest(x.device))
+
+
+def exactly(x: Shaped[Tensor, "*S"]) -> Float[Tensor, "*S"]:
+    """In float64 whatever the device, on the CPU where it has none: for eigenvalues, and places in a sorted row."""
+    return (x.cpu() if x.device.type in NO_FLOAT64 else x).double()
 
 
 def masked_mean(x: Float[Tensor, "*S"], mask: Bool[Tensor, "*S"]) -> Scalar:
@@ -82,11 +95,12 @@ def quantile_baseline(
     ordered = group_rewards.detach().sort(dim=-1).values  # NaN sorts last
     last = ((~ordered.isnan()).sum(dim=-1, keepdim=True) - 1).clamp(min=0)
     if interpolate:
-        position = level * last.double()
-        below = position.floor().long()
+        position = level * exactly(last)
+        part = (position - position.floor()).to(ordered)
+        below = position.long().to(last.device)
         lower, upper = ordered.gather(-1, below), ordered.gather(-1, (below + 1).minimum(last))
-        return torch.lerp(lower, upper, (position - below).to(ordered)).squeeze(-1)
-    index = (level * (last + 1).double() - 1e-9).ceil().long() - 1
+        return torch.lerp(lower, upper, part).squeeze(-1)
+    index = (level * exactly(last + 1) - 1e-9).ceil().long().to(last.device) - 1
     return ordered.gather(-1, index.clamp(min=0).minimum(last)).squeeze(-1)
 
 

@@ -26,7 +26,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-Scalar = Float[Tensor, ""]
+from .functional import Scalar, exactly, widest
+
 BLOCK = 64  # columns; of 64, 128 and 256 the fastest in `gram_matrix` at D = 512 (CPU)
 LEAF = 32  # columns; of 32, 64 and 128 the fastest in `solve_` at D = 512 (CPU)
 
@@ -34,6 +35,11 @@ LEAF = 32  # columns; of 32, 64 and 128 the fastest in `solve_` at D = 512 (CPU)
 def at_least_float32(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """Half-precision states keep two or three digits: enough to store, not to subtract a mean of 30 from."""
     return x if x.dtype == torch.float64 else x.float()
+
+
+def eigenvalues(s: Float[Tensor, "D D"]) -> Float[Tensor, "D"]:
+    """Of a covariance: ascending, in double, rounding below 0 cut."""
+    return torch.linalg.eigvalsh(exactly(s)).clamp(min=0).to(s.device, widest(s.device))
 
 
 def full_precision(x: Tensor) -> torch.autocast:

@@ -19,14 +19,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .geometry import Moments, Scalar, covariance
+from .functional import exactly, widest
+from .geometry import Moments, Scalar, covariance, eigenvalues
 
 Spectrum = Float[Tensor, "K"]
 
 
 def spectrum(m: Moments) -> Spectrum:
-    """Eigenvalues of S, ascending, in float64; rounding below 0 is cut."""
-    return torch.linalg.eigvalsh(covariance(m).double()).clamp(min=0)
+    """Eigenvalues of S, ascending, in double; rounding below 0 is cut."""
+    return eigenvalues(covariance(m))
 
 
 def dof(lam: Spectrum, eps: float | Scalar) -> Scalar:
@@ -67,7 +68,7 @@ def weak_fraction(lam: Spectrum, eps: float | Scalar) -> Scalar:
 
 def drift(s: Float[Tensor, "D D"], s0: Float[Tensor, "D D"]) -> Scalar:
     """||S - S_0||_2, to hold against `drift_budget`."""
-    return torch.linalg.eigvalsh((s - s0).double()).abs().max()
+    return torch.linalg.eigvalsh(exactly(s - s0)).abs().max().to(s.device, widest(s.device))
 
 
 def drift_budget(lam: Spectrum, count: int | float, eps: float, least_norm: float) -> float:
@@ -131,8 +132,8 @@ def alpha_req(lam: Spectrum, first: int = 12, last: int = 100) -> PowerLaw:
     NaN unless `last` eigenvalues are positive: N must pass the window by far. The window is that of arXiv:2509.23024;
     alpha-ReQ's own is 4..100. Alpha rising while the rank falls is the state compressing.
     """
-    values = lam.double().sort(descending=True).values[first - 1 : last]
-    ranks = torch.arange(first, last + 1, dtype=torch.float64, device=lam.device)
+    values = exactly(lam).sort(descending=True).values[first - 1 : last]
+    ranks = torch.arange(first, last + 1, dtype=values.dtype, device=values.device)
     if len(values) < len(ranks):
         return PowerLaw(math.nan, math.nan, math.nan)
     x, y, w = -ranks.log(), values.log(), 1 / ranks / (1 / ranks).sum()
@@ -155,11 +156,12 @@ def diffusion_spectral_entropy(
     """
     if not 0 < bandwidth < math.inf:
         raise ValueError(f"bandwidth must be positive and finite, got {bandwidth}")
-    z = z.detach().double()
+    device, z = z.device, exactly(z.detach())
     distance = torch.cdist(z, z)
     kernel = (-0.5 * (distance / bandwidth).square()).exp()
     for _ in range(2 if is_strict else 1):
         root = kernel.sum(dim=1).rsqrt()
         kernel = root.unsqueeze(1) * kernel * root
     weights = torch.linalg.eigvalsh(kernel).abs().pow(time)
-    return torch.special.entr(weights / weights.sum() + torch.finfo(weights.dtype).eps).sum()
+    entropy = torch.special.entr(weights / weights.sum() + torch.finfo(weights.dtype).eps).sum()
+    return entropy.to(device, widest(device))

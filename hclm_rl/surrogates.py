@@ -20,12 +20,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from .functional import exactly
 from .geometry import (
     Moments,
     Scalar,
     at_least_float32,
     cholesky,
     covariance,
+    eigenvalues,
     full_precision,
     gram_matrix,
     log_det,
@@ -119,7 +121,7 @@ def von_neumann(m: Moments) -> Scalar:
 
     exp(H) is an effective rank. It sees the shape of the spectrum only, the log-det its scale as well.
     """
-    lam = torch.linalg.eigvalsh(second_moment(m).double()).clamp(min=0)
+    lam = eigenvalues(second_moment(m))
     return torch.special.entr(lam).sum().to(m.mean)
 
 
@@ -128,7 +130,7 @@ def von_neumann_force(u: Float[Tensor, "N D"], m: Moments, floor: float = 1e-12)
 
     log C = V diag(log max(l, floor)) V^T: finite where a direction is empty, where autograd through eigh gives NaN.
     """
-    lam, vectors = torch.linalg.eigh(second_moment(m).double())
+    lam, vectors = torch.linalg.eigh(exactly(second_moment(m)))
     with full_precision(u):
         log_c = (vectors * lam.clamp(min=floor).log()) @ vectors.T
         return -2 / m.count.clamp(min=1) * (at_least_float32(u.detach()) @ log_c.to(m.mean))

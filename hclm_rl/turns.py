@@ -12,6 +12,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from .functional import widest
+
 BETWEEN = "\0"  # stands in the text for what a tool wrote: no phrase reaches across it
 LONGEST_CHARACTER = 4  # bytes of UTF-8, so at most as many tokens
 
@@ -38,8 +40,8 @@ def sum_by_turn(x: Float[Tensor, "N T"], turn: Int[Tensor, "N T"]) -> Float[Tens
 
 
 def tokens_by_turn(turn: Int[Tensor, "N T"]) -> Float[Tensor, "N S"]:
-    """The number of tokens of each turn, in float64; 0 where a response has no such turn."""
-    return sum_by_turn(torch.ones_like(turn, dtype=torch.float64), turn)
+    """The number of tokens of each turn, in double; 0 where a response has no such turn."""
+    return sum_by_turn(torch.ones_like(turn, dtype=widest(turn.device)), turn)
 
 
 def at_tokens(values: Float[Tensor, "N S"], turn: Int[Tensor, "N T"]) -> Float[Tensor, "N T"]:
@@ -48,7 +50,7 @@ def at_tokens(values: Float[Tensor, "N S"], turn: Int[Tensor, "N T"]) -> Float[T
 
 
 def share_of_turns(mask: Bool[Tensor, "N T"]) -> Float[Tensor, "N T"]:
-    """1 / (T_j |tau_jt|) at each token of turn t of response j, which has T_j turns; 0 off the mask. In float64."""
+    """1 / (T_j |tau_jt|) at each token of turn t of response j, which has T_j turns; 0 off the mask. In double."""
     turn = number_turns(mask)
     tokens = tokens_by_turn(turn)
     turns = (tokens > 0).sum(dim=1, keepdim=True)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..functional import quantile
+from ..functional import in_double, quantile
 from ..types import Effect, Rollout, RolloutEffect, Term, TokenBatch
 
 DIFFICULTIES = ("easy", "medium", "hard")
@@ -71,13 +71,13 @@ class Ares(Term):
     def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
         size = rollout.group_rewards.size(1)
         # a reward is a constant; float64: what a row sums to must not show how many padded slots it has
-        ahead = entropy_ahead(rollout.scored()[1].detach().double(), rollout.mask, self.window)
+        ahead = entropy_ahead(in_double(rollout.scored()[1].detach()), rollout.mask, self.window)
         theta = self._theta(rollout, ahead, memory)
-        count = (self._is_trigger(rollout) & (ahead >= theta)).sum(dim=1).double()
+        count = in_double((self._is_trigger(rollout) & (ahead >= theta)).sum(dim=1))
         rewards = rollout.everywhere(rollout.rewards)
         is_right = rewards >= self.correct_from  # False for NaN
         is_scored = (~rewards.isnan()).view(-1, size)
-        accuracy = is_right.view(-1, size).sum(dim=1).double() / is_scored.sum(dim=1)
+        accuracy = in_double(is_right.view(-1, size).sum(dim=1)) / is_scored.sum(dim=1)
         kind = torch.where(accuracy >= 2 / 3, 0, torch.where(accuracy >= 1 / 3, 1, 2))
         kind = torch.where(is_scored.any(dim=1), kind, -1)
         means = rollout.everywhere(count).view(-1, size).mean(dim=1)
@@ -95,7 +95,7 @@ class Ares(Term):
         columns = {}
         if rollout.ref_logps is not None:
             columns["kl_weight"] = self._kl_weights(rollout, kind.repeat_interleave(size), memory)[own]
-        shares = {name: (kind == k).double().mean() for k, name in enumerate(DIFFICULTIES)}
+        shares = {name: in_double(kind == k).mean() for k, name in enumerate(DIFFICULTIES)}
         return RolloutEffect(
             rewards=rollout.rewards + score.to(rollout.rewards.dtype),
             columns=columns,
@@ -133,7 +133,7 @@ class Ares(Term):
         assert rollout.ref_logps is not None
         tokens = rollout.mask.sum(dim=1)
         divergence = (
-            k3(rollout.scored()[0].detach().double(), rollout.ref_logps.detach().double(), rollout.mask).sum(dim=1)
+            k3(in_double(rollout.scored()[0].detach()), in_double(rollout.ref_logps.detach()), rollout.mask).sum(dim=1)
             / tokens
         )
         divergence = rollout.everywhere(divergence)  # NaN for a response without tokens

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ..functional import exactly, in_double, widest
 from ..types import Direction, Rollout, RolloutEffect, Term, Transcript
 
 
@@ -54,8 +55,8 @@ class Arm(Term):
             metrics={
                 "prompt_confidence": prompt.nan_to_num(nan=0.0).mean(),
                 "response_confidence": response.nan_to_num(nan=0.0).mean(),
-                "shift": shift.double().mean(),
-                "flips": (first[0] * first[1] < 0).double().mean(),
+                "shift": in_double(shift).mean(),
+                "flips": in_double(first[0] * first[1] < 0).mean(),
             },
         )
 
@@ -71,7 +72,7 @@ class Arm(Term):
         assert rollout.transcript is not None
         ids, mask, size = rollout.transcript.prompt_ids, rollout.transcript.prompt_mask, rollout.group_rewards.size(1)
         if ids.size(1) < 2:
-            return torch.full_like(rollout.rewards, torch.nan, dtype=torch.float64)
+            return torch.full_like(rollout.rewards, torch.nan, dtype=widest(rollout.rewards.device))
         repeats = size if len(ids) % size == 0 else 1
         ids, mask = ids[::repeats], mask[::repeats]
         logps, _ = rollout.score(Transcript.of(ids, mask, ids.size(1) - 1))
@@ -80,10 +81,10 @@ class Arm(Term):
 
 
 def confidence(logps: Float[Tensor, "rows T"], mask: Bool[Tensor, "rows T"], fraction: float) -> Float[Tensor, "rows"]:
-    """exp(mean of the k smallest log-probs), k = max(1, ceil(fraction n)); NaN for a row without tokens. In float64."""
+    """exp(mean of the k smallest log-probs), k = max(1, ceil(fraction n)); NaN for a row without tokens. In double."""
     count = mask.sum(dim=1, keepdim=True)
-    k = (fraction * count.double() - 1e-9).ceil().clamp(min=1)  # 0.28 * 25 is 7.000000000000001
-    lowest = torch.where(mask, logps.double(), torch.inf).sort(dim=1).values
+    k = (fraction * exactly(count) - 1e-9).ceil().clamp(min=1).long().to(mask.device)  # 0.28 * 25 is 7.000000000000001
+    lowest = torch.where(mask, in_double(logps), torch.inf).sort(dim=1).values
     is_chosen = (torch.arange(mask.size(1), device=mask.device) < k) & (lowest < torch.inf)
     mean = torch.where(is_chosen, lowest, 0.0).sum(dim=1) / is_chosen.sum(dim=1)
     return mean.exp()

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..functional import in_double
 from ..types import Rollout, RolloutEffect, Term
 
 FEWEST_RESPONSES = 4  # below it a half is one response or none
@@ -73,10 +74,10 @@ class Canon(Term):
         )
 
     def _metric(self, rollout: Rollout) -> Float[Tensor, "N"]:
-        length = rollout.mask.sum(dim=1).double()
+        length = in_double(rollout.mask.sum(dim=1))
         if self.metric == "length":
             return length
-        return torch.where(rollout.mask, rollout.scored()[1].double(), 0.0).sum(dim=1) / length.clamp(min=1)
+        return torch.where(rollout.mask, in_double(rollout.scored()[1]), 0.0).sum(dim=1) / length.clamp(min=1)
 
     def _mu(self, accuracy: float, step: int) -> float:
         accuracy = min(max(accuracy, 0.0), 1.0)

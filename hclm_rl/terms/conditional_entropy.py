@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..answers import DEFAULT, answer_of, extractor, normalised
+from ..functional import in_double, widest
 from ..turns import ends_of_steps
 from ..types import Effect, Rollout, RolloutEffect, Term, TokenBatch, Total, Transcript
 
@@ -84,7 +85,7 @@ class ConditionalEntropy(Term):
             for row, (text, answer) in enumerate(zip(asked, answers, strict=True))
         ]
         entropy, nll = self._read(rollout, answers, ends)
-        paid = torch.zeros(rollout.mask.shape, dtype=torch.float64, device=rollout.mask.device)
+        paid = torch.zeros(rollout.mask.shape, dtype=widest(rollout.mask.device), device=rollout.mask.device)
         sums = paid.new_zeros(6)
         for row, steps in enumerate(ends):
             if steps:
@@ -93,7 +94,7 @@ class ConditionalEntropy(Term):
                 paid[row, [end - 1 for end in steps]] = gains.clamp(-self.limit, self.limit)
                 below = (h < self.certain).nonzero()
                 surplus = len(steps) - int(below[0]) if len(below) else 0
-                rises = (gains > 0).double().mean()
+                rises = in_double(gains > 0).mean()
                 total, worse = h[0] - h[-1], n[0] - n[-1]
                 values = (float(total), float(slope(h)), float(rises), surplus / len(steps), float(worse), 1.0)
                 sums += paid.new_tensor(values)
@@ -153,7 +154,7 @@ class ConditionalEntropy(Term):
         mask = place >= read - torch.tensor([len(text) for text in texts], device=place.device).unsqueeze(1)
         logps, entropy = rollout.score(Transcript.of(padded, mask, tail), scorer=self.scorer)
         is_answer = place[:tail] >= tail - torch.tensor(lengths, device=place.device).unsqueeze(1)
-        means = mean_of_rows(entropy.double(), is_answer), -mean_of_rows(logps.double(), is_answer)
+        means = mean_of_rows(in_double(entropy), is_answer), -mean_of_rows(in_double(logps), is_answer)
         return means[0].view(-1, width), means[1].view(-1, width)
 
 

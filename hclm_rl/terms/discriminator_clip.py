@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..chain import per_token
+from ..functional import in_double
 from ..types import Direction, Effect, Rollout, RolloutEffect, Term, TokenBatch
 
 EQUAL_BELOW = 1e-12  # deviation of S, in nats, below which the authors' Clip_B keeps all tokens
@@ -62,7 +63,7 @@ class DiscriminatorClip(Term):
         return self.mu if self.mu is not None else {"batch": 2.5, "vocabulary": 8.5}[self.over]
 
     def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
-        logps, entropy = (x.double() for x in rollout.scored())  # log p + H cancels where p is near 1
+        logps, entropy = (in_double(x) for x in rollout.scored())  # log p + H cancels where p is near 1
         s = torch.where(rollout.mask, logps.exp() * (logps + entropy), 0)
         if self.over == "vocabulary":
             s = torch.where(rollout.mask, s - rollout.over_vocab(expected_discriminator), 0)

@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 
 import torch
 
+from ..functional import in_double
 from ..types import Direction, Rollout, RolloutEffect, Term
 
 
@@ -34,7 +35,7 @@ class EmRl(Term):
         logps, entropy = rollout.scored()
         certainty = -entropy if self.reward == "token" else logps
         # float64: what a row sums to must not show how many padded slots it has
-        rewards = torch.where(rollout.mask, certainty.double(), 0).sum(dim=1)
+        rewards = torch.where(rollout.mask, in_double(certainty), 0).sum(dim=1)
         if self.reduction == "mean":
             rewards = rewards / rollout.mask.sum(dim=1).clamp(min=1)
         size = rollout.group_rewards.size(1)

@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 
 from ..chain import per_token
+from ..functional import in_double
 from ..turns import at_tokens, ends_of_steps, number_turns, sum_by_turn, tokens_by_turn
 from ..types import Direction, Rollout, RolloutEffect, Term
 
@@ -49,13 +50,13 @@ class Empg(Term):
             delimiter = re.compile(re.escape(self.delimiter))
             ends = rollout.everywhere(ends_of_steps(rollout.tokenizer, rollout.ids, rollout.mask, delimiter))
         mask = rollout.everywhere(rollout.mask)
-        advantages = rollout.everywhere(per_token(rollout.advantages, rollout.mask)).double()
+        advantages = in_double(rollout.everywhere(per_token(rollout.advantages, rollout.mask)))
         turn = number_turns(mask, ends)
         tokens = tokens_by_turn(turn)
         is_step = tokens > 0  # (N, S)
         if not is_step.any():
             return RolloutEffect()
-        entropy = sum_by_turn(rollout.everywhere(rollout.scored()[1]).double(), turn) / tokens.clamp(min=1)
+        entropy = sum_by_turn(in_double(rollout.everywhere(rollout.scored()[1])), turn) / tokens.clamp(min=1)
         low, high = entropy[is_step].min(), entropy[is_step].max()
         h = (entropy - low) / (high - low + EPSILON)
         g = (-self.k * h).exp() / ((-self.k * h[is_step]).exp().mean() + EPSILON)
@@ -67,7 +68,7 @@ class Empg(Term):
         return RolloutEffect(
             advantages=rollout.here((modulated - centre).to(rollout.advantages.dtype)),
             metrics={
-                "steps": is_step.double().sum(dim=1).mean(),  # per response
+                "steps": in_double(is_step).sum(dim=1).mean(),  # per response
                 "largest_factor": g[is_step].max(),
                 "step_entropy": entropy[is_step].mean(),
             },

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 import torch
 
 from ..answers import DEFAULT, by_group, clusters, equivalence, extractor, final_text, repeats
+from ..functional import widest
 from ..types import Direction, Rollout, RolloutEffect, Term
 
 
@@ -58,11 +59,11 @@ class Empo(Term):
         questions = dict(zip(rollout.group.tolist(), map(final_text, rollout.prompts), strict=False))
         everyone = rollout.everywhere(rollout.rewards)
         # of each response: its reward, whether it has no answer, and of its group: H, the largest share, closed or not
-        table = torch.zeros(len(everyone), 5, dtype=torch.float64)
+        table = torch.zeros(len(everyone), 5, dtype=widest(everyone.device))
         for group, answers in by_group(rollout, extractor(self.answer)).items():
             paid, *of_group = self._paid(answers, questions.get(group, ""))
             rows = [[r, answer is None, *of_group] for r, answer in zip(paid, answers, strict=True)]
-            table[group * size : (group + 1) * size] = torch.tensor(rows, dtype=torch.float64)
+            table[group * size : (group + 1) * size] = table.new_tensor(rows)
         rewards, *others = (rollout.here(column) for column in table.to(everyone.device).unbind(dim=1))
         names = ("empty", "semantic_entropy", "majority_share", "gated")
         return RolloutEffect(

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ..functional import in_double
 from ..types import Direction, Effect, Rollout, RolloutEffect, Term, TokenBatch
 
 LARGEST_LOG_RATIO = 20.0  # nats; the authors' code, against an overflow
@@ -47,7 +48,7 @@ class EntroPic(Term):
         if self.statistics == "micro_batch":
             return RolloutEffect()
         counts = torch.stack([rollout.mask.sum(), self._is_confident(rollout.scored()[0], rollout.mask).sum()])
-        tokens, confident = rollout.total(counts).double()
+        tokens, confident = in_double(rollout.total(counts))
         return RolloutEffect(
             shared={"scale": tokens / confident.clamp(min=1)},
             metrics={"confident": confident / tokens.clamp(min=1)},

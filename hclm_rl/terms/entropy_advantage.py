@@ -5,6 +5,7 @@ from typing import Literal
 
 import torch
 
+from ..functional import in_double
 from ..types import Direction, Rollout, RolloutEffect, Term
 
 CERTAIN = 1e-5  # nats, the rounding of exact entropies in float32: where m is no more, Y = 1, not noise or 0 / 0
@@ -43,7 +44,7 @@ class EntropyAdvantage(Term):
         if self.form == "clip":
             return RolloutEffect(advantages=rollout.advantages.clamp(-self.beta, self.beta))
         # float64: what a row sums to must not show how many padded slots it has
-        entropy = torch.where(rollout.mask, rollout.scored()[1].double().clamp(min=0), 0.0)
+        entropy = torch.where(rollout.mask, in_double(rollout.scored()[1]).clamp(min=0), 0.0)
         mean_entropy = entropy.sum(dim=1) / rollout.mask.sum(dim=1)  # NaN for a response without tokens
         group = rollout.everywhere(mean_entropy).view(-1, rollout.group_rewards.size(1))[rollout.group]  # (N, G)
         m = group.nanmean(dim=1)
@@ -54,5 +55,5 @@ class EntropyAdvantage(Term):
         weight = weight.to(rollout.advantages.dtype)
         return RolloutEffect(
             advantages=rollout.advantages * (weight if rollout.advantages.dim() == 1 else weight.unsqueeze(1)),
-            metrics={"negative": is_negative.double().mean()},
+            metrics={"negative": in_double(is_negative).mean()},
         )

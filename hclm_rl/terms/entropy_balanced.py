@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ..functional import in_double
 from ..types import Direction, Effect, Rollout, RolloutEffect, Term, TokenBatch
 
 EQUAL_BELOW = 1e-6  # nats: a deviation that rounding alone can make
@@ -50,7 +51,7 @@ class EntropyBalanced(Term):
     def __call__(self, batch: TokenBatch, memory: dict) -> Effect:
         entropy = batch.entropy.detach()
         mean, inverse = batch.shared["scale"] if self.statistics == "step" else scale_of(entropy, batch.mask)
-        z = torch.where(batch.mask, (entropy.double() - mean) * inverse, 0.0).to(entropy.dtype)
+        z = torch.where(batch.mask, (in_double(entropy) - mean) * inverse, 0.0).to(entropy.dtype)
         advantages = torch.where(batch.mask, batch.advantages * (1 + self.a * z), 0.0)
         logps = torch.where(batch.mask, batch.logps, 0.0)
         old_logps = torch.where(batch.mask, batch.old_logps, 0.0)
@@ -76,8 +77,8 @@ class EntropyBalanced(Term):
 
 
 def scale_of(entropy: Float[Tensor, "rows T"], mask: Bool[Tensor, "rows T"]) -> Float[Tensor, "2"]:
-    """Mean over the mask and 1 / deviation with n - 1, in float64; 1 where all are equal, 0 for a single token."""
-    values = entropy[mask].double()
+    """Mean over the mask and 1 / deviation with n - 1, in double; 1 where all are equal, 0 for a single token."""
+    values = in_double(entropy[mask])
     if len(values) < 2:
         return values.new_zeros(2)
     deviation = values.std()

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 import torch
 
+from ..functional import in_double
 from ..turns import share_of_turns
 from ..types import Direction, Effect, Rollout, RolloutEffect, Term, TokenBatch
 
@@ -46,16 +47,16 @@ class Epo(Term):
             raise ValueError(f"gamma must be >= 0, got {self.gamma}")
 
     def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
-        mask, entropy = rollout.mask, rollout.scored()[1].double()
+        mask, entropy = rollout.mask, in_double(rollout.scored()[1])
         sums = [torch.where(mask, entropy, 0.0).sum(), mask.sum(), mask.any(dim=1).sum()]
-        total, tokens, responses = rollout.total(torch.stack([each.double() for each in sums])).tolist()
+        total, tokens, responses = rollout.total(torch.stack([in_double(each) for each in sums])).tolist()
         shared = {}
         if "steps" in memory:
             shared["reference"] = entropy.new_tensor(memory["entropy_sum"] / memory["steps"])
         if tokens:
             memory["entropy_sum"] = memory.get("entropy_sum", 0.0) + total / tokens
             memory["steps"] = memory.get("steps", 0) + 1
-        weight = mask.double()
+        weight = in_double(mask)
         if self.average == "turns":
             weight = share_of_turns(mask) * tokens / max(responses, 1.0)  # the trainer divides by the tokens again
         return RolloutEffect(columns={"weight": weight.float()}, shared=shared, metrics=shared)

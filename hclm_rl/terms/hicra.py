@@ -9,6 +9,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from ..chain import per_token
+from ..functional import exactly, in_double, widest
 from ..turns import BETWEEN, locate
 from ..types import Rollout, RolloutEffect, Term
 
@@ -59,7 +60,7 @@ class Hicra(Term):
     def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
         numbers = {gram: i for i, gram in enumerate(sorted({words_of(gram) for gram in self.grams}))}
         lengths = {len(gram) for gram in numbers}
-        counts = torch.zeros(len(numbers), dtype=torch.float64, device=rollout.mask.device)
+        counts = torch.zeros(len(numbers), dtype=widest(rollout.mask.device), device=rollout.mask.device)
         is_planning = torch.zeros_like(rollout.mask)
         for row, (text, places) in enumerate(locate(rollout.tokenizer, rollout.ids, rollout.mask)):
             found = list(WORD.finditer(text))
@@ -84,7 +85,7 @@ class Hicra(Term):
             metrics={
                 "planning": is_planning.float(),
                 "semantic_entropy": semantic_entropy(rollout.total(counts)),
-                "grams_found": (rollout.total(counts) > 0).double().sum(),
+                "grams_found": in_double(rollout.total(counts) > 0).sum(),
             },
         )
 
@@ -92,10 +93,10 @@ class Hicra(Term):
         """Above the entropy at place int((1 - top) n) of a response's n, in responses longer than the group's mean."""
         entropy = torch.where(rollout.mask, rollout.scored()[1], torch.inf)
         length = rollout.mask.sum(dim=1)
-        place = ((1 - self.top) * length.double() + 1e-9).long().clamp(max=entropy.size(1) - 1)  # 0.7 * 10 is 7
-        threshold = entropy.sort(dim=1).values.gather(1, place.unsqueeze(1))
+        place = ((1 - self.top) * exactly(length) + 1e-9).long().clamp(max=entropy.size(1) - 1)  # 0.7 * 10 is 7
+        threshold = entropy.sort(dim=1).values.gather(1, place.unsqueeze(1).to(entropy.device))
         groups = rollout.everywhere(length).view(-1, rollout.group_rewards.size(1))
-        is_long = length > groups.double().mean(dim=1)[rollout.group]
+        is_long = length > in_double(groups).mean(dim=1)[rollout.group]
         return rollout.mask & (entropy > threshold) & is_long.unsqueeze(1)
 
 

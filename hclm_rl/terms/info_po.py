@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..chain import per_token
+from ..functional import in_double
 from ..turns import at_tokens, number_turns, sum_by_turn, tokens_by_turn
 from ..types import Rollout, RolloutEffect, Term
 
@@ -58,17 +59,17 @@ class InfoPo(Term):
         turn = number_turns(rollout.mask)
         lengths = tokens_by_turn(turn)
         credit = rollout.everywhere(at_tokens(information / lengths.clamp(min=1), turn))
-        has_credit = rollout.everywhere(at_tokens(is_credited.double(), turn) > 0)
+        has_credit = rollout.everywhere(at_tokens(in_double(is_credited), turn) > 0)
         mask = rollout.everywhere(rollout.mask)
         discount = at_tokens(by_turn(lengths, self.gamma), turn)
-        outcome = rollout.everywhere(discount * per_token(rollout.advantages, rollout.mask).double())
+        outcome = rollout.everywhere(discount * in_double(per_token(rollout.advantages, rollout.mask)))
         intrinsic = standardised_by_group(credit, has_credit, rollout.everywhere(rollout.group))
         if mask.sum() > 1:
             spread = intrinsic[mask].std() + EPSILON
             intrinsic = intrinsic * ((outcome[mask].std() + EPSILON).clamp(min=1) / spread).clamp(max=1)
         gate = torch.sigmoid(-deviation(rollout.group_rewards) / self.temperature)
         shaped = rollout.here(outcome) + self.beta * gate.unsqueeze(1) * rollout.here(intrinsic)
-        credits = rollout.total(is_credited.double().sum())
+        credits = rollout.total(in_double(is_credited).sum())
         return RolloutEffect(
             advantages=torch.where(rollout.mask, shaped, 0.0).to(rollout.advantages.dtype),
             metrics={
@@ -89,7 +90,7 @@ class InfoPo(Term):
             assert rollout.transcript is not None
             span = self._reply(rollout.mask, rollout.transcript.present, turn, asked)
             without, _ = rollout.score(replace(rollout.transcript, ids=self._overwritten(rollout, span)))
-            gain = (rollout.scored()[0] - without).double()
+            gain = in_double(rollout.scored()[0] - without)
             if asked + 1 < lengths.size(1):
                 is_credited[:, asked] = span.any(dim=1) & (lengths[:, asked + 1] > 0)
                 mean = sum_by_turn(gain, turn)[:, asked + 1] / lengths[:, asked + 1].clamp(min=1)
@@ -120,7 +121,7 @@ class InfoPo(Term):
 def by_turn(lengths: Float[Tensor, "N S"], gamma: float) -> Float[Tensor, "N S"]:
     """gamma^(T - t) for turn t = 1, ..., T of each response, divided by its mean over the tokens."""
     after = (lengths > 0).sum(dim=1, keepdim=True) - 1 - torch.arange(lengths.size(1), device=lengths.device)
-    discount = torch.where(lengths > 0, gamma ** after.double(), 0.0)
+    discount = torch.where(lengths > 0, gamma ** in_double(after), 0.0)
     total = (discount * lengths).sum(dim=1, keepdim=True)
     return discount * lengths.sum(dim=1, keepdim=True) / torch.where(total > 0, total, 1.0)
 
@@ -140,7 +141,7 @@ def standardised_by_group(
 
 def deviation(group_rewards: Float[Tensor, "N G"]) -> Float[Tensor, "N"]:
     """The unbiased deviation of the scored rewards of each row; 0 where fewer than two were scored."""
-    rewards = group_rewards.double()
+    rewards = in_double(group_rewards)
     count = (~rewards.isnan()).sum(dim=1)
     centred = rewards - rewards.nanmean(dim=1, keepdim=True)
     return ((centred**2).nansum(dim=1) / (count - 1).clamp(min=1)).sqrt()

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 
 from ..answers import DEFAULT, by_group, clusters, equivalence, extractor
+from ..functional import widest
 from ..types import Rollout, RolloutEffect, Term
 
 
@@ -45,11 +46,11 @@ class MajorityVote(Term):
             raise ValueError(f"samples must be at most num_generations, {size}, got {self.samples}")
         everyone = rollout.everywhere(rollout.rewards)
         # of each response: its reward, whether it has no answer, and count(y) / G of its group
-        table = torch.zeros(len(everyone), 3, dtype=torch.float64)
+        table = torch.zeros(len(everyone), 3, dtype=widest(everyone.device))
         for group, answers in by_group(rollout, extractor(self.answer)).items():
             rewards, ratio = self._paid(answers)
             rows = [[r, answer is None, ratio] for r, answer in zip(rewards, answers, strict=True)]
-            table[group * size : (group + 1) * size] = torch.tensor(rows, dtype=torch.float64)
+            table[group * size : (group + 1) * size] = table.new_tensor(rows)
         paid, empty, ratio = (rollout.here(column) for column in table.to(everyone.device).unbind(dim=1))
         is_left_out = None
         if self.samples is not None:

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..functional import in_double
 from ..types import Direction, Rollout, RolloutEffect, Term
 
 
@@ -46,7 +47,7 @@ class Pear(Term):
         is_thinking, is_answer, is_closed = self._phases(rollout.ids, rollout.mask)
         self._require_tag(rollout, is_closed, memory)
         # float64: what a row sums to must not show how many padded slots it has; a reward is a constant
-        entropy = rollout.scored()[1].detach().double()
+        entropy = in_double(rollout.scored()[1].detach())
         thinking, answer = mean_of_rows(entropy, is_thinking), mean_of_rows(entropy, is_answer)
         paid = (self.full - (thinking - self.alpha * answer).clamp(min=0.0)).clamp(max=1.0)
         if self.floor is not None:
@@ -56,7 +57,7 @@ class Pear(Term):
         return RolloutEffect(
             rewards=torch.where(rollout.rewards.isnan(), rollout.rewards, rewards),  # unscored stays unscored
             metrics={
-                "closed": is_closed.double().mean(),
+                "closed": in_double(is_closed).mean(),
                 "thinking_entropy": thinking.mean(),
                 "answer_entropy": answer.mean(),
             },

@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 
 import torch
 
+from ..functional import in_double
 from ..types import Direction, Rollout, RolloutEffect, Term
 
 EQUAL_PERPLEXITIES = 1e-6  # nats a token: below this deviation w_i is l_i - mean, undivided, as in the authors' code
@@ -41,7 +42,7 @@ class PerplexityAdvantage(Term):
 
     def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
         # float64: what a row sums to must not show how many padded slots it has
-        logps = torch.where(rollout.mask, rollout.scored()[0].double(), 0.0)
+        logps = torch.where(rollout.mask, in_double(rollout.scored()[0]), 0.0)
         log_perplexity = -logps.sum(dim=1) / rollout.mask.sum(dim=1)  # NaN for a response without tokens
         group = rollout.everywhere(log_perplexity).view(-1, rollout.group_rewards.size(1))[rollout.group]  # (N, G)
         quartile_1, quartile_3 = (torch.nanquantile(group, level, dim=1, keepdim=True) for level in (0.25, 0.75))
@@ -57,5 +58,5 @@ class PerplexityAdvantage(Term):
         is_outlier = ~is_kept & ~group.isnan()
         return RolloutEffect(
             advantages=rollout.advantages * (weight if rollout.advantages.dim() == 1 else weight.unsqueeze(1)),
-            metrics={"outliers": is_outlier.double().mean()},
+            metrics={"outliers": in_double(is_outlier).mean()},
         )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..chain import per_token
-from ..functional import covariance_contributions, quantile
+from ..functional import covariance_contributions, in_double, quantile
 from ..replay import Replay, kept_in, left_padded
 from ..types import Effect, Rollout, RolloutEffect, Term, TokenBatch, Transcript
 from .clip_cov import ClipCov
@@ -107,7 +107,7 @@ class SelfImitation(Term):
     def _columns(self, rollout: Rollout, chosen: Replay, baseline: float, is_busy: Tensor) -> dict[str, Tensor]:
         """The replays spread over the rows that have tokens, so that they travel with them."""
         advantage = chosen.reward - baseline if self.decay is None else self.decay * chosen.advantage
-        tokens = rollout.total(rollout.mask.sum()).double()
+        tokens = in_double(rollout.total(rollout.mask.sum()))
         whole = self.width or chosen.ids.size(1)
         share = chosen.mask.sum() if self.average == "tokens" else whole * len(chosen)
         cov = covariance_contributions(chosen.logps, per_token(advantage, chosen.mask).contiguous(), chosen.mask)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..functional import masked_quantile_threshold
+from ..functional import in_double, masked_quantile_threshold
 from ..types import Direction, Effect, Rollout, RolloutEffect, Term, TokenBatch
 
 ROUNDING = 1e-6  # a cumulated probability this close to p_top has reached it: float32 sums decide no boundary
@@ -56,8 +56,8 @@ class Siren(Term):
         if self.statistics == "micro_batch" and "anchor" in memory:
             return RolloutEffect()
         entropy = rollout.over_vocab(self._of_nucleus)
-        per_response = (self._peak_share(entropy, rollout.mask) * entropy.double()).sum()
-        sums = torch.stack([per_response, per_response.new_tensor(len(entropy)), rollout.mask.sum().double()])
+        per_response = (self._peak_share(entropy, rollout.mask) * in_double(entropy)).sum()
+        sums = torch.stack([per_response, per_response.new_tensor(len(entropy)), in_double(rollout.mask.sum())])
         level, responses, tokens = rollout.total(sums).tolist()
         level = level / responses
         if tokens:  # a batch without any says nothing of the level
@@ -87,7 +87,7 @@ class Siren(Term):
         """1 / |peaks of the response| at its peaks, 0 elsewhere."""
         thresholds = [masked_quantile_threshold(*row, self.tau) for row in zip(entropy, mask, strict=True)]
         is_peak = mask & (entropy.detach() > torch.stack(thresholds).unsqueeze(1))
-        return is_peak.double() / is_peak.sum(dim=1, keepdim=True).clamp(min=1)
+        return in_double(is_peak) / is_peak.sum(dim=1, keepdim=True).clamp(min=1)
 
 
 def nucleus_entropy(logps: Float[Tensor, "n V"], p_top: float, is_inclusive: bool = True) -> Float[Tensor, "n"]:

@@ -6,8 +6,8 @@ from typing import ClassVar, Literal
 
 import torch
 
-from ..functional import quantile
-from ..geometry import Moments, moments_everywhere
+from ..functional import exactly, quantile
+from ..geometry import Moments, eigenvalues, moments_everywhere
 from ..spectra import (
     alpha_req,
     diffusion_spectral_entropy,
@@ -74,7 +74,7 @@ class Spectrum(Term):
         # N rows span N directions, N - 1 once centred: what float32 leaves in the others would count by its root
         count = int(m.count)
         centred = spectrum(m)[-(count - 1) :]
-        uncentred = torch.linalg.eigvalsh(second_moment(m).double()).clamp(min=0)[-count:]
+        uncentred = eigenvalues(second_moment(m))[-count:]
         metrics: dict[str, Metric] = {
             "effective_rank": effective_rank(centred),
             "rank_me": rank_me(uncentred),
@@ -87,11 +87,11 @@ class Spectrum(Term):
 
     def _diffusion(self, rollout: Rollout, memory: dict) -> dict[str, Metric]:
         has_tokens = rollout.everywhere(rollout.mask.any(dim=1))
-        u = rollout.everywhere(unit_rows(mean_states(rollout.hidden(), rollout.mask)))[has_tokens].double()
+        u = rollout.everywhere(unit_rows(mean_states(rollout.hidden(), rollout.mask)))[has_tokens]
         group = rollout.everywhere(rollout.group)[has_tokens]
         first = u[: self.most_responses]
         if "bandwidth" not in memory and len(first) >= 2:
-            median = float(quantile(torch.pdist(first), 0.5))
+            median = float(quantile(torch.pdist(exactly(first)), 0.5))
             if median > 10 * torch.finfo(torch.float32).eps:  # of unit rows that differ by more than rounding
                 memory["bandwidth"] = median
         if "bandwidth" not in memory or len(first) < 2:
