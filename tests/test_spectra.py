@@ -8,6 +8,7 @@ from hclm_rl.spectra import (
     alpha_req,
     dead_fraction,
     diffusion_spectral_entropy,
+    diffusion_spectral_information,
     dof,
     drift,
     drift_budget,
@@ -178,3 +179,22 @@ def test_diffusion_spectral_entropy_counts_clusters():
     assert entropy.dtype == F64
     # rows in half precision are worked on in float64; the card's points are exact there
     close(diffusion_spectral_entropy(POINTS.bfloat16(), 1.0), 1.163796)
+
+
+def test_diffusion_spectral_information_is_what_the_classes_leave_out():
+    # two far clusters of eight equal points: any eight of the sixteen show both (but for 2 in 12,870), H = log 2
+    z = torch.tensor([[0.0], [100.0]]).repeat(8, 1)
+    of_cluster, of_halves = torch.arange(16) % 2, torch.arange(16) // 8
+    close(diffusion_spectral_information(z, of_cluster, 1.0, torch.Generator().manual_seed(0)), math.log(2), 1e-12)
+    close(diffusion_spectral_information(z, of_halves, 1.0, torch.Generator().manual_seed(0)), 0.0, 1e-12)
+    close(diffusion_spectral_information(z, torch.zeros(16).long(), 1.0, torch.Generator()), 0.0, 1e-12)
+
+
+def test_diffusion_spectral_information_by_its_definition():
+    # classes of 1 and 3 rows: one row has no entropy, three of four leave one point of the card's out
+    labels, draws = torch.tensor([7, 2, 2, 2]), 400
+    found = diffusion_spectral_information(POINTS, labels, 1.0, torch.Generator().manual_seed(3), draws=draws)
+    of_three = [diffusion_spectral_entropy(POINTS[[j for j in range(4) if j != out]], 1.0) for out in range(4)]
+    expected = 3 / 4 * (torch.stack(of_three).mean() - of_three[0])
+    spread = 3 / 4 * torch.stack(of_three).std() / math.sqrt(draws)
+    assert abs(found - expected) < 4 * spread and abs(expected) > 8 * spread

@@ -11,6 +11,7 @@ from ..geometry import Moments, eigenvalues, moments_everywhere
 from ..spectra import (
     alpha_req,
     diffusion_spectral_entropy,
+    diffusion_spectral_information,
     effective_rank,
     participation_ratio,
     rank_me,
@@ -33,9 +34,10 @@ class Spectrum(Term):
     directions. Rank falling while alpha rises: the states compress. Never compare one rank with another's threshold,
     nor runs with other numbers of tokens.
     Of the mean states of the responses, at unit length: `diffusion_entropy` (DSE, Liao et al., 2023, arXiv:2312.04823,
-    here in nats), up to the log of their number, and `diffusion_entropy_within`, its mean over prompts: towards 0, the
-    responses to a prompt have become one. Its bandwidth is the median distance at the first step, frozen, since one
-    that followed would hide a contraction.
+    here in nats), up to the log of their number; `diffusion_entropy_within`, its mean over prompts: towards 0, the
+    responses to a prompt have become one; `diffusion_information` (their DSMI), how much the prompt says of a
+    response's state: 0 where all prompts are answered alike. The bandwidth is the median distance at the first step,
+    frozen, since one that followed would hide a contraction.
     """
 
     needs_scores: ClassVar[bool] = True
@@ -100,4 +102,9 @@ class Spectrum(Term):
         metrics: dict[str, Metric] = {"diffusion_entropy": diffusion_spectral_entropy(first, bandwidth, time)}
         prompts = [u[group == prompt] for prompt in group.unique()]
         within = [diffusion_spectral_entropy(rows, bandwidth, time) for rows in prompts if len(rows) >= 2]
-        return metrics | ({"diffusion_entropy_within": torch.stack(within).mean()} if within else {})
+        if within:
+            metrics["diffusion_entropy_within"] = torch.stack(within).mean()
+            metrics["diffusion_information"] = diffusion_spectral_information(
+                first, group[: len(first)], bandwidth, rollout.generator, time
+            )
+        return metrics

@@ -111,6 +111,8 @@ def test_diffusion_entropy_of_two_modes():
     p = [1 / (1 + other), other / (1 + other)]
     assert metrics["diffusion_entropy"] == pytest.approx(-sum(x * math.log(x) for x in p), rel=1e-9)
     assert metrics["diffusion_entropy_within"] == pytest.approx(0.0, abs=1e-12)
+    # four of the eight are split 4 : 0, 3 : 1 or 2 : 2; what is split has the entropy of its own two eigenvalues
+    assert 0.3 < metrics["diffusion_information"] < metrics["diffusion_entropy"] + 0.1
     # the power 3 of the operator, not of the distances
     p = [1 / (1 + other**3), other**3 / (1 + other**3)]
     entropy = said(Spectrum(diffusion_time=3.0), unit_states([0.0] * 4 + [math.pi] * 4))["diffusion_entropy"]
@@ -151,6 +153,14 @@ def test_diffusion_entropy_within_prompts_leaves_single_responses_out():
     other = (1 - math.exp(-2)) / (1 + math.exp(-2))  # g = exp(-4 / 2)
     p = [1 / (1 + other), other / (1 + other)]
     assert metrics["diffusion_entropy_within"] == pytest.approx(-sum(x * math.log(x) for x in p), rel=1e-9)
+
+
+def test_prompts_answered_alike_share_no_diffusion_information():
+    same, apart = (
+        said(Spectrum(), unit_states(angles))["diffusion_information"]
+        for angles in ([0.0, 0.0, math.pi, math.pi] * 2, [0.0] * 4 + [math.pi] * 4)
+    )
+    assert abs(same) < 0.1 < 0.3 < apart
 
 
 def test_more_responses_than_wanted_are_cut():
