@@ -2,6 +2,7 @@
 
 python eval/leaderboard.py --jobs 2                       # eval/leaderboard.yaml's first task, first setting
 python eval/leaderboard.py --task products --setting on_policy --only plain clip_cov --seeds 1 2 3
+python eval/leaderboard.py --only plain max_rl --no-grid --temperatures 0.6 0.8 1.2   # new runs, sampled so as well
 python eval/leaderboard.py --table                        # only writes docs/leaderboard.md from the runs that are there
 python eval/leaderboard.py --runs docs/leaderboard_runs.tar.xz --only my_method --no-grid   # beside the published runs
 
@@ -14,6 +15,7 @@ summaries it was made from; what each entry showed is written into its recipe's 
 
 import argparse
 import contextlib
+import copy
 import io
 import json
 import lzma
@@ -37,10 +39,11 @@ import yaml
 from leaderboard_plan import BEFORE, Board, Candidate, Run, chosen, is_finished
 from many_runs import over_processes
 
-from hclm_rl.arguments import parse
+from hclm_rl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+from hclm_rl.arguments import RunArguments, parse
 from hclm_rl.launch import PACKAGES, LogWriter, build_trainer, on_held_out, written
 from hclm_rl.report.runs import LOG_NAME, RECIPE_NAME, SUMMARY_NAME, read_run
-from hclm_rl.testbed import Evaluation
+from hclm_rl.testbed import Evaluation, Task
 
 HERE = Path(__file__).parent
 ERROR_NAME, OUTPUT_NAME = "error.txt", "output.txt"
@@ -76,6 +79,7 @@ def train(run: Run) -> None:
         "affected": affected(run.folder),
         "after": written(result),
         "per_prompt": per_prompt(result),
+        "at_temperature": at_temperatures(run.temperatures, trainer, task, arguments, config),
         "seconds": {
             "all": time.perf_counter() - start,
             "all_cpu": time.process_time() - cpu_start,
@@ -127,6 +131,27 @@ def per_prompt(result: Evaluation) -> dict[str, list]:
         "distinct_correct": [round(value) for value in values["distinct_correct"]],
         "token_entropy": [round(value, DIGITS) for value in values["token_entropy"]],
         "answer_entropy": [round(value, DIGITS) for value in values["answer_entropy"]],
+    }
+
+
+def at_temperatures(
+    temperatures: Sequence[float],
+    trainer: GRPOTrainer | RLOOTrainer,
+    task: Task,
+    arguments: RunArguments,
+    config: GRPOConfig | RLOOConfig,
+) -> dict[str, dict]:
+    """What leaderboard_temperatures.py reads: by temperature, the right ones among each prompt's samples."""
+    if temperatures and task.environment is not None:
+        raise ValueError("other temperatures are measured on tasks without tools alone")
+    results = {}
+    for at in temperatures:
+        sampled = copy.copy(config)
+        sampled.temperature = at
+        results[str(at)] = on_held_out(trainer, task, arguments, sampled)
+    return {
+        at: {"correct": per_prompt(result)["correct"], "token_entropy": round(result.token_entropy, DIGITS)}
+        for at, result in results.items()
     }
 
 
@@ -189,6 +214,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these entries alone (and what is there of others)")
     parser.add_argument("--seeds", type=int, nargs="+", help="in place of the file's `seeds`")
     parser.add_argument("--steps", type=int, help="optimiser steps, in place of the file's `max_steps`")
+    parser.add_argument(
+        "--temperatures", type=float, nargs="+", default=[], help="at which new runs are sampled, too, once trained"
+    )
     parser.add_argument("--no-grid", action="store_true", help="the recipes' values alone")
     parser.add_argument("--jobs", type=int, default=1, help="processes, one thread each")
     parser.add_argument("--out", type=Path, default=Path("runs/leaderboard"), help="folder of the runs")
@@ -200,6 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         written: Mapping = yaml.safe_load(options.config.read_text())
         given = {"out": options.out, "seeds": options.seeds, "steps": options.steps}
+        given["temperatures"] = options.temperatures
         if options.runs:
             unpack(options.runs, options.out)
         failed = []

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import leaderboard_temperatures
 import numpy as np
 from leaderboard_plan import BEFORE, Board, Candidate, Entry, chosen, point_scores
 from leaderboard_statistics import (
@@ -252,6 +253,16 @@ def section(board: Board, page: Path) -> tuple[list[str], list[Row]]:
     if best and (of_best := of([*unvaried, *best], rows)):
         lines += ["", f"### Best of {len(board.written['coef_factors'])}", ""]
         lines += [*table(of_best, board), *frontier(of_best, board)]
+    if at := leaderboard_temperatures.curves_of([each for entry in entries for each in entry.shown], board):
+        picture = page.with_name(f"{page.stem}_{board.task}_{board.setting}_temperatures.svg")
+        picture.write_text(leaderboard_temperatures.plot(at, board))
+        said = {"trained": board.layers.get("temperature", 1.0), "reference": board.reference}
+        lines += ["", "### At other temperatures", "", leaderboard_temperatures.EXPLAINED.format(**said), ""]
+        lines += [
+            *leaderboard_temperatures.table(at, board),
+            "",
+            f"![pass@1 against AUC: a ring at the training temperature, colder to the right]({picture.name})",
+        ]
     if grid := grid_lines(entries, board):
         seeds = f"seed{'s' * (len(board.grid_seeds) > 1)} {', '.join(map(str, board.grid_seeds))}"
         lines += ["", f"Chosen on validation, {seeds}:", "", *grid]

@@ -34,6 +34,7 @@ class Run:
     entry: str
     settings: dict  # all that decides the result, the terms with all their hyper-parameters; as JSON gives it back
     recipe: dict  # the same as a recipe, and where it writes
+    temperatures: tuple[float, ...] = ()  # at which it is measured beside its own
 
 
 def resolved(settings: dict) -> dict:
@@ -97,7 +98,13 @@ class Candidate:
             recipe["max_steps"] = min(recipe["max_steps"], early[self.entry])
         folder = self.folder / f"seed-{seed}"
         quiet = {"output_dir": str(folder), "save_final": False, "save_strategy": "no", "disable_tqdm": True}
-        return Run(folder=folder, entry=self.entry, settings=resolved(recipe), recipe={**recipe, **quiet})
+        return Run(
+            folder=folder,
+            entry=self.entry,
+            settings=resolved(recipe),
+            recipe={**recipe, **quiet},
+            temperatures=board.temperatures if split == "report" else (),
+        )
 
     def summaries(self, seeds: Sequence[int], split: str) -> dict[int, dict]:
         """Seed -> summary of its finished runs."""
@@ -140,6 +147,7 @@ class Board:
     reference: str
     written: dict  # the file
     only: tuple[str, ...] | None
+    temperatures: tuple[float, ...] = ()  # at which new runs are measured beside the training temperature
 
     @classmethod
     def read(
@@ -152,6 +160,7 @@ class Board:
         only: Sequence[str] | None = None,
         seeds: Sequence[int] | None = None,
         steps: int | None = None,
+        temperatures: Sequence[float] = (),
     ) -> "Board":
         """The board of a file's task and setting, the first of each unless named."""
         if unknown := written.keys() - KEYS:
@@ -180,6 +189,7 @@ class Board:
             reference=written["reference"],
             written=dict(written),
             only=tuple(only) if only else None,
+            temperatures=tuple(temperatures),
         )
 
     @property

@@ -120,6 +120,13 @@ def test_a_sharded_model_is_measured_once_it_is_wrapped_and_not_where_a_run_is_r
     assert [entry["loss"] for entry in log_of(tmp_path / "whole")[:2]] == [entry["loss"] for entry in log[:2]]
 
 
+def test_fsdp1_is_not_measured(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setattr(launch, "is_fsdp1", lambda config: True)
+    assert main("grpo", ["--config", str(recipe), "--output_dir", str(tmp_path / "run")]) == 2
+    assert capsys.readouterr().err.startswith("hclm-rl grpo: eval_samples under FSDP1 was never tried: use FSDP2")
+    assert not (tmp_path / "run").exists()
+
+
 def always_half(completions: list[str], **columns: object) -> list[float]:
     return [0.5 for _ in completions]
 

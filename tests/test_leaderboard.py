@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT / "eval"))  # scripts, not a package
 import leaderboard  # noqa: E402  (only now on the path)
 import leaderboard_page  # noqa: E402
 import leaderboard_stamp  # noqa: E402
+import leaderboard_temperatures  # noqa: E402
 from leaderboard_plan import BEFORE, Board, Run, chosen, is_finished, point_scores  # noqa: E402
 from leaderboard_statistics import (  # noqa: E402
     area_over_log_k,
@@ -67,7 +68,9 @@ def entry_of(board: Board, name: str):
     return next(entry for entry in board.entries() if entry.name == name)
 
 
-def pretend(run: Run, correct: list[int], affected: float | None = None) -> None:
+def pretend(
+    run: Run, correct: list[int], at_temperature: dict[str, list[int]] | None = None, affected: float | None = None
+) -> None:
     """A finished run's summary without a run."""
     run.folder.mkdir(parents=True, exist_ok=True)
     prompts = len(correct)
@@ -83,6 +86,7 @@ def pretend(run: Run, correct: list[int], affected: float | None = None) -> None
         "device": "cpu",
         "affected": {} if affected is None else {run.entry: affected},
         "per_prompt": per_prompt,
+        "at_temperature": {at: {"correct": counts} for at, counts in (at_temperature or {}).items()},
         "seconds": {"all": 3.0, "training": 2.0, "training_cpu": 1.0},
         "versions": {"torch": "2.13.0"},
         "machine": "an abacus, 2 rows",
@@ -311,6 +315,31 @@ def test_the_page_from_made_up_runs(tmp_path: Path):
     assert "in both AUC and pass@1 (means, not tested): `clip_cov`, `qae`." in page.read_text()
 
 
+def test_an_area_is_read_between_two_temperatures():
+    curve = {0.5: (0.6, 0.70), 1.0: (0.5, 0.80), 1.5: (0.3, 0.76)}
+    assert leaderboard_temperatures.area_at(curve, 0.5) == pytest.approx(0.80)
+    assert leaderboard_temperatures.area_at(curve, 0.575) == pytest.approx(0.725)
+    assert leaderboard_temperatures.area_at(curve, 0.35) == pytest.approx(0.77)
+    assert [leaderboard_temperatures.area_at(curve, beyond) for beyond in (0.61, 0.2)] == [None, None]
+
+
+def test_policies_are_compared_at_the_references_accuracy(tmp_path: Path):
+    board = board_in(tmp_path, seeds=[1])
+    plain, ours = (entry_of(board, name).default.run(1, "report") for name in ("plain", "clip_cov"))
+    pretend(plain, [1, 1], {"0.5": [2, 2]})
+    pretend(ours, [0, 1], {"0.5": [2, 1]})
+    page = tmp_path / "page.md"
+    leaderboard_page.write([board], page)
+    text = page.read_text()
+    # of 4 samples, c = 1 has AUC 9/16, c = 2 19/24, c = 0 none. Ours has pass@1 3/8 at 0.5 and 1/8 at 1, so 1/4
+    # half way between, at AUC (65/96 + 27/96) / 2
+    assert "| `plain` | 0.562 | 0.500, 0.792 | 0.250, 0.562 | 1 |" in text
+    assert "| `clip_cov` | 0.479 | 0.375, 0.677 | 0.125, 0.281 | 1 |" in text
+    assert text.index("| `plain` | 0.562") < text.index("| `clip_cov` | 0.479")
+    assert (tmp_path / "page_coins_off_policy_temperatures.svg").read_text().startswith("<svg")
+    assert "at 1 on the same seed" in text
+
+
 def test_a_point_beside_an_entry_is_trained_with_the_defaults_and_is_the_grids_own(tmp_path: Path):
     board = board_in(tmp_path, only=["adaptive"], seeds=[1])
     entry = entry_of(board, "adaptive")
@@ -429,9 +458,12 @@ def test_a_run_trains_measures_and_does_not_depend_on_the_run_before_it(tmp_path
     first = json.loads((entries["clip_cov"].folder / "summary.json").read_text())
     log = (entries["clip_cov"].folder / "log.jsonl").read_text()
     leaderboard.train(entries[BEFORE])
-    leaderboard.train(entries["clip_cov"])
+    leaderboard.train(replace(entries["clip_cov"], temperatures=(1.0, 0.1)))
     again = json.loads((entries["clip_cov"].folder / "summary.json").read_text())
     assert first["per_prompt"] == again["per_prompt"] and first["steps"] == 2
+    beside = again["at_temperature"]
+    assert beside["1.0"]["correct"] == again["per_prompt"]["correct"] and not first["at_temperature"]
+    assert beside["0.1"]["token_entropy"] < beside["1.0"]["token_entropy"]
     keys = ("reward", "entropy", "loss")
     entropies = [[json.loads(line).get(key) for key in keys] for line in log.splitlines()]
     repeated = (entries["clip_cov"].folder / "log.jsonl").read_text().splitlines()
