@@ -62,6 +62,8 @@ def train(run: Run) -> None:
     trainer, task = build_trainer("grpo", settings, [LogWriter(run.folder / LOG_NAME)])
     if task is None:
         raise ValueError("a task of the leaderboard needs `task`, whose verifier says which answers are right")
+    if run.temperatures and task.environment is not None:
+        raise ValueError("other temperatures are measured on tasks without tools alone")
     seconds, cpu_seconds = time.perf_counter(), time.process_time()
     if run.entry != BEFORE:
         trainer.train()
@@ -142,17 +144,14 @@ def at_temperatures(
     config: GRPOConfig | RLOOConfig,
 ) -> dict[str, dict]:
     """What leaderboard_temperatures.py reads: by temperature, the right ones among each prompt's samples."""
-    if temperatures and task.environment is not None:
-        raise ValueError("other temperatures are measured on tasks without tools alone")
-    results = {}
+    found = {}
     for at in temperatures:
         sampled = copy.copy(config)
         sampled.temperature = at
-        results[str(at)] = on_held_out(trainer, task, arguments, sampled)
-    return {
-        at: {"correct": per_prompt(result)["correct"], "token_entropy": round(result.token_entropy, DIGITS)}
-        for at, result in results.items()
-    }
+        result = on_held_out(trainer, task, arguments, sampled)
+        entropy = round(result.token_entropy, DIGITS)
+        found[str(at)] = {"correct": per_prompt(result)["correct"], "token_entropy": entropy}
+    return found
 
 
 def affected(folder: Path) -> dict[str, float]:
@@ -227,8 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         written: Mapping = yaml.safe_load(options.config.read_text())
-        given = {"out": options.out, "seeds": options.seeds, "steps": options.steps}
-        given["temperatures"] = options.temperatures
+        given = {name: getattr(options, name) for name in ("out", "seeds", "steps", "temperatures")}
         if options.runs:
             unpack(options.runs, options.out)
         failed = []

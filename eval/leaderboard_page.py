@@ -143,7 +143,7 @@ def rows_of(entries: Sequence[Entry], best: Sequence[Candidate], board: Board) -
     return {row.name: row for row in found}
 
 
-def of(candidates: Sequence[Candidate], rows: dict[str, Row]) -> list[Row]:
+def rows_among(candidates: Sequence[Candidate], rows: dict[str, Row]) -> list[Row]:
     """Their rows, in the order of `rows`."""
     names = {each.name for each in candidates}
     return [row for name, row in rows.items() if name in names]
@@ -241,7 +241,8 @@ def section(board: Board, page: Path) -> tuple[list[str], list[Row]]:
     entries = board.entries()
     best = [point for entry in entries if (point := chosen(entry, board)) is not None]
     rows = rows_of(entries, best, board)
-    shown = of([each for entry in entries for each in entry.shown], rows)
+    candidates = [each for entry in entries for each in entry.shown]
+    shown = rows_among(candidates, rows)
     lines = [f"## {board.task}, {board.setting}", "", described(board), made(entries, board), ""]
     lines += ["### At the recipe's values", ""]
     lines += [*table(shown, board), *frontier(shown, board)]
@@ -250,19 +251,10 @@ def section(board: Board, page: Path) -> tuple[list[str], list[Row]]:
         picture.write_text(plot(shown, board))
         lines += ["", f"![Difference in AUC from plain GRPO, and pass@k at the ends]({picture.name})"]
     unvaried = [entry.default for entry in entries if entry.name in (BEFORE, board.reference)]
-    if best and (of_best := of([*unvaried, *best], rows)):
+    if best and (of_best := rows_among([*unvaried, *best], rows)):
         lines += ["", f"### Best of {len(board.written['coef_factors'])}", ""]
         lines += [*table(of_best, board), *frontier(of_best, board)]
-    if at := leaderboard_temperatures.curves_of([each for entry in entries for each in entry.shown], board):
-        picture = page.with_name(f"{page.stem}_{board.task}_{board.setting}_temperatures.svg")
-        picture.write_text(leaderboard_temperatures.plot(at, board))
-        said = {"trained": board.layers.get("temperature", 1.0), "reference": board.reference}
-        lines += ["", "### At other temperatures", "", leaderboard_temperatures.EXPLAINED.format(**said), ""]
-        lines += [
-            *leaderboard_temperatures.table(at, board),
-            "",
-            f"![pass@1 against AUC: a ring at the training temperature, colder to the right]({picture.name})",
-        ]
+    lines += leaderboard_temperatures.section(candidates, board, page)
     if grid := grid_lines(entries, board):
         seeds = f"seed{'s' * (len(board.grid_seeds) > 1)} {', '.join(map(str, board.grid_seeds))}"
         lines += ["", f"Chosen on validation, {seeds}:", "", *grid]

@@ -174,6 +174,8 @@ class Board:
         seeds = tuple(seeds or written["seeds"])
         if both := set(seeds) & set(written["grid_seeds"]):
             raise ValueError(f"seeds and grid_seeds must differ, both have {sorted(both)}")
+        if temperatures and min(temperatures) <= 0:
+            raise ValueError(f"temperatures must be above 0, got {min(temperatures)}")
         return cls(
             task=task,
             setting=setting,
@@ -191,6 +193,11 @@ class Board:
             only=tuple(only) if only else None,
             temperatures=tuple(temperatures),
         )
+
+    @property
+    def trained_at(self) -> float:
+        """The sampling temperature of training; TRL's default where the board does not name one."""
+        return self.layers.get("temperature", 1.0)
 
     @property
     def is_on_policy(self) -> bool:

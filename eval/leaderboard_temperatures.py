@@ -7,6 +7,7 @@ pass@1, each at the temperature that gives it.
 import itertools
 import statistics
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from leaderboard_plan import BEFORE, Board, Candidate
@@ -19,6 +20,7 @@ from hclm_rl.report.figures import BEFORE_COLOUR, COLOURS, STYLE, svg_of
 Point = tuple[float, float]  # pass@1, area under pass@k over log k
 Curve = dict[float, Point]  # by temperature, ascending
 
+ALT = "pass@1 against AUC: a ring at the training temperature, colder to the right"
 EXPLAINED = """\
 Sampling colder trades coverage for pass@1, as training does. Each cell: pass@1, AUC of the same trained policies
 sampled at that temperature (trained at {trained:g}), mean over seeds. **Matched**: AUC at the temperature, between the
@@ -31,13 +33,12 @@ def curve_of(summary: dict, board: Board) -> Curve:
     beside = {float(at): measured["correct"] for at, measured in summary.get("at_temperature", {}).items()}
     if not beside:
         return {}
-    trained = board.layers.get("temperature", 1.0)
 
     def point(correct: Sequence[int]) -> Point:
         curve = pass_curve(np.array([correct]), board.samples, board.pass_ks)
         return float(curve[0].mean()), float(area_over_log_k(curve, board.pass_ks).mean())
 
-    all_of = beside | {trained: summary["per_prompt"]["correct"]}
+    all_of = beside | {board.trained_at: summary["per_prompt"]["correct"]}
     return {at: point(all_of[at]) for at in sorted(all_of)}
 
 
@@ -76,10 +77,10 @@ def matched(curves: dict[int, Curve], reference: dict[int, Curve], trained: floa
 
 
 def table(found: dict[str, dict[int, Curve]], board: Board) -> list[str]:
-    trained, reference = board.layers.get("temperature", 1.0), found.get(board.reference, {})
+    reference = found.get(board.reference, {})
     temperatures = sorted({at for curves in found.values() for at in mean_curve(curves)})
     head = ["entry", "matched", *(f"T {at:g}" for at in temperatures), "seeds"]
-    areas = {name: matched(curves, reference, trained) for name, curves in found.items()}
+    areas = {name: matched(curves, reference, board.trained_at) for name, curves in found.items()}
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for name in sorted(found, key=lambda name: -statistics.mean(areas[name] or [0.0])):
         curve, of = mean_curve(found[name]), areas[name]
@@ -92,7 +93,6 @@ def table(found: dict[str, dict[int, Curve]], board: Board) -> list[str]:
 
 def plot(found: dict[str, dict[int, Curve]], board: Board) -> str:
     """A line each, cold at the right; the ring is the training temperature."""
-    trained = board.layers.get("temperature", 1.0)
     with rc_context(STYLE):
         figure = Figure(figsize=(7, 4.5), layout="constrained")
         axes = figure.subplots()
@@ -100,8 +100,19 @@ def plot(found: dict[str, dict[int, Curve]], board: Board) -> str:
             colour = BEFORE_COLOUR if name == BEFORE else COLOURS[i % len(COLOURS)]
             curve = mean_curve(curves)
             axes.plot(*zip(*curve.values(), strict=True), "o-", color=colour, markersize=3, label=name)
-            axes.plot(*curve[trained], "o", color=colour, markersize=9, fillstyle="none")
+            axes.plot(*curve[board.trained_at], "o", color=colour, markersize=9, fillstyle="none")
         axes.set_xlabel(f"pass@{min(board.pass_ks)}")
         axes.set_ylabel("AUC of pass@k over log k")
         axes.legend(fontsize=7)
         return svg_of(figure)
+
+
+def section(candidates: Sequence[Candidate], board: Board, page: Path) -> list[str]:
+    """Its lines on the page, with the plot beside it; none where nothing was measured so."""
+    found = curves_of(candidates, board)
+    if not found:
+        return []
+    picture = page.with_name(f"{page.stem}_{board.task}_{board.setting}_temperatures.svg")
+    picture.write_text(plot(found, board))
+    explained = EXPLAINED.format(trained=board.trained_at, reference=board.reference)
+    return ["", "### At other temperatures", "", explained, "", *table(found, board), "", f"![{ALT}]({picture.name})"]

@@ -12,7 +12,6 @@ from torch import Tensor
 
 Scalar = Float[Tensor, ""]
 
-
 NO_FLOAT64 = {"mps"}  # kinds of devices
 
 

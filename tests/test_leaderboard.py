@@ -220,6 +220,8 @@ def test_grids_of_unequal_size_shared_seeds_and_unknown_names_are_refused(tmp_pa
         Board.read({**WRITTEN, "grids": {"qae": [{}]}}, out=tmp_path).entries()
     with pytest.raises(ValueError, match=r"seeds and grid_seeds must differ, both have \[11\]"):
         board_in(tmp_path, seeds=[1, 11])
+    with pytest.raises(ValueError, match=r"temperatures must be above 0, got 0\.0"):
+        board_in(tmp_path, temperatures=[0.5, 0.0])
     with pytest.raises(ValueError, match="no entry 'clip_cv': clip_cov"):
         board_in(tmp_path, only=["clip_cv"]).entries()
     with pytest.raises(ValueError, match="no 'coin' among tasks: coins"):

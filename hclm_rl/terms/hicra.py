@@ -75,6 +75,7 @@ class Hicra(Term):
                         is_covered[start:end] = [True] * (end - start)
             covered = [t for t, place in enumerate(places) if any(is_covered[slice(*place)])]
             is_planning[row, covered] = True
+        counts = rollout.total(counts)
         advantages = per_token(rollout.advantages, rollout.mask)
         is_raised = is_planning
         if self.form == "verl":
@@ -84,8 +85,8 @@ class Hicra(Term):
             advantages=torch.where(is_raised, advantages + self.alpha * advantages.abs(), advantages),
             metrics={
                 "planning": is_planning.float(),
-                "semantic_entropy": semantic_entropy(rollout.total(counts)),
-                "grams_found": in_double(rollout.total(counts) > 0).sum(),
+                "semantic_entropy": semantic_entropy(counts),
+                "grams_found": in_double(counts > 0).sum(),
             },
         )
 
