@@ -167,9 +167,9 @@ def table(rows: Sequence[Row], board: Board) -> list[str]:
     for row in rows:
         delta = row.differences.get("AUC")
         cells = [f"`{row.name}`" if row.name != BEFORE else BEFORE]
-        cells += ["-" if delta is None else written(delta, 3, "+")]
+        cells += ["-" if delta is None else delta.written(3, "+")]
         cells += [
-            written(row.intervals[each.label], each.digits) + marks[each.label].get(row.name, "") for each in measures
+            row.intervals[each.label].written(each.digits) + marks[each.label].get(row.name, "") for each in measures
         ]
         steps, seconds = ("-", "-") if row.name == BEFORE else (str(row.steps), f"{row.seconds:.0f}")
         lines.append("| " + " | ".join([*cells, row.affected, steps, seconds, str(len(row.seeds))]) + " |")
@@ -187,12 +187,6 @@ def frontier(rows: Sequence[Row], board: Board) -> list[str]:
         return []
     names = ", ".join(f"`{row.name}`" for row in found)
     return ["", f"Passed by no other in both AUC and {accuracy} (means, not tested): {names}."]
-
-
-def written(value: Interval, digits: int, sign: str = "") -> str:
-    """ "0.512 [0.490, 0.531]"; without brackets where the interval is not known."""
-    mean = f"{value.mean:{sign}.{digits}f}"
-    return mean if np.isnan(value.low) else f"{mean} [{value.low:{sign}.{digits}f}, {value.high:{sign}.{digits}f}]"
 
 
 def grid_lines(entries: Sequence[Entry], board: Board) -> list[str]:

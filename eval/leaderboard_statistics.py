@@ -23,6 +23,11 @@ class Interval:
     low: float
     high: float
 
+    def written(self, digits: int, sign: str = "") -> str:
+        """ "0.512 [0.490, 0.531]"; without brackets where the interval is not known."""
+        mean = f"{self.mean:{sign}.{digits}f}"
+        return mean if np.isnan(self.low) else f"{mean} [{self.low:{sign}.{digits}f}, {self.high:{sign}.{digits}f}]"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Difference(Interval):

@@ -95,6 +95,21 @@ def fit_law(entropy: Values, reward: Values, items: Values | None = None) -> Law
     )
 
 
+def across_sizes(parameters: Values, laws: Sequence[Law], at: float) -> tuple[float, float]:
+    """a and b expected at `at` parameters (the embedding not counted): each a line in log(parameters).
+
+    For models of ONE family, trained on one data set by one recipe; a and b do not carry over between others.
+    """
+    sizes = np.asarray(parameters, dtype=float)
+    if len(sizes) != len(laws) or len(set(sizes)) < 3:
+        raise ValueError(f"a line over sizes needs laws of at least 3 sizes, got {len(laws)} of {len(set(sizes))}")
+    if at <= 0 or sizes.min() <= 0:
+        raise ValueError(f"parameters must be positive, got {min(at, sizes.min()):g}")
+    slopes, intercepts = np.polyfit(np.log(sizes), [(law.a, law.b) for law in laws], deg=1)
+    a, b = intercepts + slopes * math.log(at)
+    return float(a), float(b)
+
+
 def is_falling(steps: Values, entropy: Values) -> bool:
     """Whether entropy falls with the steps by more than its scatter explains."""
     if np.ptp(entropy) == 0:

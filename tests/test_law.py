@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("scipy", reason="the law needs the extra `eval`")
 
-from hclm_rl.law import departure, fit_law, forecast, objection_to_fit, step_effect
+from hclm_rl.law import across_sizes, departure, fit_law, forecast, objection_to_fit, step_effect
 
 A, B = 0.1, 0.6  # of the synthetic curves: ceiling 0.5
 
@@ -161,3 +161,22 @@ def test_a_run_that_bends_while_its_entropy_falls_is_not_called_controlled():
     bent = curve(falling, 0.01) + 0.1 * np.sin(np.linspace(0, 3, 80) + 0.5)
     assert abs(step_effect(range(80), falling, bent)) > 3
     assert departure(range(80), falling, bent) is None
+
+
+def test_coefficients_over_sizes_of_a_family_are_lines_in_their_logarithm():
+    entropies = np.array([1.0, 0.8, 0.6])
+
+    def law(a: float, b: float):
+        return fit_law(entropies, b - a * np.exp(entropies))
+
+    # a = 0.1 + 0.02 log n, b = 0.9 - 0.05 log n, at n = e^2, e^3, e^5; asked at e^7
+    laws = [law(0.14, 0.8), law(0.16, 0.75), law(0.2, 0.65)]
+    sizes = [math.exp(2), math.exp(3), math.exp(5)]
+    assert across_sizes(sizes, laws, at=math.exp(7)) == pytest.approx((0.24, 0.55), abs=1e-9)
+    # off the line: mean (3.5, 0.18) of x = 2, 3, 5, 4 and a = 0.14, 0.16, 0.2, 0.22; slope 0.1 / 5 = 0.02
+    a, _ = across_sizes([*sizes, math.exp(4)], [*laws, law(0.22, 0.7)], at=math.exp(3.5))
+    assert a == pytest.approx(0.18, abs=1e-9)
+    with pytest.raises(ValueError, match="needs laws of at least 3 sizes, got 3 of 2"):
+        across_sizes([1e9, 1e9, 7e9], laws, at=1e10)
+    with pytest.raises(ValueError, match="parameters must be positive, got 0"):
+        across_sizes(sizes, laws, at=0)

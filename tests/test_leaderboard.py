@@ -317,12 +317,32 @@ def test_the_page_from_made_up_runs(tmp_path: Path):
     assert "in both AUC and pass@1 (means, not tested): `clip_cov`, `qae`." in page.read_text()
 
 
-def test_an_area_is_read_between_two_temperatures():
-    curve = {0.5: (0.6, 0.70), 1.0: (0.5, 0.80), 1.5: (0.3, 0.76)}
-    assert leaderboard_temperatures.area_at(curve, 0.5) == pytest.approx(0.80)
-    assert leaderboard_temperatures.area_at(curve, 0.575) == pytest.approx(0.725)
-    assert leaderboard_temperatures.area_at(curve, 0.35) == pytest.approx(0.77)
-    assert [leaderboard_temperatures.area_at(curve, beyond) for beyond in (0.61, 0.2)] == [None, None]
+def test_areas_are_read_between_two_temperatures():
+    values = {0.5: (0.6, [0.9, 0.5]), 1.0: (0.5, [0.8, 0.8]), 1.5: (0.3, [0.8, 0.72])}
+    curve = {
+        at: leaderboard_temperatures.Point(accuracy=accuracy, areas=np.array(areas))
+        for at, (accuracy, areas) in values.items()
+    }
+    assert leaderboard_temperatures.areas_at(curve, 0.5) == pytest.approx([0.8, 0.8])
+    assert leaderboard_temperatures.areas_at(curve, 0.575) == pytest.approx([0.875, 0.575])  # a quarter of the way
+    assert leaderboard_temperatures.areas_at(curve, 0.35) == pytest.approx([0.8, 0.74])
+    assert [leaderboard_temperatures.areas_at(curve, beyond) for beyond in (0.61, 0.2)] == [None, None]
+
+
+def test_differences_at_equal_accuracy_are_those_of_the_table_of_variance(tmp_path: Path):
+    board = board_in(tmp_path, seeds=[1, 2, 3])
+    for seed, ours, colder in ((1, [1, 0], [2, 0]), (2, [0, 0], [2, 2]), (3, [0, 1], [0, 2])):
+        pretend(entry_of(board, "plain").default.run(seed, "report"), [1, 1], {"0.5": [2, 2]})
+        pretend(entry_of(board, "clip_cov").default.run(seed, "report"), ours, {"0.5": colder})
+    page = tmp_path / "page.md"
+    leaderboard_page.write([board], page)
+    # of 4 samples, c = 1 has AUC 9/16 and c = 2 19/24. Plain's pass@1 of 1/4 is that of seeds 1 and 3 at 0.5 and lies
+    # half way between 1/2 and 0 on seed 2
+    areas = np.array([[19 / 24, 0], [19 / 48, 19 / 48], [0, 19 / 24]])
+    said = paired_difference(areas, np.full((3, 2), 9 / 16))
+    written = f"{said.mean:+.3f} [{said.low:+.3f}, {said.high:+.3f}]"
+    assert f"| `clip_cov` | 0.396 ± 0.000 | {written} | {written} | " in page.read_text()
+    assert "| `plain` | 0.562 ± 0.000 | - | - | " in page.read_text()
 
 
 def test_policies_are_compared_at_the_references_accuracy(tmp_path: Path):
@@ -335,8 +355,8 @@ def test_policies_are_compared_at_the_references_accuracy(tmp_path: Path):
     text = page.read_text()
     # of 4 samples, c = 1 has AUC 9/16, c = 2 19/24, c = 0 none. Ours has pass@1 3/8 at 0.5 and 1/8 at 1, so 1/4
     # half way between, at AUC (65/96 + 27/96) / 2
-    assert "| `plain` | 0.562 | 0.500, 0.792 | 0.250, 0.562 | 1 |" in text
-    assert "| `clip_cov` | 0.479 | 0.375, 0.677 | 0.125, 0.281 | 1 |" in text
+    assert "| `plain` | 0.562 | - | - | 0.500, 0.792 | 0.250, 0.562 | 1 |" in text
+    assert "| `clip_cov` | 0.479 | -0.083 | -0.083 | 0.375, 0.677 | 0.125, 0.281 | 1 |" in text
     assert text.index("| `plain` | 0.562") < text.index("| `clip_cov` | 0.479")
     assert (tmp_path / "page_coins_off_policy_temperatures.svg").read_text().startswith("<svg")
     assert "at 1 on the same seed" in text
