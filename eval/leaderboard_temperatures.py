@@ -40,8 +40,9 @@ EXPLAINED = """\
 Sampling colder trades coverage for pass@1, as training does. Each cell: pass@1, AUC of the same trained policies
 sampled at that temperature (trained at {trained:g}), mean over seeds. **Matched**: AUC at the temperature, between the
 measured ones, at which the policy has the pass@1 that `{reference}` has at {trained:g} on the same seed, mean ±
-deviation over seeds; a dash where it has that at none of them. **Δ**: its difference from `{reference}` and from the
-first row, paired as above (the temperature is taken as known; not corrected for the number of rows)."""
+deviation over seeds (`{reference}` itself: all of its); a dash where it has that at none of them. **Δ**: its difference
+from `{reference}` and from the first row, paired as above (the temperature is taken as known; not corrected for the
+number of rows)."""
 
 
 def curve_of(summary: dict, board: Board) -> Curve:

@@ -34,7 +34,8 @@ def maj_at_k(answers: Answers, correct: Set[str], k: int) -> float:
     wins a vote; a draw of nothing but NA scores 0. A tie of m answers, r of them right, scores r / m.
     By counting the draws: for each top count t, ways[s, m] is the number of draws of s samples in which no
     answer occurs more than t times and m answers exactly t times, and right_ways[s, m] the same summed over r.
-    Cost about n k^2; for the k <= 64 and n <= 256 of an evaluation, milliseconds.
+    Answers that occur fewer than t times among the n cannot tie: they are drawn as one heap.
+    Cost at most about n k^2; for the k <= 64 and n <= 256 of an evaluation, milliseconds.
     """
     _check_correct(correct)
     n = len(answers)
@@ -45,21 +46,19 @@ def maj_at_k(answers: Answers, correct: Set[str], k: int) -> float:
     # sums of positive numbers, so float64 is as good as exact; Python's integers where it would overflow
     number = np.float64 if k * math.comb(n, min(k, n // 2)) < FLOAT64_HOLDS else object
     for t in range(1, min(k, max(counts.values(), default=0)) + 1):
-        ways = np.zeros((k + 1, k // t + 1), dtype=number)
-        ways[: min(unread, k) + 1, 0] = [math.comb(unread, j) for j in range(min(unread, k) + 1)]
-        right_ways = np.zeros_like(ways)
-        for answer, count in counts.items():
-            before, right_before = ways, right_ways
-            ways, right_ways = before.copy(), right_before.copy()
-            for j in range(1, min(count, t - 1) + 1):
-                ways[j:] += math.comb(count, j) * before[:-j]
-                right_ways[j:] += math.comb(count, j) * right_before[:-j]
-            if count >= t:
-                ways[t:, 1:] += math.comb(count, t) * before[:-t, :-1]
-                right_ways[t:, 1:] += math.comb(count, t) * right_before[:-t, :-1]
-                if answer in correct:
-                    right_ways[t:, 1:] += math.comb(count, t) * before[:-t, :-1]
-        score += sum(right_ways[k, m] / (m * math.comb(n, k)) for m in range(1, k // t + 1))
+        heap = unread + sum(count for count in counts.values() if count < t)
+        often = {answer: count for answer, count in counts.items() if count >= t}
+        ways, right_ways = both = np.zeros((2, k + 1, min(k // t, len(often)) + 1), dtype=number)
+        ways[: heap + 1, 0] = [math.comb(heap, j) for j in range(min(heap, k) + 1)]
+        for answer, count in often.items():
+            before = both.copy()
+            for j in range(1, t):
+                both[:, j:] += math.comb(count, j) * before[:, :-j]
+            top = math.comb(count, t) * before[:, :-t, :-1]
+            both[:, t:, 1:] += top
+            if answer in correct:
+                right_ways[t:, 1:] += top[0]
+        score += sum(right_ways[k, m] / (m * math.comb(n, k)) for m in range(1, ways.shape[1]))
     return score
 
 

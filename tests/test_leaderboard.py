@@ -332,7 +332,8 @@ def test_areas_are_read_between_two_temperatures():
 def test_differences_at_equal_accuracy_are_those_of_the_table_of_variance(tmp_path: Path):
     board = board_in(tmp_path, seeds=[1, 2, 3])
     for seed, ours, colder in ((1, [1, 0], [2, 0]), (2, [0, 0], [2, 2]), (3, [0, 1], [0, 2])):
-        pretend(entry_of(board, "plain").default.run(seed, "report"), [1, 1], {"0.5": [2, 2]})
+        beside = {"0.5": [2, 2]} if seed < 3 else None  # plain's pass@1 at 1 is known without them
+        pretend(entry_of(board, "plain").default.run(seed, "report"), [1, 1], beside)
         pretend(entry_of(board, "clip_cov").default.run(seed, "report"), ours, {"0.5": colder})
     page = tmp_path / "page.md"
     leaderboard_page.write([board], page)
