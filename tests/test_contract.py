@@ -305,5 +305,5 @@ def test_processes_do_not_change_the_step(term: Term, count: int, edge: str):
     for name, metric in alone.metrics.items():
         if isinstance(metric, Tensor) and metric.dim() == 0:
             mean = torch.stack([each.metrics[name] for each in together]).mean()
-            # some sum in float64 what is float32, so the rounding is float32's
-            torch.testing.assert_close(mean, metric, rtol=1e-5, atol=1e-6)
+            # float64 metrics sum tokens' float32 values, so the rounding is float32's
+            torch.testing.assert_close(mean, metric, rtol=1.3e-6, atol=1e-7)
