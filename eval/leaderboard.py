@@ -194,11 +194,11 @@ def pending(candidates: Iterable[Candidate], seeds: Sequence[int], split: str) -
 def train_board(board: Board, jobs: int, has_grids: bool) -> list[Run]:
     """What is shown of each entry, grids, and the best of each grid; gives the runs that failed."""
     entries = board.entries()
-    shown = [each for entry in entries for each in entry.shown]
+    shown = [each for entry in entries for each in entry.shown if board.is_wanted(each)]
     failed = train_all(pending(shown, board.seeds, "report"), jobs)
     if not has_grids:
         return failed
-    gridded = [entry for entry in entries if entry.grid]
+    gridded = [entry for entry in entries if entry.grid and board.is_wanted(entry.default)]
     failed += train_all(pending((point for each in gridded for point in each.grid), board.grid_seeds, "choose"), jobs)
     best = [point for each in gridded if (point := chosen(each, board)) is not None]
     return failed + train_all(pending(best, board.seeds, "report"), jobs)
@@ -210,7 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, default=HERE / "leaderboard.yaml")
     parser.add_argument("--task", help="a key of `tasks` there; the first unless given")
     parser.add_argument("--setting", help="a key of `settings` there; the first unless given")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="these entries alone (and what is there of others)")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these entries, or points as on the page, alone")
     parser.add_argument("--seeds", type=int, nargs="+", help="in place of the file's `seeds`")
     parser.add_argument("--steps", type=int, help="optimiser steps, in place of the file's `max_steps`")
     parser.add_argument(

@@ -18,6 +18,7 @@ from hclm_rl.report.runs import SUMMARY_NAME
 
 BEFORE = "before training"  # the entry that is only measured
 DEFAULT = "default"  # the point at the recipe's values
+POINT = ", "  # between an entry and its point in the name of a row
 KEYS = {
     *("recipes", "seeds", "grid_seeds", "splits", "samples", "pass_ks", "reference", "base", "tasks", "settings"),
     *("entries", "stops_early", "coef_factors", "share_factors", "grids", "also"),
@@ -78,7 +79,7 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        return self.entry if self.point == DEFAULT else f"{self.entry}, {self.point}"
+        return self.entry if self.point == DEFAULT else f"{self.entry}{POINT}{self.point}"
 
     @property
     def folder(self) -> Path:
@@ -228,13 +229,25 @@ class Board:
 
     def entries(self) -> list[Entry]:
         """The policy before training and the reference first."""
-        for name in (*(self.only or ()), *(self.written.get("also") or {})):
+        named = [name.partition(POINT)[0] for name in self.only or ()]
+        for name in (*named, *(self.written.get("also") or {})):
             if name not in self.known:
                 raise ValueError(f"no entry '{name}': {', '.join(nearest_first(name, self.known))}")
-        wanted = {self.reference, *(self.only or self.known)} - {*self.left_out(), *self.without}
+        wanted = {self.reference, *(named or self.known)} - {*self.left_out(), *self.without}
         before = Candidate(board=self, entry=BEFORE, point=DEFAULT, own={}, changes={})
         entries = [Entry(name=BEFORE, default=before)]
-        return entries + [self._entry(name, own) for name, own in self.known.items() if name in wanted]
+        entries += [self._entry(name, own) for name, own in self.known.items() if name in wanted]
+        points = [each.name for entry in entries for each in entry.also]
+        for name in self.only or ():
+            if POINT in name and name not in points:
+                there = ", ".join(map(repr, nearest_first(name, points))) or "it has none"
+                raise ValueError(f"no point '{name}' under also: {there}")
+        return entries
+
+    def is_wanted(self, candidate: Candidate) -> bool:
+        """Whether it is trained: `only` names entries, with all their points, or single points as on the page."""
+        always = candidate.entry in (BEFORE, self.reference)
+        return always or self.only is None or bool({candidate.entry, candidate.name} & {*self.only})
 
     def _entry(self, name: str, own: dict) -> Entry:
         default = Candidate(board=self, entry=name, point=DEFAULT, own=own, changes={})

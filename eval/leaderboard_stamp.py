@@ -98,7 +98,8 @@ def verdict(row: Row, rows: Sequence[Row]) -> str:
     parts = [f"{label} {row.differences[label].mean:+.3f}{marks[label]}" for label in shown]
     board = row.candidate.board
     where = [board.task] if board.setting == next(iter(board.written["settings"])) else [board.task, board.setting]
-    return f"{word}: {', '.join(parts)} ({len(row.seeds)} seeds, {', '.join(where).replace('_', '-')})"
+    seeds = f"{len(row.seeds)} seed{'s' * (len(row.seeds) > 1)}"
+    return f"{word}: {', '.join(parts)} ({seeds}, {', '.join(where).replace('_', '-')})"
 
 
 def with_verdict(line: str, row: Row, words: str) -> str:

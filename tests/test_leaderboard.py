@@ -234,6 +234,23 @@ def test_grids_of_unequal_size_shared_seeds_and_unknown_names_are_refused(tmp_pa
         Board.read({**WRITTEN, "sample": 3}, out=tmp_path)
 
 
+def test_a_single_point_is_trained_by_its_name_on_the_page_without_its_entry_or_grid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    trained = []
+    monkeypatch.setattr(leaderboard, "train_all", lambda runs, jobs: trained.extend(runs) or [])
+    leaderboard.train_board(board_in(tmp_path, only=["adaptive, entropy_target=0.1"], seeds=[1]), 1, has_grids=True)
+    assert [(run.entry, run.settings.get("entropy_target")) for run in trained] == [
+        (BEFORE, None),
+        ("plain", None),
+        ("adaptive", 0.1),
+    ]
+    with pytest.raises(ValueError, match=r"no point 'adaptive, target=1' under also: 'adaptive, entropy_target=0\.1'"):
+        board_in(tmp_path, only=["adaptive, target=1"]).entries()
+    with pytest.raises(ValueError, match="no point 'plain, coef=1' under also: it has none"):
+        board_in(tmp_path, only=["plain, coef=1"]).entries()
+
+
 def test_a_finished_run_is_not_repeated_and_an_unfinished_one_is(tmp_path: Path):
     board = board_in(tmp_path, only=["plain"])
     defaults = [entry.default for entry in board.entries()]
