@@ -237,7 +237,7 @@ class Board:
         before = Candidate(board=self, entry=BEFORE, point=DEFAULT, own={}, changes={})
         entries = [Entry(name=BEFORE, default=before)]
         entries += [self._entry(name, own) for name, own in self.known.items() if name in wanted]
-        points = [each.name for entry in entries for each in entry.also]
+        points = [each.name for name in named for each in self._entry(name, self.known[name]).also]
         for name in self.only or ():
             if POINT in name and name not in points:
                 there = ", ".join(map(repr, nearest_first(name, points))) or "it has none"

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import scipy.integrate
@@ -54,13 +55,21 @@ def bootstrap_interval(values: Float[ndarray, "S P"], seed: int = 0, resamples: 
     A resample takes S seeds and P prompts with replacement and all their crossings. With few seeds it is too narrow (by
     about sqrt(1 - 1/S) in the part that comes from seeds).
     """
-    seeds, prompts = values.shape
+    of_seed, of_prompt = _draws(*values.shape, seed, resamples)
+    means = (of_seed * (of_prompt @ values.T)).sum(axis=1) / values.size
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(mean=float(values.mean()), low=float(low), high=float(high))
+
+
+@lru_cache(maxsize=4)  # the same for all rows of a board that have as many seeds; drawing them is most of the work
+def _draws(
+    seeds: int, prompts: int, seed: int, resamples: int
+) -> tuple[Float[ndarray, "resamples S"], Float[ndarray, "resamples P"]]:
+    """How often each resample has each seed and each prompt."""
     source = np.random.default_rng(seed)
     of_seed = source.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples)
     of_prompt = source.multinomial(prompts, np.full(prompts, 1 / prompts), size=resamples)
-    means = ((of_seed @ values) * of_prompt).sum(axis=1) / (seeds * prompts)
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(mean=float(values.mean()), low=float(low), high=float(high))
+    return of_seed.astype(float), of_prompt.astype(float)
 
 
 def paired_difference(ours: Float[ndarray, "S P"], plain: Float[ndarray, "S P"]) -> Difference:

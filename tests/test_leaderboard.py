@@ -249,6 +249,8 @@ def test_a_single_point_is_trained_by_its_name_on_the_page_without_its_entry_or_
         board_in(tmp_path, only=["adaptive, target=1"]).entries()
     with pytest.raises(ValueError, match="no point 'plain, coef=1' under also: it has none"):
         board_in(tmp_path, only=["plain, coef=1"]).entries()
+    cannot_run = replace(board_in(tmp_path, only=["adaptive, entropy_target=0.1"]), without=("adaptive",))
+    assert [entry.name for entry in cannot_run.entries()] == [BEFORE, "plain"]  # as by the entry's own name
 
 
 def test_a_finished_run_is_not_repeated_and_an_unfinished_one_is(tmp_path: Path):
