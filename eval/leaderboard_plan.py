@@ -233,16 +233,16 @@ class Board:
         for name in (*named, *(self.written.get("also") or {})):
             if name not in self.known:
                 raise ValueError(f"no entry '{name}': {', '.join(nearest_first(name, self.known))}")
-        wanted = {self.reference, *(named or self.known)} - {*self.left_out(), *self.without}
-        before = Candidate(board=self, entry=BEFORE, point=DEFAULT, own={}, changes={})
-        entries = [Entry(name=BEFORE, default=before)]
-        entries += [self._entry(name, own) for name, own in self.known.items() if name in wanted]
-        points = [each.name for name in named for each in self._entry(name, self.known[name]).also]
+        wanted = {self.reference, *(named or self.known)}
+        entries = [self._entry(name, own) for name, own in self.known.items() if name in wanted]
+        points = [each.name for entry in entries for each in entry.also]
         for name in self.only or ():
             if POINT in name and name not in points:
                 there = ", ".join(map(repr, nearest_first(name, points))) or "it has none"
                 raise ValueError(f"no point '{name}' under also: {there}")
-        return entries
+        without = {*self.left_out(), *self.without}
+        before = Candidate(board=self, entry=BEFORE, point=DEFAULT, own={}, changes={})
+        return [Entry(name=BEFORE, default=before), *(entry for entry in entries if entry.name not in without)]
 
     def is_wanted(self, candidate: Candidate) -> bool:
         """Whether it is trained: `only` names entries, with all their points, or single points as on the page."""

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
 import scipy.integrate
@@ -39,8 +39,12 @@ class Difference(Interval):
 
 def pass_curve(correct: Int[ndarray, "S P"], samples: int, ks: Sequence[int]) -> Float[ndarray, "K S P"]:
     """pass@k of each seed and prompt from the number of right answers among `samples`."""
-    of_count = np.array([[pass_at_k(samples, c, k) for c in range(samples + 1)] for k in ks])
-    return of_count[:, correct]
+    return np.array([_pass_of_count(samples, k) for k in ks])[:, correct]
+
+
+@cache  # thousands of curves have the same few
+def _pass_of_count(samples: int, k: int) -> Float[ndarray, "samples+1"]:
+    return np.array([pass_at_k(samples, c, k) for c in range(samples + 1)])
 
 
 def area_over_log_k(curve: Float[ndarray, "K *any"], ks: Sequence[int]) -> Float[ndarray, "*any"]:
