@@ -6,6 +6,9 @@ TORCH := torch==2.13.0
 # Where no NVIDIA driver is found, torch's CPU build from its own index: the plain one brings gigabytes of CUDA libraries.
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 
+# One worker a file, so that what a file's tests share is made once.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow and not gpu'
+
 .PHONY: quickstart test check bench install
 
 install: $(VENV)/.installed
@@ -24,13 +27,13 @@ quickstart: install
 	$(BIN)/python recipes/quickstart.py
 
 test: install
-	$(BIN)/python -m pytest -n 2 -m 'not slow and not gpu'
+	$(PYTEST)
 
 check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/python -m pytest -n 2 -m 'not slow and not gpu'
+	$(PYTEST)
 
 bench: install
 	$(BIN)/python -m pip install --quiet --editable '.[real-model]'

@@ -1,6 +1,8 @@
 """Invariant 4: a term's update does not depend on how the step is cut into micro-batches or spread over processes."""
 
+import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -75,16 +77,34 @@ def all_terms_in_order() -> list[str]:
     return sorted(known_terms(), key=lambda name: "reward" not in find_method(name).kinds)
 
 
+def rollout(term: str) -> bool | str:
+    """The kind of fixed rollout on which the term does something."""
+    return "turns" if term in WITH_TOOLS else True
+
+
 def update(policy: str, out: Path, term: str, **cut) -> dict[str, torch.Tensor]:
-    terms, fixed = [{term: STRONG.get(term, {})}], "turns" if term in WITH_TOOLS else True
-    return weights_after(policy, out, terms=terms, fixed=fixed, loss_type="dapo", **cut)
+    terms = [{term: STRONG.get(term, {})}]
+    return weights_after(policy, out, terms=terms, fixed=rollout(term), loss_type="dapo", **cut)
+
+
+@pytest.fixture(scope="module")
+def whole(policy: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, torch.Tensor]]:
+    """The weights that a term gives with the step in one micro-batch of one process; trained once for all tests."""
+    return functools.cache(lambda term: update(policy, tmp_path_factory.mktemp("whole"), term, **WHOLE))
+
+
+@pytest.fixture(scope="module")
+def plain(policy: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[bool | str], dict[str, torch.Tensor]]:
+    """The same without terms, by the kind of rollout."""
+    return functools.cache(
+        lambda fixed: weights_after(policy, tmp_path_factory.mktemp("plain"), fixed=fixed, loss_type="dapo", **WHOLE)
+    )
 
 
 @pytest.mark.parametrize("term", known_terms())
-def test_micro_batches(term: str, policy: str, tmp_path: Path):
-    whole = update(policy, tmp_path / "1", term, **WHOLE)
-    assert largest_difference(whole, update(policy, tmp_path / "2", term, **CUT)) < ROUNDING
-    assert largest_difference(whole, update(policy, tmp_path / "4", term, **CUT_FINE)) < ROUNDING
+def test_micro_batches(term: str, whole: Callable, policy: str, tmp_path: Path):
+    assert largest_difference(whole(term), update(policy, tmp_path / "2", term, **CUT)) < ROUNDING
+    assert largest_difference(whole(term), update(policy, tmp_path / "4", term, **CUT_FINE)) < ROUNDING
 
 
 @pytest.mark.parametrize("loss", ["grpo", "dr_grpo", "cispo", "sapo", "vespo", "luspo"])  # bnpo divides by micro-batch
@@ -98,10 +118,8 @@ def test_micro_batches_in_every_loss(loss: str, policy: str, tmp_path: Path):
 @pytest.mark.parametrize(
     "term", [name for name in known_terms() if not find_term(name).is_diagnostic and name != "kl_cov"]
 )
-def test_the_term_changes_the_update_by_more_than_the_tolerance(term: str, policy: str, tmp_path: Path):
-    fixed = "turns" if term in WITH_TOOLS else True
-    plain = weights_after(policy, tmp_path / "plain", fixed=fixed, loss_type="dapo", **WHOLE)
-    assert largest_difference(plain, update(policy, tmp_path / "term", term, **WHOLE)) > 100 * ROUNDING
+def test_the_term_changes_the_update_by_more_than_the_tolerance(term: str, whole: Callable, plain: Callable):
+    assert largest_difference(plain(rollout(term)), whole(term)) > 100 * ROUNDING
 
 
 @pytest.mark.parametrize("term", ["kl_cov", "log_det", "clip_cov"])
@@ -197,13 +215,13 @@ def test_fsdp2_measures_held_out_prompts(fsdp2: Path, tmp_path: Path, monkeypatc
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["zero2", "zero3"])
-def test_zero_is_one_process(kind: str, policy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_zero_is_one_process(kind: str, whole: Callable, policy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("deepspeed", reason="needs the extra `deepspeed`")
     terms = [name for name in known_terms() if kind == "zero2" or not find_term(name).needs_vocab_gradient]
     out = trained_by_two(policy, tmp_path, kind, terms)
     for term in terms:
         sharded = load_file(out / f"{term}.safetensors")
-        assert largest_difference(update(policy, tmp_path / "one" / term, term, **WHOLE), sharded) < ROUNDING, term
+        assert largest_difference(whole(term), sharded) < ROUNDING, term
     stock, *others = (load_file(out / f"{name} dapo.safetensors") for name in ("stock", "empty", "zero"))
     assert [largest_difference(stock, other) for other in others] == [0.0, 0.0]
     through, resumed = (load_file(out / f"{name}.safetensors") for name in ("through", "resumed"))
@@ -213,10 +231,9 @@ def test_zero_is_one_process(kind: str, policy: str, tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize("term", known_terms())
-def test_two_processes_are_one(term: str, two_processes: Path, fsdp2: Path, policy: str, tmp_path: Path):
-    one = update(policy, tmp_path, term, **WHOLE)
+def test_two_processes_are_one(term: str, whole: Callable, two_processes: Path, fsdp2: Path):
     for out in (two_processes, fsdp2):
-        assert largest_difference(one, load_file(out / f"{term}.safetensors")) < ROUNDING, out.name
+        assert largest_difference(whole(term), load_file(out / f"{term}.safetensors")) < ROUNDING, out.name
 
 
 def test_a_term_of_a_stranger_with_memory_and_randomness_on_two_processes(two_processes, policy: str, tmp_path: Path):
