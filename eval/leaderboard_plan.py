@@ -23,6 +23,8 @@ KEYS = {
     *("recipes", "seeds", "grid_seeds", "splits", "samples", "pass_ks", "reference", "base", "tasks", "settings"),
     *("entries", "stops_early", "coef_factors", "share_factors", "grids", "also"),
 }
+# TRL's settings of the ratio to the policy that sampled, which is 1 with one update a rollout
+CLIPPING = {"epsilon", "epsilon_high", "delta"}
 # of a method's own recipe; how a run is measured and where it is written is the board's
 NOT_THE_METHODS = {"task", "task_kwargs", "model_name_or_path", "output_dir", "seed", "eval_samples", "eval_batch"}
 
@@ -220,12 +222,7 @@ class Board:
 
     def left_out(self) -> list[str]:
         """The entries that do nothing in this setting: methods of several updates a rollout, on-policy."""
-        chains = {name: build_chain(own.get("entropy_terms")).links for name, own in self.known.items()}
-        return [
-            name
-            for name, links in chains.items()
-            if self.is_on_policy and links and all(link.term.inert_on_policy for link in links)
-        ]
+        return [name for name, own in self.known.items() if self.is_on_policy and _needs_several_updates(own)]
 
     def entries(self) -> list[Entry]:
         """The policy before training and the reference first."""
@@ -290,6 +287,13 @@ def _only_observes(name: str, own: dict) -> bool:
     except ValueError as error:
         raise ValueError(f"entry {name}: {error}") from error
     return bool(links) and all(link.term.is_diagnostic for link in links)
+
+
+def _needs_several_updates(own: dict) -> bool:
+    links = build_chain(own.get("entropy_terms")).links
+    if not links:
+        return bool(own) and own.keys() <= CLIPPING
+    return all(link.term.inert_on_policy for link in links)
 
 
 def changed(own: dict, change: dict) -> dict:
