@@ -119,6 +119,11 @@ class Candidate:
         board = self.board.layers.keys() | NOT_THE_METHODS | {"entropy_terms", "save_strategy", "disable_tqdm"}
         return {key: value for key, value in self.own.items() if key not in board}
 
+    def needs_several_updates(self) -> bool:
+        """Whether with one update a rollout it is plain GRPO, though it sets something."""
+        links, brought = build_chain(self.own.get("entropy_terms")).links, self.brings().keys()
+        return bool(links or brought) and brought <= CLIPPING and all(link.term.inert_on_policy for link in links)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
@@ -222,7 +227,12 @@ class Board:
 
     def left_out(self) -> list[str]:
         """The entries that do nothing in this setting: methods of several updates a rollout, on-policy."""
-        return [name for name, own in self.known.items() if self.is_on_policy and _needs_several_updates(own)]
+        if not self.is_on_policy:
+            return []
+        found = [
+            Candidate(board=self, entry=name, point=DEFAULT, own=own, changes={}) for name, own in self.known.items()
+        ]
+        return [each.entry for each in found if each.needs_several_updates()]
 
     def entries(self) -> list[Entry]:
         """The policy before training and the reference first."""
@@ -287,13 +297,6 @@ def _only_observes(name: str, own: dict) -> bool:
     except ValueError as error:
         raise ValueError(f"entry {name}: {error}") from error
     return bool(links) and all(link.term.is_diagnostic for link in links)
-
-
-def _needs_several_updates(own: dict) -> bool:
-    links = build_chain(own.get("entropy_terms")).links
-    if not links:
-        return bool(own) and own.keys() <= CLIPPING
-    return all(link.term.inert_on_policy for link in links)
 
 
 def changed(own: dict, change: dict) -> dict:

@@ -183,10 +183,12 @@ def test_entries_are_the_reference_the_files_the_recipes_and_the_other_terms_tha
 
 def test_a_method_of_several_updates_is_left_out_on_policy(tmp_path: Path):
     clipping = {"clip_higher": {"epsilon_high": 0.28}, "clip_and_kl": {"epsilon_high": 0.28, "beta": 0.1}}
-    written = {**WRITTEN, "recipes": str(tmp_path), "entries": WRITTEN["entries"] | clipping}
+    with_terms = {"kl_cov_and_kl": {"entropy_terms": ["kl_cov"], "beta": 0.1}}  # the KL acts with one update, too
+    (tmp_path / "clips.yaml").write_text("{epsilon: 0.1, learning_rate: 7, output_dir: x}")
+    written = {**WRITTEN, "recipes": str(tmp_path), "entries": WRITTEN["entries"] | clipping | with_terms}
     on, off = (Board.read(written, setting=setting, out=tmp_path) for setting in ("on_policy", "off_policy"))
-    assert on.left_out() == ["clip_higher", "kl_cov"] and off.left_out() == []
-    assert not {"clip_higher", "kl_cov"} & {entry.name for entry in on.entries()}
+    assert on.left_out() == ["clip_higher", "clips", "kl_cov"] and off.left_out() == []
+    assert not {"clip_higher", "clips", "kl_cov"} & {entry.name for entry in on.entries()}
 
 
 def test_a_task_leaves_entries_out_changes_them_and_some_stop_early(tmp_path: Path):
