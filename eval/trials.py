@@ -59,7 +59,7 @@ class Critical(LogDet):
 
         def on_hidden_gradient(gradient: Tensor) -> Mapping[str, Metric]:
             own = gradient[mask].to(force)
-            for name, value in (("dot", (force * own).sum()), ("power", force.square().sum())):
+            for name, value in (("dot", batch.share * (force * own).sum()), ("power", force.square().sum())):
                 memory[name] = 0.95 * memory.get(name, 0.0) + 0.05 * value.item()
             return {}
 

@@ -94,9 +94,16 @@ def normalised(answer: str) -> str:
 
 
 def answer_of(said: str | Sequence[dict], extract: Extract) -> str | None:
-    """The normalised answer of a completion; None where there is none or it is empty."""
-    found = extract(final_text(said))
+    """The normalised answer of a completion; None where there is none, it is empty or a tool had the last word."""
+    found = extract(said if isinstance(said, str) else own_last_words(said))
     return None if found is None else normalised(str(found)) or None
+
+
+def as_whole(answer: str) -> re.Pattern[str]:
+    """Finds the answer where it is not part of a longer word or number: 4 neither in 24 nor in 4.5."""
+    before = r"(?<!\w)(?<!\w\.)" if answer[:1].isalnum() else ""
+    after = r"(?!\w|\.\d)" if answer[-1:].isalnum() else ""
+    return re.compile(before + re.escape(answer) + after)
 
 
 def equivalence(name: str) -> Same:

@@ -3,10 +3,11 @@
 import dataclasses
 import json
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NoReturn
+from types import MappingProxyType
+from typing import Any, Literal, NoReturn
 
 import yaml
 from trl.scripts.utils import DatasetMixtureConfig, ScriptArguments, TrlParser
@@ -73,7 +74,17 @@ class RunArguments(ScriptArguments):
 
 
 class RecipeParser(TrlParser):
-    """TRL's parser; what is wrong is said in one sentence, as a ValueError, without pages of usage."""
+    """TRL's parser; what is wrong is said in one sentence, as a ValueError, without pages of usage.
+
+    `instead` stands in for what recipe and flags say of its keys, of those that the algorithm knows.
+    """
+
+    instead: Mapping[str, object] = MappingProxyType({})
+
+    def parse_known_args(self, *args: Any, **kwargs: Any) -> tuple[Any, list[str]]:
+        namespace, left = super().parse_known_args(*args, **kwargs)
+        vars(namespace).update({key: value for key, value in self.instead.items() if hasattr(namespace, key)})
+        return namespace, left
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(message)
@@ -109,9 +120,10 @@ def make_parser(algorithm: Algorithm, prog: str | None = None) -> RecipeParser:
     return RecipeParser(types, prog=prog)
 
 
-def parse(algorithm: Algorithm, line: Sequence[str]) -> Settings:
-    """Recipe and flags to settings; a ValueError names the key at fault."""
+def parse(algorithm: Algorithm, line: Sequence[str], instead: Mapping[str, object] | None = None) -> Settings:
+    """Recipe and flags to settings, for its keys `instead`; a ValueError names the key at fault."""
     parser = make_parser(algorithm, prog=f"hclm-rl {algorithm}")
+    parser.instead = instead or {}
     recipe = recipe_of(line)
     if recipe is not None and not recipe.is_file():
         raise ValueError(f"no recipe at '{recipe}': --config names a YAML file")

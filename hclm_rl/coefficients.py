@@ -7,7 +7,8 @@ A coefficient is a frozen object without state of its own. The trainer keeps `st
     state = coefficient.update(entropy, state)         # after it, once
 
 `entropy`, in nats, is the mean over all tokens that count, of the whole optimiser step and of all processes. `update`
-gets that of the step just made, `value` that measured when the step's responses were sampled, if it was measured.
+gets that of the step just made, `value` that measured when the step's responses were sampled, if it was measured: of
+the step's first generation batch, where it has several, and NaN where no token counts there, which updates nothing.
 State goes through `json`: an infinity is written as `Infinity`, which Python reads back and a strict parser refuses.
 """
 
@@ -296,7 +297,7 @@ class ProportionalIntegral:
                 'rule="same_step" answers to the entropy of the same step, measured before the backward pass: pass the '
                 'entropy at sampling time, or choose rule="lagged"'
             )
-        return self._strength(entropy, state)
+        return state["coefficient"] if math.isnan(entropy) else self._strength(entropy, state)
 
     def update(self, entropy: float, state: State) -> State:
         integral = state["integral"] + entropy - self.target

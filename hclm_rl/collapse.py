@@ -84,12 +84,13 @@ class CollapseDetector:
         if entropy is None or not entropy >= 0 or step <= state.get("step", -1):
             return Verdict(state=STATES[int(state.get("verdict", 0))], causes=()), state
         new = dict(state)
-        steps = step - int(new.get("step", step - 1))
+        steps = max(step - int(new.get("step", 0)), 1)
         new["step"] = step
         fit_line(new, math.log(max(entropy, 1e-12)), steps, 1 - 1 / self.window)
         if new.get("seen", 0) < self.reference:
-            new["seen"] = new.get("seen", 0) + 1
-            new["start"] = new.get("start", 0.0) + (entropy - new.get("start", 0.0)) / new["seen"]
+            before, counts = new.get("seen", 0), min(steps, self.reference - new.get("seen", 0))
+            new["seen"] = before + counts
+            new["start"] = new.get("start", 0.0) + (entropy - new.get("start", 0.0)) * counts / new["seen"]
         keep = (1 - 1 / self.memory) ** steps
         new["level"] = keep * new.get("level", entropy) + (1 - keep) * entropy
         collapsing, causes = self.by_entropy(new)
@@ -203,6 +204,16 @@ class CollapseCallback(TrainerCallback):
         self.detector, self.action = detector or CollapseDetector(), action
         self.state = self.detector.initial_state()
         self.verdict = Verdict(state="healthy", causes=())
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """A run that goes on from a checkpoint has its start in its log."""
+        self.state, self.verdict = self.detector.initial_state(), Verdict(state="healthy", causes=())
+        for entry in state.log_history:
+            step = number(entry.get("step"))
+            if step is not None:
+                self.verdict, self.state = self.detector.update(entry, int(step), self.state)
 
     def on_log(
         self,

@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 from .conflicts import conflicts
-from .forces import LEAST_RATIO, SURROGATES, Regime, regime
+from .forces import DISTORTION, LEAST_RATIO, SURROGATES, Regime, Surrogate, regime
+from .refusals import is_on_policy
 
 CLEAR = 2.0  # standard errors from 0 at which the sign of the critical coefficient counts
 MARGIN = 1.1  # over the critical coefficient, the card's
@@ -161,7 +162,9 @@ def force_of(surrogate: str, log: Sequence[dict], coef: float | None) -> Force |
 
 def greatest_coef(spec: object) -> float:
     """The strongest that a coefficient gets."""
-    found = [getattr(spec, name, None) for name in ("coefficient", "start", "end", "maximum", "active")]
+    found = [
+        getattr(spec, name, None) for name in ("coefficient", "start", "end", "maximum", "minimum", "active", "idle")
+    ]
     numbers = [float(value) for value in found if isinstance(value, int | float)]
     return max(numbers, key=abs) if numbers else 1.0
 
@@ -174,7 +177,8 @@ def examine(line: Sequence[str], algorithm: str = "grpo", prompts: int = 8, step
     from .arguments import parse, recipe_of
     from .config import build_chain, refuse_two_controls
     from .launch import build_trainer
-    from .trainer import refuse_what_the_run_lacks
+    from .refusals import refuse_what_the_run_lacks
+    from .terms.coding_rate import CodingRate
 
     start = time.perf_counter()
     recipe = str(recipe_of(line) or "the embedded default")
@@ -186,8 +190,19 @@ def examine(line: Sequence[str], algorithm: str = "grpo", prompts: int = 8, step
     except (ValueError, OSError, ImportError) as error:
         return Diagnosis(recipe=recipe, mistakes=[" ".join(str(error).split())], seconds=time.perf_counter() - start)
     mistakes = chain_mistakes(chain, config)
-    coefs = {term_name(link.term): greatest_coef(link.coef) for link in chain.links}
-    eps = {term_name(link.term): getattr(link.term, "eps_relative", 1e-4) for link in chain.links}
+    coefs: dict[str, float] = {}
+    eps: dict[str, float] = {}
+    notes = []
+    for link in chain.links:
+        of = surrogate_of(link.term)
+        if of is not None:  # two links on one surrogate push together
+            coefs[of] = coefs.get(of, 0.0) + greatest_coef(link.coef)
+            eps[of] = getattr(link.term, "eps_relative", 1e-4)
+        elif isinstance(link.term, CodingRate):
+            notes.append(
+                f"{link.name}: the row below is that of the tokens' states at a distortion of {DISTORTION:g}, not of "
+                "this link, whose regime is not known before training"
+            )
     group = config.num_generations or 1
     rows = min(config.per_device_train_batch_size, prompts * group)
     rows = max(rows - rows % group, group) if rows >= group else group
@@ -205,7 +220,7 @@ def examine(line: Sequence[str], algorithm: str = "grpo", prompts: int = 8, step
     ]
     with tempfile.TemporaryDirectory() as folder:
         dry = {
-            "entropy_terms": json.dumps(gauges),
+            "entropy_terms": gauges,
             "output_dir": folder,
             "max_steps": steps,
             "learning_rate": 0.0,
@@ -214,16 +229,25 @@ def examine(line: Sequence[str], algorithm: str = "grpo", prompts: int = 8, step
             "per_device_train_batch_size": rows,
             "gradient_accumulation_steps": pieces,
             "steps_per_generation": pieces,
+            "generation_batch_size": None,
             "num_iterations": 1,
+            "entropy_coef": 0.0,  # the gauges are terms, beside which TRL's own control is refused
+            "use_adaptive_entropy": False,
             "save_strategy": "no",
             "eval_strategy": "no",
+            "eval_on_start": False,
+            "load_best_model_at_end": False,
+            "logging_strategy": "steps",
             "eval_samples": 0,
+            "push_to_hub": False,
+            "log_completions": False,
+            "log_completions_hub_repo": None,
             "report_to": "none",
-            "disable_tqdm": "true",
-            "save_final": "false",
+            "disable_tqdm": True,
+            "save_final": False,
         }
         try:
-            settings = parse(algorithm, [*line, *as_flags(dry)])  # type: ignore[arg-type]
+            settings = parse(algorithm, line, instead=dry)  # type: ignore[arg-type]
             trainer, _ = build_trainer(algorithm, settings, [])  # type: ignore[arg-type]
             refuse_what_the_run_lacks(chain, trainer.model, config)
         except (ValueError, OSError, ImportError) as error:
@@ -237,10 +261,10 @@ def examine(line: Sequence[str], algorithm: str = "grpo", prompts: int = 8, step
         torch.cuda.empty_cache() if torch.cuda.is_available() else None
     forces = [force_of(name, log, coefs.get(name)) for name in SURROGATES]
     entropy, length = (statistics.fmean(entry[key] for entry in log) for key in ("entropy", "completions/mean_length"))
-    responses = config.per_device_train_batch_size * config.gradient_accumulation_steps * max(config.world_size, 1)
-    tokens = round(length * responses)
-    mistakes += token_mistakes(chain, tokens, width) + target_mistakes(chain, entropy)
-    notes = []
+    rows_at_once = config.per_device_train_batch_size * max(config.world_size, 1)
+    tokens = round(length * rows_at_once * config.gradient_accumulation_steps)
+    rollout = rows_at_once * (config.steps_per_generation or 1)  # over which terms take their statistics
+    mistakes += token_mistakes(chain, round(length * rollout), rollout, width) + target_mistakes(chain, entropy)
     if all(entry.get("reward_std", 0) == 0 for entry in log):
         notes.append("no group of the dry run had different rewards, so there was no policy gradient to compare with")
     notes += [
@@ -269,12 +293,22 @@ def term_name(term: object) -> str:
     return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name).lstrip("_")
 
 
+def surrogate_of(term: object) -> Surrogate | None:
+    """The surrogate whose gauge is that of the term; None where no gauge is."""
+    name = term_name(term)
+    if name == "variance" and getattr(term, "form") == "diagonal":  # noqa: B009 (any object)
+        return "diagonal"
+    settings = (getattr(term, "rows", "tokens"), getattr(term, "distortion", DISTORTION))
+    if name == "coding_rate" and settings != ("tokens", DISTORTION):
+        return None
+    return name if name in SURROGATES else None  # type: ignore[return-value]
+
+
 def chain_mistakes(chain, config) -> list[str]:
     """What can be told from the recipe alone."""
     found = conflicts(chain)
-    updates = (config.steps_per_generation or 1) * config.num_iterations
     for link in chain.links:
-        if link.term.inert_on_policy and config.gradient_accumulation_steps % updates == 0:
+        if link.term.inert_on_policy and is_on_policy(config):
             found.append(
                 f"{link.name} does nothing when each rollout is used for one update: set num_iterations > 1 or "
                 "steps_per_generation > gradient_accumulation_steps"
@@ -284,19 +318,27 @@ def chain_mistakes(chain, config) -> list[str]:
     return found
 
 
-def token_mistakes(chain, tokens: int, width: int) -> list[str]:
-    """Statistics that need more tokens than an optimiser step has."""
+def token_mistakes(chain, tokens: int, responses: int, width: int) -> list[str]:
+    """Statistics that need more tokens, or responses, than a generation batch has."""
     found = []
-    of_covariance = (*SURROGATES, "information_force", "spectrum")
+    row_by_row = "feature_softmax"
+    of_covariance = ({*SURROGATES} - {row_by_row}) | {"information_force", "spectrum"}
     for link in chain.links:
-        if term_name(link.term) in of_covariance and tokens < TOKENS_PER_DIMENSION * width:
+        name, of_responses = term_name(link.term), getattr(link.term, "rows", "tokens") != "tokens"
+        rows, what = (responses, "responses") if of_responses else (tokens, "tokens")
+        has_covariance = name in of_covariance and getattr(link.term, "surrogate", "") != row_by_row
+        if name == "coding_rate" and of_responses:  # its distortion is a floor that bounds it by their number
+            has_covariance = False
+        if has_covariance and rows < TOKENS_PER_DIMENSION * width:
             found.append(
-                f"{link.name} takes a covariance of width {width} over about {tokens} tokens a step: fewer than "
+                f"{link.name} takes a covariance of width {width} over about {rows} {what} a rollout: fewer than "
                 f"{TOKENS_PER_DIMENSION} per dimension, so its values are biased low and noisy"
             )
         ratio = getattr(link.term, "ratio", None)
         if isinstance(ratio, float) and ratio * tokens < 1:
-            found.append(f"{link.name} selects {ratio:g} of about {tokens} tokens a step, which is less than one token")
+            found.append(
+                f"{link.name} selects {ratio:g} of about {tokens} tokens a rollout, which is less than one token"
+            )
     return found
 
 

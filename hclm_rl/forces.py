@@ -192,13 +192,17 @@ MOST_UNSTEADY = 1.0  # deviation of ||F|| over its mean, of the last 50 steps; a
 
 
 def regime(coef: float, force: float, gradient: float, alignment: float, live: float) -> tuple[Regime, str]:
-    """The regime of the term `coef` * H, with the reason: norms of force and policy gradient at the hidden states."""
+    """The regime of the term `coef` * H, with the reason: norms of force and policy gradient at the hidden states.
+
+    `alignment` is that of the force of +H; a negative `coef` pushes the other way.
+    """
+    size, along = abs(coef), -alignment if coef < 0 else alignment
     if live < LEAST_LIVE or force == 0:
         return "frozen", f"{100 * live:.1f} % of the directions are live (least {100 * LEAST_LIVE:.0f} %)"
-    if gradient > 0 and coef * force / gradient < LEAST_RATIO:
-        ratio = coef * force / gradient
+    if gradient > 0 and size * force / gradient < LEAST_RATIO:
+        ratio = size * force / gradient
         return "weak", f"coef x force is {ratio:.1e} of the policy gradient (least {LEAST_RATIO:g})"
-    if alignment < WORST_ALIGNMENT:
-        return "misaligned", f"alignment with the policy gradient {alignment:.2f} (least {WORST_ALIGNMENT:g})"
-    ratio = f"{coef * force / gradient:.1e} of the policy gradient" if gradient > 0 else "no policy gradient"
-    return "healthy", f"{100 * live:.0f} % of the directions live, coef x force {ratio}, alignment {alignment:+.2f}"
+    if along < WORST_ALIGNMENT:
+        return "misaligned", f"alignment with the policy gradient {along:.2f} (least {WORST_ALIGNMENT:g})"
+    ratio = f"{size * force / gradient:.1e} of the policy gradient" if gradient > 0 else "no policy gradient"
+    return "healthy", f"{100 * live:.0f} % of the directions live, coef x force {ratio}, alignment {along:+.2f}"

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .law import Forecast
 
 DOES_NOT_APPLY = 1  # exit code
+TRLS = {"kl": "the KL to the start (beta)", "entropy_coef": "TRL's entropy bonus"}  # as TRL logs them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +46,13 @@ def curve_of(run: Run, entropy: str = "entropy", reward: str = "reward") -> Curv
 
 
 def controls(run: Run) -> dict[str, int]:
-    """Link -> the first logged step at which it changed anything, for links with a strength."""
+    """What acts on the entropy, links with a strength and TRL's own, and the first logged step at which it does."""
     first: dict[str, int] = {}
     for entry in run.log:
         for key, value in entry.items():
             link, _, noun = key.rpartition("/")
+            if key in TRLS and isinstance(value, int | float) and value != 0:
+                first.setdefault(TRLS[key], entry["step"])
             if noun == "affected" and isinstance(value, int | float) and value > 0 and entry.get(f"{link}/coef", 0):
                 first.setdefault(link, entry["step"])
     return first
@@ -72,7 +75,7 @@ def as_text(found: "Forecast", curve: Curve, run: Run, level: float) -> str:
         low, high = found.whole.interval(level=level)
         lines.append(f"ceiling by all {found.whole.points} points: {found.whole.ceiling:.3f} [{low:.3f}, {high:.3f}]")
     for link, step in controls(run).items():
-        lines.append(f"{link} acts from step {step}: the law is stated for runs without entropy control.")
+        lines.append(f"{link} acts from step {step}: the law is stated for runs without entropy control or KL.")
     if found.objection:
         lines.append(found.objection)
     return "\n".join(lines)

@@ -26,11 +26,12 @@ from .arguments import REWARDS, Algorithm, RunArguments, Settings, make_parser, 
 from .collapse import CollapseCallback
 from .config import GRPOConfig, RLOOConfig
 from .naming import nearest_first
+from .refusals import is_fsdp1
 from .report.runs import LOG_NAME, RECIPE_NAME, SUMMARY_NAME, read_log
 from .testbed import Evaluation, Task, evaluate, find_task
 from .testbed.policy import SHAPES, policy_path
 from .testbed.sampling import measured
-from .trainer import GRPOTrainer, RLOOTrainer, is_fsdp1
+from .trainer import GRPOTrainer, RLOOTrainer
 
 __all__ = ["LogWriter", "RunArguments", "main", "make_parser", "prepare", "run"]
 
@@ -96,11 +97,9 @@ def load_datasets(arguments: RunArguments, mixture: DatasetMixtureConfig) -> Spl
     )
 
 
-def split_of(of: Splits, split: str) -> datasets.Dataset | datasets.IterableDataset:
+def split_of(of: Splits, split: str, key: str) -> datasets.Dataset | datasets.IterableDataset:
     if split not in of:
-        raise ValueError(
-            f"the data set has no split '{split}', only {', '.join(map(str, of))}; set dataset_train_split"
-        )
+        raise ValueError(f"the data set has no split '{split}', only {', '.join(map(str, of))}; set {key}")
     return of[split]
 
 
@@ -115,8 +114,10 @@ def build_trainer(
         raise ValueError(f"the reward is missing: set reward_funcs ({', '.join(REWARDS)}, or a dotted path), or task")
     if task is None:
         loaded = load_datasets(arguments, mixture)
-        train = split_of(loaded, arguments.dataset_train_split)
-        held_out = split_of(loaded, arguments.dataset_test_split) if config.eval_strategy != "no" else None
+        train = split_of(loaded, arguments.dataset_train_split, "dataset_train_split")
+        held_out = None
+        if config.eval_strategy != "no":
+            held_out = split_of(loaded, arguments.dataset_test_split, "dataset_test_split")
     else:
         train, held_out = task.train_dataset, task.eval_dataset if config.eval_strategy != "no" else None
         longest = task.max_completion_length

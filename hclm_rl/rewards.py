@@ -1,15 +1,15 @@
 """A reward function that may not lie: NaN and infinity stop the run with its name."""
 
-import functools
-import inspect
 import math
+from collections.abc import Iterable
 from typing import Any
 
 
-def checked(reward_func: Any, name: str) -> Any:
+def checked(reward_func: Any, name: str, is_async: bool) -> Any:
     """The reward function, which stops the run where it returns NaN or an infinity; None still means 'not scored'."""
 
-    def check(rewards: Any) -> Any:
+    def check(given: Iterable[Any]) -> list:
+        rewards = list(given)  # it may be a generator
         bad = [i for i, reward in enumerate(rewards) if reward is not None and not math.isfinite(reward)]
         if bad:
             raise ValueError(
@@ -18,17 +18,10 @@ def checked(reward_func: Any, name: str) -> Any:
             )
         return rewards
 
-    is_async = inspect.iscoroutinefunction(reward_func) or inspect.iscoroutinefunction(type(reward_func).__call__)
-    if is_async:
+    async def checked_async(*args: Any, **kwargs: Any) -> list:
+        return check(await reward_func(*args, **kwargs))
 
-        @functools.wraps(reward_func)
-        async def checked_async(*args: Any, **kwargs: Any) -> Any:
-            return check(await reward_func(*args, **kwargs))
-
-        return checked_async
-
-    @functools.wraps(reward_func)
-    def checked_sync(*args: Any, **kwargs: Any) -> Any:
+    def checked_sync(*args: Any, **kwargs: Any) -> list:
         return check(reward_func(*args, **kwargs))
 
-    return checked_sync
+    return checked_async if is_async else checked_sync

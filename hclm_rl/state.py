@@ -53,6 +53,14 @@ class ChainState:
                 "resume with the same terms, or start a new run from the checkpoint's weights"
             )
         loaded = cls(memory=state["memory"], controller=state["controller"], idle_steps=state["idle_steps"])
+        for link in chain.links:
+            kept, wanted = loaded.controller[link.name], link.coef.initial_state()
+            if not wanted.keys() <= kept.keys():
+                raise ValueError(
+                    f"{folder} has the state of another coef for '{link.name}': it has {', '.join(kept) or 'nothing'}, "
+                    f"this run needs {', '.join(wanted)}; resume with the coef that it was written with, or start a "
+                    "new run from the checkpoint's weights"
+                )
         for name, tensor in load_file(folder / TENSORS_NAME).items():
             link, key = name.split("/", 1)  # a link's name has no "/", a key may
             loaded.memory[link][key] = tensor.to(device)

@@ -14,7 +14,6 @@ import functools
 import inspect
 import logging
 import math
-import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -28,16 +27,22 @@ from accelerate.utils import gather_object, is_peft_model
 from packaging.version import Version
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.trainer_utils import EvalLoopOutput, has_length
 
 from .chain import Chain, Outcome, per_token
-from .coefficients import Constant
 from .config import build_chain, refuse_two_controls
 from .conflicts import conflicts
 from .functional import split_token_weights
 from .metrics import StepMetrics, token_values
+from .refusals import (
+    NOTHING,
+    acts_between,
+    is_on_policy,
+    refuse_ratios_out_of_reach,
+    refuse_rewards_out_of_sight,
+    refuse_what_the_run_lacks,
+)
 from .rewards import checked
 from .state import JSON_NAME, ChainState
 from .trace import Trace
@@ -50,7 +55,7 @@ if not Version("1.16") <= Version(trl.__version__) < Version("1.17"):
     )
 
 from trl.models.utils import disable_gradient_checkpointing
-from trl.trainer.utils import add_fused_lm_head, maybe_gather_lm_head_ctx, nanstd, use_adapter
+from trl.trainer.utils import add_fused_lm_head, is_async_callable, maybe_gather_lm_head_ctx, nanstd, use_adapter
 
 logger = logging.getLogger(__name__)
 
@@ -98,8 +103,9 @@ class _Run:
     trace: Trace
     metrics: StepMetrics = field(default_factory=StepMetrics)
     shared: dict[str, Tensor] = field(default_factory=dict)
-    coefs: tuple[int, dict[str, float]] | None = None  # the optimiser step and the strengths in it
-    sampled_entropy: float | None = None  # nats, mean of the last scoring pass over all processes
+    # the optimiser step, the strengths in it, and the sampled entropy that made them
+    coefs: tuple[int, dict[str, float], float | None] | None = None
+    sampled_entropy: float | None = None  # nats, mean of the last scoring pass over all processes; NaN of no token
     generation: _Generation | None = None  # set while TRL makes a generation batch
     deferred: tuple[dict[str, Any], _Generation] | None = None  # a batch whose first stage waits for the loss's pass
     inputs: dict[str, Any] | None = None  # set while TRL computes a training loss: the copy whose advantages we shape
@@ -145,9 +151,9 @@ class EntropyTermsMixin:
         self._hclm = _Run(chain=chain, state=ChainState.fresh(chain), trace=trace)
         super().__init__(*args, **kwargs)
         self._hclm_refuse_other_attention()
-        for i, (name, reward_func) in enumerate(zip(self.reward_func_names, self.reward_funcs, strict=True)):
-            if not isinstance(reward_func, torch.nn.Module):
-                self.reward_funcs[i] = checked(reward_func, name)
+        if config is None:
+            refuse_rewards_out_of_sight(chain, self.args)
+            refuse_ratios_out_of_reach(chain, self.args)
         if self.accelerator.is_main_process:
             self._hclm_warn_of_inert_links()
             for sentence in conflicts(self._hclm.chain):
@@ -156,7 +162,17 @@ class EntropyTermsMixin:
     # ---- stage 1: the generation batch
 
     def _calculate_rewards(self, inputs: Any, prompts: list, completions: list, completion_ids_list: list) -> Tensor:
-        reward_parts = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        given = (
+            self.reward_funcs
+        )  # the user's own list and objects: what stands in for them is here for this call alone
+        self.reward_funcs = [
+            func if isinstance(func, torch.nn.Module) else checked(func, name, is_async_callable(func))
+            for func, name in zip(given, self.reward_func_names, strict=True)
+        ]
+        try:
+            reward_parts = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        finally:
+            self.reward_funcs = given
         if self._hclm.generation is not None:
             self._hclm.generation.reward_parts = reward_parts
             self._hclm.generation.prompts, self._hclm.generation.texts = prompts, completions
@@ -287,7 +303,7 @@ class EntropyTermsMixin:
         if scores is not None:
             sums = torch.stack([torch.where(mask, scores.entropy, 0).sum(), mask.sum()])
             entropy, count = self.accelerator.reduce(sums, reduction="sum").tolist()
-            run.sampled_entropy = entropy / max(count, 1)
+            run.sampled_entropy = entropy / count if count else math.nan
         outcome = run.chain.on_rollout(
             rollout,
             run.state.memory,
@@ -338,7 +354,7 @@ class EntropyTermsMixin:
             return super()._get_per_token_logps_and_entropies(*args, **kwargs)
         seen: list[Tensor] = []
         through_head: list[Tensor] = []
-        attention: list[Tensor] = []
+        attention: list[tuple[Tensor, int | None]] = []
         with self._hclm_watch_hidden(seen, through_head), self._hclm_watch_attention(attention, is_training_pass):
             logps, entropy, aux_loss = super()._get_per_token_logps_and_entropies(
                 *args, **{**kwargs, "compute_entropy": True}
@@ -349,9 +365,12 @@ class EntropyTermsMixin:
             reads: dict[str, Callable] = {}
             if attention:
                 visible = args[2].long().cumsum(dim=1)  # causal: the keys up to the query, but for the padding
+                own = [heads[:, :, -width - 1 : -1] for heads, _ in attention]
+                up_to = visible[:, None, -width - 1 : -1]
+                in_window = [up_to.clamp(max=window or visible.size(1)) for _, window in attention]
                 spread = Attention(
-                    entropy=torch.cat([heads[:, :, -width - 1 : -1] for heads in attention], dim=1),
-                    visible=visible[:, -width - 1 : -1],
+                    entropy=torch.cat(own, dim=1),
+                    visible=torch.cat([n.expand_as(heads) for n, heads in zip(in_window, own, strict=True)], dim=1),
                     width=visible.size(1),
                 )
                 reads["attention"] = lambda: spread
@@ -388,7 +407,8 @@ class EntropyTermsMixin:
             ids=inputs["completion_ids"],
             mask=mask,
             logps=logps,
-            old_logps=logps.detach() if old_logps is None else old_logps,
+            # RLOO scores them in a pass of its own, whose dropout and rounding differ, also where the policy does not
+            old_logps=logps.detach() if old_logps is None or is_on_policy(self.args) else old_logps,
             ref_logps=inputs.get("ref_per_token_logps"),
             entropy=entropy,
             advantages=per_token(inputs["advantages"], mask),
@@ -399,6 +419,7 @@ class EntropyTermsMixin:
             clip_range=(self.epsilon_low, self.epsilon_high),
             progress=self._hclm_progress(),
             step=self.state.global_step,
+            share=self.current_gradient_accumulation_steps / self.args.steps_per_generation,
             **reads,
         )
         with torch.autocast(logps.device.type, enabled=False):
@@ -464,17 +485,21 @@ class EntropyTermsMixin:
             hook.remove()
 
     @contextmanager
-    def _hclm_watch_attention(self, seen: list[Tensor], is_training_pass: bool) -> Iterator[None]:
-        """Keeps the attention entropies of every layer, (B, heads, queries); without gradient where it checkpoints."""
+    def _hclm_watch_attention(self, seen: list[tuple[Tensor, int | None]], is_training_pass: bool) -> Iterator[None]:
+        """Keeps the attention entropies of every layer, (B, heads, queries), and the width of its sliding window.
+
+        Without gradient where it checkpoints.
+        """
         if not (self._hclm.chain.needs_attention and is_training_pass):
             yield
             return
         model = self._hclm_language_model()
+        window = getattr(model.config.get_text_config(), "sliding_window", None)  # of all layers, as Mistral's
 
         def keep(module: torch.nn.Module, args: Any, output: Any) -> None:
             weights = (output[1].detach() if model.is_gradient_checkpointing else output[1]).float()
             weights = torch.where(weights > 0, weights, 1.0)  # 0 log 0 is 0, and so is its gradient
-            seen.append(-(weights * weights.log()).sum(dim=-1))
+            seen.append((-(weights * weights.log()).sum(dim=-1), getattr(module, "sliding_window", window)))
 
         modules = [each for each in model.modules() if type(each).__name__.endswith("Attention")]
         hooks = [each.register_forward_hook(keep) for each in modules]
@@ -494,7 +519,13 @@ class EntropyTermsMixin:
                 f"{names}: reads attention probabilities, which attn_implementation '{given}' does not keep: set "
                 "attn_implementation: eager (in Python model_init_kwargs={'attn_implementation': 'eager'})"
             )
-        if self.args.gradient_checkpointing and any(link.coef != Constant(coefficient=0.0) for link in links):
+        layers = getattr(self._hclm_language_model().config.get_text_config(), "layer_types", None) or ()
+        if "chunked_attention" in layers:
+            raise ValueError(
+                f"{names}: reads attention probabilities, and how many keys a query sees in this model's chunked "
+                "attention is not known here; use a model with full or sliding attention"
+            )
+        if self.args.gradient_checkpointing and any(link.coef != NOTHING for link in links):
             raise ValueError(
                 f"{names}: regularises attention probabilities, which gradient checkpointing throws away: set "
                 "gradient_checkpointing: false, or coef: 0 to log them only"
@@ -504,7 +535,10 @@ class EntropyTermsMixin:
         width = mask.size(1)
 
         def receive(gradient: Tensor) -> None:
-            own = gradient[:, -width - 1 : -1] / self.accelerator.num_processes  # processes are averaged afterwards
+            # processes are averaged afterwards, and what float16 scales the loss by is taken out again
+            scaler = self.accelerator.scaler
+            scale = self.accelerator.num_processes * (1.0 if scaler is None else scaler.get_scale())
+            own = gradient[:, -width - 1 : -1] / scale
             for link, callback in outcome.on_hidden_gradient.items():
                 for name, metric in callback(own.detach()).items():
                     self._hclm_record(f"{link}/{name}", metric, mask)
@@ -557,13 +591,14 @@ class EntropyTermsMixin:
     def _hclm_end_step(self) -> None:
         run = self._hclm
         coefs = self._hclm_coefs()
+        assert run.coefs is not None
+        sampled = run.coefs[2]
         metrics = run.metrics.flush(self.accelerator)
         entropy = metrics.pop("hclm_entropy")
         for link in run.chain.links:
             metrics[f"{link.name}/coef"] = coefs[link.name]
             # a controller that gates by the entropy at sampling moves by the same one
-            is_of_sampling = link.coef.needs_entropy and run.sampled_entropy is not None
-            measured = run.sampled_entropy if is_of_sampling else entropy
+            measured = sampled if link.coef.needs_entropy and sampled is not None else entropy
             if not math.isnan(measured):
                 run.state.controller[link.name] = link.coef.update(measured, run.state.controller[link.name])
             is_idle = metrics[f"{link.name}/affected"] == 0 and coefs[link.name] != 0 and not link.term.is_diagnostic
@@ -590,6 +625,11 @@ class EntropyTermsMixin:
         super()._save_checkpoint(model, trial)
         if self._hclm.chain.links and self.args.should_save:
             self._hclm.state.save(Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}")
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self._hclm.chain.links and self.args.should_save:  # before it goes to the Hub
+            self._hclm.state.save(Path(checkpoint_folder))
+        super()._push_from_checkpoint(checkpoint_folder)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -675,6 +715,7 @@ class EntropyTermsMixin:
                     )
                     for link in run.chain.links
                 },
+                run.sampled_entropy,
             )
         return run.coefs[1]
 
@@ -739,8 +780,7 @@ class EntropyTermsMixin:
             yield Head(weight=weight, bias=bias, temperature=self.temperature, **_factors(model.config))
 
     def _hclm_warn_of_inert_links(self) -> None:
-        updates = self.args.steps_per_generation * self.num_iterations
-        if self.args.gradient_accumulation_steps % updates == 0:
+        if is_on_policy(self.args):
             for link in self._hclm.chain.links:
                 if link.term.inert_on_policy:
                     logger.warning(
@@ -748,34 +788,6 @@ class EntropyTermsMixin:
                         "num_iterations > 1 or steps_per_generation > gradient_accumulation_steps",
                         link.name,
                     )
-
-
-def refuse_what_the_run_lacks(chain: Chain, model: Any, config: Any) -> None:
-    """Before anything is loaded: terms that need what this model or this way of sharding cannot give."""
-    if not chain.links:
-        return
-    model_config: PretrainedConfig | None = getattr(model, "config", None)
-    if isinstance(model, str):
-        trusts = bool(getattr(config, "trust_remote_code", False))
-        model_config = AutoConfig.from_pretrained(model, trust_remote_code=trusts)
-    scored = [link.name for link in chain.links if link.term.needs_scores]
-    reads = sorted({*chain.needs_hidden, *chain.needs_vocab, *chain.needs_rescoring, *scored})
-    if reads and getattr(model_config, "vision_config", None) is not None:
-        raise ValueError(
-            f"{', '.join(reads)}: reads scores or hidden states of the whole batch, which this library does not take "
-            "from vision models; use terms that need neither, such as entropy_bonus or qae"
-        )
-    whole = "the whole next-token distribution"
-    if chain.needs_vocab_gradient and is_deepspeed_zero3_enabled():
-        raise ValueError(
-            f"{', '.join(chain.needs_vocab_gradient)}: reads {whole} with gradient, for which the output head must be "
-            "whole from the forward to the backward pass; under ZeRO-3 it is not: use FSDP2, DDP or ZeRO-2"
-        )
-    if chain.needs_vocab and is_fsdp1(config):
-        raise ValueError(
-            f"{', '.join(chain.needs_vocab)}: reads {whole}, for which FSDP1 does not leave the output head whole: use "
-            "FSDP2 (fsdp_version: 2), DDP or ZeRO-2"
-        )
 
 
 def _factors(model_config: PretrainedConfig) -> dict[str, Any]:
@@ -788,14 +800,6 @@ def _factors(model_config: PretrainedConfig) -> dict[str, Any]:
         given.append(divisor if config.model_type == "hyperclovax" else 1 / divisor)
     scale = next((float(value) for value in given if value is not None), 1.0)
     return {"scale": scale, "softcap": getattr(config, "final_logit_softcapping", None)}
-
-
-def is_fsdp1(config: Any) -> bool:
-    """Whether the first FSDP is asked for, in the config (where 2 is the default) or by accelerate (where 1 is)."""
-    if getattr(config, "fsdp", None):
-        return int((config.fsdp_config or {}).get("version", 2)) == 1
-    is_launched = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    return is_launched and int(os.environ.get("FSDP_VERSION", "1")) == 1
 
 
 class GRPOTrainer(EntropyTermsMixin, trl.GRPOTrainer):
@@ -815,11 +819,8 @@ class GRPOTrainer(EntropyTermsMixin, trl.GRPOTrainer):
         return logps is output.get("old_per_token_logps")
 
     def _hclm_centre(self, rewards: Tensor) -> Tensor:
-        if self.multi_objective_aggregation != "sum_then_normalize":
-            raise ValueError(
-                "a term shapes the sum of the rewards, which multi_objective_aggregation='normalize_then_sum' does not "
-                "use: set it to 'sum_then_normalize'"
-            )
+        if sentence := acts_between(self.args):
+            raise ValueError(f"a term shapes the rewards, {sentence}")
         mean = torch.nanmean(rewards.view(-1, self.num_generations), dim=1)
         return rewards - mean.repeat_interleave(self.num_generations, dim=0)
 
@@ -848,11 +849,8 @@ class RLOOTrainer(EntropyTermsMixin, trl.RLOOTrainer):
         return torch.equal((logps * output["completion_mask"]).sum(1), output["old_logps"])
 
     def _hclm_centre(self, rewards: Tensor) -> Tensor:
-        if self.beta or self.reward_clip_range or self.normalize_advantages:
-            raise ValueError(
-                "a term shapes rewards, which this library does for RLOO only with beta=0, reward_clip_range unset and "
-                "normalize_advantages=False: those act on the rewards too, before the term would see them"
-            )
+        if sentence := acts_between(self.args):
+            raise ValueError(f"a term shapes the rewards, {sentence}")
         grouped = rewards.view(-1, self.num_generations)
         others = (~grouped.isnan()).sum(dim=1, keepdim=True) - 1
         return rewards - ((grouped.nansum(dim=1, keepdim=True) - grouped) / others).view(-1)

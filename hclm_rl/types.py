@@ -71,7 +71,7 @@ class Attention:
     """How spread out the attention was that predicted each token, in every head of every layer."""
 
     entropy: Float[Tensor, "B heads T"]  # nats, -sum_j a_j log a_j over the keys, with gradient unless checkpointed
-    visible: Int[Tensor, "B T"]  # keys that the token's query could see
+    visible: Int[Tensor, "B #heads T"]  # keys that the token's query could see, in a sliding window of the layer too
     width: int  # keys of the padded batch
 
 
@@ -109,7 +109,7 @@ class Rollout:
 
     ids: Int[Tensor, "N T"]
     mask: Bool[Tensor, "N T"]
-    advantages: Float[Tensor, "N"] | Float[Tensor, "N T"]  # as left by the terms before this one
+    advantages: Float[Tensor, "N"] | Float[Tensor, "N T"]  # as left by the first stages before
     rewards: Float[Tensor, "N"]  # weighted sum of the reward functions; NaN where none of them scored the response
     reward_parts: Float[Tensor, "N F"]
     group_rewards: Float[Tensor, "N G"]  # the rewards of all responses to the same prompt, from all processes
@@ -167,6 +167,8 @@ class TokenBatch:
     coef: float = 1.0  # the link's strength in this step, by which the trainer multiplies the loss that is asked for
     progress: float = 0.0
     step: int = 0
+    # of the generation batch in this optimiser step: its loss is a mean over so many of the tokens (on average)
+    share: float = 1.0
     generator: torch.Generator = field(default_factory=torch.Generator)  # the only source of randomness of a term
     hidden: Callable[..., Tensor] = no_hidden  # hidden() -> (B, T, D): the last states, with gradient
     attention: Callable[[], Attention] = no_attention
@@ -219,6 +221,7 @@ class Term:
     is_diagnostic: ClassVar[bool] = False  # gives metrics alone
     inert_on_policy: ClassVar[bool] = False  # does nothing when each rollout is used for one update only
     seeks: ClassVar[Direction | None] = None  # None: neither, or it depends on the batch
+    needs_token_clip: ClassVar[bool] = False  # takes the place of what PPO's clip of a token's ratio drops
     sets_baseline: ClassVar[bool] = False  # makes the advantages anew from the rewards, with a baseline of its own
     centres: ClassVar[bool] = False  # takes a mean off the advantages that it is given
     # the link's coefficient where the recipe names none: a number, or a mapping as a recipe has it

@@ -15,7 +15,10 @@ from torch.utils.checkpoint import checkpoint
 
 @dataclass(frozen=True, kw_only=True)
 class Head:
-    """The output head as TRL's fused forward applies it: logits = softcap(scale * (z W^T + b)) / temperature."""
+    """The output head as TRL's fused forward applies it: logits = softcap(scale * (z W^T + b)) / temperature.
+
+    States are taken in the head's dtype, which `cast_lm_head_to_fp32` makes another one than theirs.
+    """
 
     weight: Float[Tensor, "V D"]
     bias: Float[Tensor, "V"] | None = None
@@ -25,19 +28,21 @@ class Head:
 
     def logps(self, hidden: Float[Tensor, "n D"]) -> Float[Tensor, "n V"]:
         """log p of every token, in float32."""
-        logits = torch.nn.functional.linear(hidden, self.weight, self.bias).float() * self.scale
+        logits = self._scaled(hidden)
         if self.softcap is not None:
             logits = self.softcap * torch.tanh(logits / self.softcap)
         return (logits / self.temperature).log_softmax(dim=-1)
 
     def slopes(self, hidden: Float[Tensor, "n D"], direction: Float[Tensor, "n D"]) -> Float[Tensor, "n V"]:
         """d log p of every token as `hidden` moves along `direction`: d logit - sum_v p_v d logit_v."""
-        moved = torch.nn.functional.linear(direction.to(hidden), self.weight).float() * self.scale
+        moved = torch.nn.functional.linear(direction.to(self.weight.dtype), self.weight).float() * self.scale
         if self.softcap is not None:
-            logits = torch.nn.functional.linear(hidden, self.weight, self.bias).float() * self.scale
-            moved = moved * (1 - torch.tanh(logits / self.softcap).square())
+            moved = moved * (1 - torch.tanh(self._scaled(hidden) / self.softcap).square())
         moved = moved / self.temperature
         return moved - (self.logps(hidden).exp() * moved).sum(dim=-1, keepdim=True)
+
+    def _scaled(self, hidden: Float[Tensor, "n D"]) -> Float[Tensor, "n V"]:
+        return torch.nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias).float() * self.scale
 
 
 def over_vocab(

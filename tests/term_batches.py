@@ -214,8 +214,8 @@ def reading(transcript: Transcript, head: Tensor) -> Tensor:
 def attention_of(hidden: Tensor) -> Attention:
     """As many made-up heads as the states are wide, after a prompt of three tokens; linear, so that NaN stays."""
     b, t, _ = hidden.shape
-    visible = (torch.arange(t) + 3).expand(b, t)
-    largest = visible.unsqueeze(1).to(hidden.dtype).log()
+    visible = (torch.arange(t) + 3).expand(b, 1, t)
+    largest = visible.to(hidden.dtype).log()
     return Attention(entropy=largest * (0.5 + 0.2 * hidden.transpose(1, 2)), visible=visible, width=t + 3)
 
 

@@ -83,6 +83,12 @@ def test_texts_and_chats(said):
     assert answer_of(said, boxed) == "4"
 
 
+def test_what_a_tool_says_last_is_no_answer():
+    calculated = [{"role": "assistant", "content": ""}, {"role": "tool", "content": "42"}]
+    assert answer_of(calculated, boxed_or_numbers) is None
+    assert answer_of([*calculated, {"role": "assistant", "content": "42"}], boxed_or_numbers) == "42"
+
+
 def test_an_empty_chat_has_no_answer():
     assert answer_of([], boxed) is None and answer_of([{"role": "assistant", "content": None}], boxed) is None
 

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 import pytest
+from transformers import TrainerControl, TrainerState
 
 from hclm_rl.coefficients import OnCollapse, coefficient_from
 from hclm_rl.collapse import CollapseCallback, CollapseDetector, fit_line, slope
@@ -54,6 +55,44 @@ def test_a_fast_fall_is_seen_before_it_is_over():
     assert first < 60
     verdict = found[first - 1][1]
     assert "reaches 20 %" in verdict.causes[0] and verdict.number == 2
+
+
+def test_the_start_is_counted_in_steps_however_seldom_it_is_logged():
+    # 1 over the first ten steps, then e^(-0.05 t), logged as means of ten steps
+    entropies = [1.0] + [math.exp(-0.05 * (10 * i + 5)) for i in range(1, 8)]
+    detector, state = CollapseDetector(), {}
+    for i, entropy in enumerate(entropies):
+        verdict, state = detector.update({"entropy": entropy}, 10 * (i + 1), state)
+        assert state["start"] == 1.0 and state["seen"] == 5
+        if verdict.state == "collapsing":
+            break
+    assert i + 1 <= 4, "within 40 steps, not after five entries"
+    # entries of two steps: 0.8, 0.6, and half of 0.4's make five steps
+    state = {}
+    for step, entropy in ((2, 0.8), (4, 0.6), (6, 0.4), (8, 0.1)):
+        _, state = detector.update({"entropy": entropy}, step, state)
+    assert state["start"] == pytest.approx((2 * 0.8 + 2 * 0.6 + 0.4) / 5)
+
+
+def test_a_resumed_run_remembers_its_start():
+    log = [{"step": i + 1, "entropy": entropy} for i, entropy in enumerate(exponential(1 / 40, 130))]
+    whole, resumed = CollapseCallback(), CollapseCallback()
+    state = TrainerState(log_history=[], global_step=0)
+    whole.on_train_begin(None, state, None)
+    for entry in log:
+        state.global_step = entry["step"]
+        state.log_history.append(dict(entry))
+        whole.on_log(None, state, TrainerControl(), dict(entry))
+    assert whole.verdict.state == "collapsing"
+    state = TrainerState(log_history=log[:100], global_step=100)
+    resumed.on_train_begin(None, state, None)
+    assert resumed.verdict.state == "collapsing"
+    for entry in log[100:]:
+        state.global_step = entry["step"]
+        resumed.on_log(None, state, TrainerControl(), dict(entry))
+    assert resumed.state == pytest.approx(whole.state) and resumed.verdict == whole.verdict
+    resumed.on_train_begin(None, TrainerState(log_history=[], global_step=0), None)  # a run of its own
+    assert resumed.state == {} and resumed.verdict.state == "healthy"
 
 
 def test_a_fall_that_comes_to_rest_is_a_warning_alone():

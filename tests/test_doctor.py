@@ -9,7 +9,17 @@ import pytest
 from hclm_rl import build_chain
 from hclm_rl.arguments import parse
 from hclm_rl.cli import main
-from hclm_rl.doctor import Force, chain_mistakes, examine, force_of, mean_and_error, recommended
+from hclm_rl.coefficients import coefficient_from
+from hclm_rl.doctor import (
+    Force,
+    chain_mistakes,
+    examine,
+    force_of,
+    greatest_coef,
+    mean_and_error,
+    recommended,
+    token_mistakes,
+)
 
 RECIPE = """\
 task: coins
@@ -133,3 +143,71 @@ def test_mean_and_error_by_hand():
 
 def test_a_surrogate_without_metrics_has_no_force():
     assert force_of("log_det", [{"entropy": 0.4, "log_det/affected": 0.0}], None) is None
+
+
+def test_each_term_is_judged_by_its_own_surrogate(tmp_path: Path):
+    terms = """
+  - variance: {form: diagonal, coef: 0.01}
+  - coding_rate: {coef: 0.1}
+  - log_det: {coef: 0.25}
+  - log_det: {name: more, coef: 0.5}"""
+    found = examine(recipe(tmp_path, terms), prompts=2, steps=1)
+    own = {force.surrogate: force.coef for force in found.forces if force.is_in_recipe}
+    assert own == {"diagonal": 0.01, "log_det": 0.75}
+    [note] = [note for note in found.notes if "coding_rate" in note]
+    assert note.startswith("coding_rate: the row below is that of the tokens' states at a distortion of 0.5, not of")
+    tokens = recipe(tmp_path, "[{coding_rate: {coef: 0.1, rows: tokens}}]")
+    assert of(examine(tokens, prompts=2, steps=1).forces, "coding_rate").is_in_recipe
+
+
+def test_statistics_are_counted_where_they_are_taken():
+    terms = ["feature_softmax", "coding_rate", {"information_force": {"surrogate": "feature_softmax"}}]
+    assert token_mistakes(build_chain(terms), tokens=10, responses=2, width=64) == []  # row by row, or with a floor
+    chain = build_chain(["log_det", {"spectrum": {"rows": "last"}}])
+    [of_tokens, of_responses] = token_mistakes(chain, tokens=255, responses=16, width=64)
+    assert of_tokens.startswith("log_det takes a covariance of width 64 over about 255 tokens a rollout")
+    assert of_responses.startswith("spectrum takes a covariance of width 64 over about 16 responses a rollout")
+    assert token_mistakes(chain, tokens=256, responses=256, width=64) == []
+
+
+def test_tokens_of_a_rollout_for_several_updates(tmp_path: Path):
+    # 8 responses an update of some 15 tokens, 4 updates a rollout: 480 tokens for a width of 64
+    more = "steps_per_generation: 4\n"
+    line = recipe(tmp_path, "[log_det]", more)
+    assert examine([*line, "--per_device_train_batch_size", "8"], prompts=1, steps=1).mistakes == []
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        "use_adaptive_entropy: true\n",
+        "entropy_coef: 0.01\n",
+        "generation_batch_size: 64\n",
+        "eval_on_start: true\neval_strategy: steps\neval_steps: 1\n",
+        "load_best_model_at_end: true\neval_strategy: steps\nsave_strategy: steps\n",
+        "logging_strategy: epoch\n",
+        "push_to_hub: true\n",
+        "log_completions: true\nlog_completions_hub_repo: nobody/nothing\n",
+    ],
+)
+def test_valid_recipes_are_examined_and_nothing_leaves_the_machine(
+    more: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def no_hub(*_: object, **__: object) -> None:
+        raise AssertionError("the doctor asked the Hub for a repository")
+
+    monkeypatch.setattr("transformers.Trainer.init_hf_repo", no_hub)
+    monkeypatch.setattr("trl.trainer.grpo_trainer.create_repo", no_hub)
+    found = examine(recipe(tmp_path, more=more), prompts=1, steps=1)
+    assert found.mistakes == [] and len(found.forces) == 6
+
+
+def test_the_strongest_that_a_coefficient_gets():
+    for spec, expected in (
+        (0.3, 0.3),
+        ({"kind": "on_collapse", "active": 0.0, "idle": 0.01}, 0.01),
+        ({"kind": "proportional_integral", "maximum": 0.0}, -1.0),
+        ({"kind": "proportional_integral"}, 1.0),
+        ({"kind": "linear", "start": 0.0, "end": -0.2}, -0.2),
+    ):
+        assert greatest_coef(coefficient_from(spec)) == expected

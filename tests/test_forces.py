@@ -126,6 +126,10 @@ def test_equal_states_have_no_force():
         (1.0, 1.0, 1.0, 0.0, 0.049, "frozen"),
         (1.0, 0.0, 1.0, 0.0, 0.9, "frozen"),
         (1.0, 1.0, 0.0, 0.0, 0.9, "healthy"),  # nothing to be weak against
+        (-0.5, 1.0, 1.0, 0.0, 0.9, "healthy"),  # it pushes the other way, and is no weaker for it
+        (-1e-3, 1.0, 1.0, 0.0, 0.9, "weak"),
+        (-1.0, 1.0, 1.0, 0.91, 0.9, "misaligned"),
+        (-1.0, 1.0, 1.0, -0.91, 0.9, "healthy"),
     ],
 )
 def test_regimes_of_the_card(coef, force, gradient, alignment, live, expected):

@@ -48,7 +48,7 @@ def test_a_controlled_run_is_named_and_gets_no_forecast(tmp_path: Path, capsys: 
     folder = write_run(tmp_path / "held", 0.6, **{"entropy_bonus/affected": 0.5, "entropy_bonus/coef": 0.1})
     assert cli.main(["forecast", str(folder)]) == 1
     *_, acts, sentence = capsys.readouterr().out.splitlines()
-    assert acts == "entropy_bonus acts from step 5: the law is stated for runs without entropy control."
+    assert acts == "entropy_bonus acts from step 5: the law is stated for runs without entropy control or KL."
     assert sentence.startswith("The run leaves the curve: from step 205 on entropy no longer falls (mean 0.600 nats)")
 
 
@@ -57,6 +57,12 @@ def test_diagnostics_and_terms_at_coefficient_0_are_no_control():
     assert controls(Run(name="", folder=Path(), log=log)) == {}
     log.append({"step": 2, "bonus/affected": 1.0, "bonus/coef": 0.1})
     assert controls(Run(name="", folder=Path(), log=log)) == {"bonus": 2}
+
+
+def test_trls_own_kl_and_bonus_are_controls():
+    log = [{"step": 1, "kl": 0.0, "entropy_coef": 0.0}, {"step": 2, "kl": 1e-3}, {"step": 3, "entropy_coef": 0.01}]
+    found = controls(Run(name="", folder=Path(), log=log))
+    assert found == {"the KL to the start (beta)": 2, "TRL's entropy bonus": 3}
 
 
 def test_a_score_of_its_own_line_takes_the_nearest_entropy_and_what_is_not_finite_is_left_out():

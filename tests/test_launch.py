@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from datasets import Dataset, DatasetDict
 
 from hclm_rl import launch
 from hclm_rl.arguments import parse
-from hclm_rl.launch import main
+from hclm_rl.launch import main, split_of
 
 ROOT = Path(__file__).parent.parent
 RECIPE = """\
@@ -230,3 +231,8 @@ def test_the_cpu_configuration_starts_two_processes_that_train_together(recipe: 
     # 2 steps of 8 responses on each of 2 processes, in groups of 4: 8 prompts of 10 tokens, 32 responses of 2 to 17
     tokens = log_of(tmp_path / "run")[1]["num_tokens"]
     assert 2 * 2 * 8 * (10 + 2) <= tokens <= 2 * 2 * 8 * (10 + 17)
+
+
+def test_a_missing_split_is_named_with_its_key():
+    with pytest.raises(ValueError, match="the data set has no split 'test', only train; set dataset_test_split"):
+        split_of(DatasetDict(train=Dataset.from_dict({"prompt": ["a"]})), "test", "dataset_test_split")

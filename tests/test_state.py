@@ -85,3 +85,12 @@ def test_other_links_are_refused(tmp_path):
     )
     reordered = Chain(CHAIN.links[::-1])
     assert ChainState.load(tmp_path, reordered, CPU).memory == {"bonus": {}, "qae": {}}
+
+
+def test_the_state_of_another_coef_is_refused(tmp_path):
+    constant = Chain((Link(name="bonus", term=EntropyBonus(), coef=Constant(coefficient=0.1)), CHAIN.links[1]))
+    ChainState.fresh(constant).save(tmp_path)
+    with pytest.raises(ValueError, match="the state of another coef for 'bonus': it has nothing, this run needs coeff"):
+        ChainState.load(tmp_path, CHAIN, CPU)
+    ChainState.fresh(CHAIN).save(tmp_path)
+    ChainState.load(tmp_path, constant, CPU)  # a constant needs no state

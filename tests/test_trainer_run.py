@@ -1,7 +1,10 @@
 """Resume (invariant 5), broken terms and rewards, what is refused before a model is loaded, what is logged."""
 
+import functools
 import json
 import logging
+import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,7 @@ from hclm_rl import Constant, Link, NotFinite
 from hclm_rl.terms.entropy_bonus import EntropyBonus
 
 from .test_trainer_invariance import STRONG, all_terms_in_order
-from .tiny import largest_difference, low_words, make, prompts, settings, weights_of
+from .tiny import fixed_rollout, largest_difference, low_words, make, prompts, settings, weights_of
 
 ALL_TERMS = [{name: STRONG.get(name, {})} for name in all_terms_in_order()]
 CONTROLLED = {"entropy_bonus": {"name": "controlled", "coef": {"kind": "step_to_target", "target": 5.0, "delta": 0.1}}}
@@ -93,6 +96,36 @@ def test_a_reward_of_the_wrong_length_is_named(policy: str, tmp_path: Path):
         trainer.train()
 
 
+class Scaled:
+    """A reward with a setting that a callback may change while the run goes on; a generator, which TRL takes too."""
+
+    scale = 1.0
+
+    def __call__(self, completions: list[str], **_: object) -> Iterator[float]:
+        return (self.scale * len(text) for text in completions)
+
+
+class Asks:
+    """An asynchronous one, as for a judge behind a network."""
+
+    async def __call__(self, completions: list[str], weight: float, **_: object) -> list[float]:
+        return [weight * len(text) for text in completions]
+
+
+@pytest.mark.parametrize("terms", [[], ["qae"]])
+def test_the_users_reward_functions_stay_what_they_are(terms: list, policy: str, tmp_path: Path):
+    scaled, asks = Scaled(), functools.partial(Asks(), weight=2.0)
+    rewards = [scaled, asks]
+    args = hclm_rl.GRPOConfig(str(tmp_path), entropy_terms=terms, **settings())
+    trainer = hclm_rl.GRPOTrainer(policy, rewards, args, prompts())
+    assert rewards == [scaled, asks] and trainer.reward_funcs == [scaled, asks]
+    trainer.reward_funcs[0].scale = 5.0
+    trainer.train()
+    assert trainer.reward_funcs == [scaled, asks]
+    for entry in trainer.state.log_history[:2]:
+        assert float(entry["rewards/Scaled/mean"]) == pytest.approx(2.5 * float(entry["rewards/Asks/mean"]), rel=1e-3)
+
+
 def test_a_reward_may_leave_a_response_out(policy: str, tmp_path: Path):
     def some(completions: list[str], **_) -> list[float | None]:
         return [None if i == 0 else float(len(text)) for i, text in enumerate(completions)]
@@ -128,7 +161,7 @@ def test_what_the_run_cannot_give_is_refused_before_loading(tmp_path: Path, monk
     args = hclm_rl.GRPOConfig(str(tmp_path / "out"), entropy_terms=["qae", "log_det"], **settings())
     with pytest.raises(ValueError, match=r"log_det: reads scores or hidden states .* vision models"):
         hclm_rl.GRPOTrainer(str(tmp_path), low_words, args, prompts())  # there are no weights to load
-    monkeypatch.setattr("hclm_rl.trainer.is_deepspeed_zero3_enabled", lambda: True)
+    monkeypatch.setattr("hclm_rl.refusals.is_deepspeed_zero3_enabled", lambda: True)
     args = hclm_rl.GRPOConfig(str(tmp_path / "out"), entropy_terms=["tests.own_terms.ReadsVocabulary"], **settings())
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     with pytest.raises(
@@ -194,8 +227,6 @@ def test_affected_shares(policy: str, tmp_path: Path):
 
 
 def test_tokens_that_a_tool_wrote_are_left_out(policy: str, tmp_path: Path):
-    from .tiny import fixed_rollout
-
     def with_tool(batch: list[str], trainer) -> dict:
         rollout = fixed_rollout(batch, trainer)
         masks = [[0 if t == 1 else 1 for t in range(len(ids))] for ids in rollout["completion_ids"]]
@@ -239,3 +270,117 @@ def test_a_controller_that_gates_by_the_sampling_entropy_moves_by_it_too(policy:
     gates = [entropy for kind, entropy in seen if kind == "value"]
     assert [entropy for kind, entropy in seen if kind == "update"] == gates and len(gates) == 4
     assert len(set(gates)) == 1  # one rollout, one measurement
+
+
+BETWEEN = [
+    ("rloo", {}, r"qae, em_rl: makes the advantages .* for RLOO only with beta=0"),  # its default beta is 0.05
+    ("rloo", {"beta": 0.0, "reward_clip_range": (-1.0, 1.0)}, "reward_clip_range unset"),
+    ("rloo", {"beta": 0.0, "normalize_advantages": True}, "normalize_advantages=False"),
+    ("grpo", {"multi_objective_aggregation": "normalize_then_sum"}, "set it to 'sum_then_normalize'"),
+]
+
+
+@pytest.mark.parametrize(("algorithm", "changes", "sentence"), BETWEEN)
+def test_what_trl_does_to_rewards_is_not_dropped_by_terms_with_a_baseline(
+    algorithm: str, changes: dict, sentence: str, policy: str, tmp_path: Path
+):
+    with pytest.raises(ValueError, match=sentence):
+        make(policy, tmp_path, algorithm=algorithm, terms=["qae", {"em_rl": {"coef": 0.1}}], **changes)
+    off = [{"qae": {"coef": 0.0}}, "clip_cov"]
+    make(policy, tmp_path, algorithm=algorithm, terms=off, **changes).train()
+
+
+def test_so_with_trls_own_config_before_loading(tmp_path: Path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))  # there are no weights to load
+    args = trl.RLOOConfig(str(tmp_path / "out"), **settings())
+    with pytest.raises(ValueError, match="max_rl: makes the advantages"):
+        hclm_rl.RLOOTrainer(str(tmp_path), low_words, args, prompts(), entropy_terms=["max_rl"])
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "changes", "given"),
+    [
+        ("grpo", {"loss_type": "cispo"}, "loss_type 'cispo' with importance_sampling_level 'token'"),
+        ("grpo", {"importance_sampling_level": "sequence"}, "loss_type 'dapo' with importance_sampling_level 'seq"),
+        ("rloo", {}, "RLOO"),
+    ],
+)
+def test_a_clip_that_a_loss_has_not_is_not_replaced(
+    algorithm: str, changes: dict, given: str, policy: str, tmp_path: Path
+):
+    changes = {"algorithm": algorithm, **changes}
+    with pytest.raises(ValueError, match=f"entropy_balanced: keeps or stops .* which {given}"):
+        make(policy, tmp_path, terms=["entropy_balanced"], num_iterations=2, **changes)
+    make(policy, tmp_path, terms=["entropy_balanced"], **changes)  # one update a rollout: nothing is clipped
+    advantages_alone = {"entropy_balanced": {"keeps_clipped": False, "dual_clip": None}}
+    make(policy, tmp_path, terms=[advantages_alone], num_iterations=2, **changes)
+    make(policy, tmp_path, terms=["entropy_balanced"], num_iterations=2)
+
+
+@pytest.mark.parametrize("coef", [
+    {"kind": "step_to_target", "target": 5.0, "delta": 0.1, "rule": "paper"},
+    {"kind": "proportional_integral", "target": 0.5, "k_i": 0.1, "rule": "same_step"},
+])  # fmt: skip
+def test_a_rollout_without_tokens_moves_no_controller(coef: dict, policy: str, tmp_path: Path):
+    def cut(batch: list[str], trainer) -> dict:
+        made = fixed_rollout(batch, trainer)
+        return made | {"completion_ids": [6 * [5] for _ in batch]} if trainer.state.global_step == 1 else made
+
+    trainer = make(
+        policy, tmp_path, terms=[{"entropy_bonus": {"coef": coef}}], trainer={"rollout_func": cut}, max_steps=3,
+        mask_truncated_completions=True, learning_rate=0.0, save_strategy="steps", save_steps=1,
+    )  # fmt: skip
+    trainer.train()
+    states = [
+        json.loads((tmp_path / f"checkpoint-{step}/entropy_terms.json").read_text())["controller"]["entropy_bonus"]
+        for step in (1, 2, 3)
+    ]
+    assert states[0] == states[1] != states[2]
+    assert all(math.isfinite(float(entry["entropy_bonus/coef"])) for entry in trainer.state.log_history[:3])
+
+
+def test_of_several_rollouts_a_step_gate_and_update_see_the_first(policy: str, tmp_path: Path):
+    coef = {"kind": "proportional_integral", "target": 0.0, "k_p": 1.0, "k_i": 0.0, "maximum": 9.0, "rule": "same_step"}
+    terms = [{"entropy_bonus": {"coef": coef}}]
+    trainer = make(
+        policy, tmp_path, terms=terms, fixed=True, max_steps=1, steps_per_generation=1, gradient_accumulation_steps=2,
+        save_strategy="steps", save_steps=1,
+    )  # fmt: skip
+    trainer.train()
+    kept = json.loads((tmp_path / "checkpoint-1/entropy_terms.json").read_text())["controller"]["entropy_bonus"]
+    applied = float(trainer.state.log_history[0]["entropy_bonus/coef"])
+    assert applied > 0 and kept["coefficient"] == pytest.approx(applied, rel=1e-3)  # logged to four digits
+
+
+def test_kl_cov_does_nothing_on_policy_though_rloo_scores_twice(policy: str, tmp_path: Path):
+    from peft import LoraConfig
+
+    dropout = LoraConfig(
+        r=4, target_modules=["q_proj"], lora_dropout=0.5, task_type="CAUSAL_LM", init_lora_weights=False
+    )
+    trainer = make(
+        policy, tmp_path, algorithm="rloo", terms=[{"kl_cov": {"ratio": 0.5}}],
+        trainer={"peft_config": dropout},
+    )  # fmt: skip
+    trainer.train()
+    assert [float(entry["kl_cov/affected"]) for entry in trainer.state.log_history[:2]] == [0.0, 0.0]
+
+
+def test_a_head_in_float32_over_a_half_precision_model(policy: str, tmp_path: Path):
+    terms = ["siren", "entropy_flow", "lp_reg", {"discriminator_clip": {"over": "vocabulary"}}]
+    inside = {"attn_implementation": "eager", "dtype": "bfloat16"}
+    trainer = make(policy, tmp_path, terms=terms, model_init_kwargs=inside, cast_lm_head_to_fp32=True)
+    trainer.train()
+    assert trainer.model.lm_head.weight.dtype == torch.float32 and trainer.state.global_step == 2
+
+
+def test_the_terms_state_is_there_when_a_checkpoint_is_pushed(policy: str, tmp_path: Path):
+    trainer, seen = make(policy, tmp_path, terms=["qae"], save_strategy="steps", save_steps=1, max_steps=1), []
+    pushes = trl.GRPOTrainer._push_from_checkpoint
+    with pytest.MonkeyPatch.context() as patch:
+        push = lambda self, folder: seen.append((Path(folder) / "entropy_terms.json").exists())  # noqa: E731
+        patch.setattr(trl.GRPOTrainer, "_push_from_checkpoint", push)
+        trainer.args.push_to_hub = True
+        patch.setattr(trl.GRPOTrainer, "push_to_hub", lambda self, **_: None)
+        trainer.train()
+    assert seen == [True] and pushes is trl.GRPOTrainer._push_from_checkpoint

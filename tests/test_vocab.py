@@ -119,6 +119,16 @@ def test_half_precision_states_give_float32_values():
     assert value.dtype == torch.float32 and value.item() == pytest.approx(math.log(VOCABULARY), rel=1e-6)
 
 
+def test_a_head_in_float32_takes_half_precision_states():
+    # TRL's cast_lm_head_to_fp32: the states are cast up, not the head down
+    source = torch.Generator().manual_seed(3)
+    weight, states = torch.randn(9, 4, generator=source), torch.randn(2, 3, 4, generator=source).bfloat16()
+    head, ids = Head(weight=weight, softcap=5.0), torch.zeros(2, 3).long()
+    expected = over_vocab(lambda logps: logps[:, 0], states.float(), head)
+    assert torch.equal(over_vocab(lambda logps: logps[:, 0], states, head), expected)
+    assert torch.equal(slope_along(states, states, ids, head), slope_along(states.float(), states.float(), ids, head))
+
+
 def test_no_rows_at_all():
     assert over_vocab(shannon, torch.zeros(2, 0, WIDTH), Head(weight=torch.ones(VOCABULARY, WIDTH))).shape == (2, 0)
 

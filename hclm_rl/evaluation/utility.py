@@ -14,6 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..answers import as_whole, normalised
+
 CUE = "\n\nThe final answer is "
 SETTLED = 0.1  # nats; below it, further steps are surplus length
 
@@ -67,8 +69,8 @@ def split_steps(chain: str) -> list[str]:
 
 def before_answer(steps: Sequence[str], answer: str) -> list[str]:
     """The steps up to the first that states the answer: from there on it is copied, not found."""
-    states = re.compile(rf"(?<!\w){re.escape(answer)}(?!\w)")
-    first = next((j for j, step in enumerate(steps) if states.search(step)), len(steps))
+    states = as_whole(normalised(answer))
+    first = next((j for j, step in enumerate(steps) if states.search(normalised(step))), len(steps))
     return list(steps[:first])
 
 

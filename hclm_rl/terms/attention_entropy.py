@@ -41,8 +41,8 @@ class AttentionEntropy(Term):
         attention = batch.attention()
         visible = attention.visible
         keys = visible if self.relative_to == "visible" else torch.full_like(visible, attention.width)
-        counts = (batch.mask & (keys > 1)).unsqueeze(1)
-        largest = torch.where(counts, keys.unsqueeze(1).to(attention.entropy.dtype).log(), 1.0)
+        counts = (batch.mask & (keys > 1).all(dim=1)).unsqueeze(1)
+        largest = torch.where(counts, keys.to(attention.entropy.dtype).log(), 1.0)
         entropy = torch.where(counts, attention.entropy, 0.0)
         deviation = torch.where(counts, entropy - self.target * largest, 0.0)
         penalty = torch.where(deviation.abs() > self.margin * largest, deviation.square(), 0.0)

@@ -23,7 +23,8 @@ class Canon(Term):
     place of the base algorithm's advantages and is not divided by a deviation; with even G, mu = 0.5 is R - mean R.
     A large mu lowers the entropy, a small one raises it. alpha < 1 asks more of one half: inter_i = alpha R_i - mean
     R of the opposite half for it, R_i - alpha mean R of it for the other. The authors sum token losses over a constant
-    length: `loss_type: dr_grpo`. A response can be right and have A = 0.
+    length: `loss_type: dr_grpo`. A response can be right and have A = 0. What has no reward or no tokens, such as a
+    truncated response that is masked, is in neither half.
     """
 
     needs_scores: ClassVar[bool] = True
@@ -67,7 +68,8 @@ class Canon(Term):
         is_scored = ~rewards.isnan()
         accuracy = (torch.where(is_scored, rewards, 0.0).sum() / is_scored.sum().clamp(min=1)).item()
         mu = self._mu(accuracy, rollout.step)
-        advantages, gap = self._advantages(rewards, values, mu)
+        has_tokens = rollout.everywhere(rollout.mask.any(dim=1)).view(-1, size)
+        advantages, gap = self._advantages(torch.where(has_tokens, rewards, torch.nan), values, mu)
         return RolloutEffect(
             advantages=rollout.here(advantages.reshape(-1)),
             metrics={"mu": rewards.new_tensor(mu), "high_minus_low": gap},
@@ -102,7 +104,7 @@ class Canon(Term):
     def _advantages(
         self, rewards: Float[Tensor, "P G"], values: Float[Tensor, "P G"], mu: float
     ) -> tuple[Float[Tensor, "P G"], Float[Tensor, ""]]:
-        """A, 0 for what was not scored and where a half has no scored response; and mean R of HIGH less that of LOW."""
+        """A, 0 for what has no reward and where a half has no scored response; and mean R of HIGH less that of LOW."""
         is_scored = ~rewards.isnan()
         rank = torch.where(is_scored, values, torch.inf).argsort(dim=1, stable=True).argsort(dim=1)
         is_low = rank < is_scored.sum(dim=1, keepdim=True) // 2

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..answers import DEFAULT, answer_of, extractor, normalised
+from ..answers import DEFAULT, answer_of, as_whole, extractor, normalised
 from ..functional import in_double, widest
 from ..turns import ends_of_steps
 from ..types import Effect, Rollout, RolloutEffect, Term, TokenBatch, Total, Transcript
@@ -124,7 +124,10 @@ class ConditionalEntropy(Term):
     def _ends(self, rollout: Rollout, row: int, asked: str, is_end: Bool[Tensor, "T"]) -> list[int]:
         """The number of completion tokens read at the end of each step."""
         ids, own = rollout.ids[row].tolist(), rollout.mask[row].nonzero().squeeze(1).tolist()
-        ends = [at + 1 for at in dict.fromkeys([*is_end.nonzero().squeeze(1).tolist(), *own[-1:]])]
+        if own and ids[own[-1]] in rollout.tokenizer.all_special_ids:
+            own.pop()  # the end of the text: nothing is asked behind it
+        last = own[-1] if own else -1
+        ends = [at + 1 for at in dict.fromkeys([*is_end.nonzero().squeeze(1).tolist(), last]) if 0 <= at <= last]
         if self.cuts:
             stands = as_whole(asked)
             ends = [end for end in ends if not stands.search(normalised(rollout.tokenizer.decode(ids[:end])))]
@@ -156,13 +159,6 @@ class ConditionalEntropy(Term):
         is_answer = place[:tail] >= tail - torch.tensor(lengths, device=place.device).unsqueeze(1)
         means = mean_of_rows(in_double(entropy), is_answer), -mean_of_rows(in_double(logps), is_answer)
         return means[0].view(-1, width), means[1].view(-1, width)
-
-
-def as_whole(answer: str) -> re.Pattern[str]:
-    """Finds the answer where it is not part of a longer word or number: 4 neither in 24 nor in 4.5."""
-    before = r"(?<!\w)(?<!\w\.)" if answer[0].isalnum() else ""
-    after = r"(?!\w|\.\d)" if answer[-1].isalnum() else ""
-    return re.compile(before + re.escape(answer) + after)
 
 
 def mean_of_rows(values: Float[Tensor, "rows T"], mask: Bool[Tensor, "rows T"]) -> Float[Tensor, "rows"]:

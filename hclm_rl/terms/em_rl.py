@@ -15,8 +15,9 @@ class EmRl(Term):
 
     "token": r_i = -sum_t H_t;  "sequence": r_i = sum_t log p_t, both in nats over the response's tokens, at the
     sampling policy and its temperature. A_i = r_i - mean of the r_j of the other responses to the prompt, not divided
-    by a deviation. It replaces the advantages of the terms before it; the verifier's rewards are only logged. A coef
-    below 1 is the share of the way from the verifier's advantages.
+    by a deviation; responses without tokens, such as truncated ones that are masked, have no part in it. It replaces
+    the advantages of the terms before it; the verifier's rewards are only logged. A coef below 1 is the share of the
+    way from the verifier's advantages.
 
     This is the opposite of an entropy bonus: collapse is the goal, so stopping early is part of the method (the paper:
     about 100 steps), and no controller that holds the entropy up belongs beside it. The sum favours short responses:
@@ -39,9 +40,12 @@ class EmRl(Term):
         if self.reduction == "mean":
             rewards = rewards / rollout.mask.sum(dim=1).clamp(min=1)
         size = rollout.group_rewards.size(1)
-        groups = rollout.everywhere(rewards).view(-1, size)[rollout.group]
-        # r - (sum - r) / (G - 1) = G / (G - 1) (r - mean)
-        advantages = (rewards - groups.mean(dim=1)) * size / max(size - 1, 1)
+        has_tokens = rollout.mask.any(dim=1)
+        groups = rollout.everywhere(rewards).view(-1, size)[rollout.group]  # 0 where there are no tokens
+        count = rollout.everywhere(has_tokens).view(-1, size)[rollout.group].sum(dim=1)
+        # r - (sum - r) / (n - 1) = n / (n - 1) (r - mean)
+        advantages = (rewards - groups.sum(dim=1) / count.clamp(min=1)) * count / (count - 1).clamp(min=1)
+        advantages = torch.where(has_tokens, advantages, 0.0)
         return RolloutEffect(
             advantages=advantages.to(rollout.advantages.dtype), metrics={"reward": rewards.float().mean()}
         )

@@ -24,8 +24,8 @@ class Empg(Term):
     a response gets no bonus. A step is a turn: an unbroken run of response tokens between what tools wrote.
     In text without tools a response is one step, f never acts, and g is a weight per response: set `delimiter`.
     One very uncertain step squeezes all others to g = 1. Groups of equal rewards do not stay at zero: they get the
-    bonus less the mean, whatever the outcome. Confident errors are punished hardest, the opposite of what terms do
-    that weigh uncertain tokens up: do not stack it with those.
+    bonus less the mean, whatever the outcome; responses without a reward have no part in it. Confident errors are
+    punished hardest, the opposite of what terms do that weigh uncertain tokens up: do not stack it with those.
     """
 
     needs_scores: ClassVar[bool] = True
@@ -53,7 +53,8 @@ class Empg(Term):
         advantages = in_double(rollout.everywhere(per_token(rollout.advantages, rollout.mask)))
         turn = number_turns(mask, ends)
         tokens = tokens_by_turn(turn)
-        is_step = tokens > 0  # (N, S)
+        is_scored = ~rollout.everywhere(rollout.rewards).isnan().unsqueeze(1)
+        is_step = (tokens > 0) & is_scored  # (N, S)
         if not is_step.any():
             return RolloutEffect()
         entropy = sum_by_turn(in_double(rollout.everywhere(rollout.scored()[1])), turn) / tokens.clamp(min=1)
@@ -65,10 +66,11 @@ class Empg(Term):
         modulated = advantages * at_tokens(g, turn) + at_tokens(bonus, turn)
         # advantages that differ within a step count with their mean in the centre
         centre = (sum_by_turn(modulated, turn) / tokens.clamp(min=1))[is_step].mean()
+        shaped = torch.where(is_scored, modulated - centre, advantages)
         return RolloutEffect(
-            advantages=rollout.here((modulated - centre).to(rollout.advantages.dtype)),
+            advantages=rollout.here(shaped.to(rollout.advantages.dtype)),
             metrics={
-                "steps": in_double(is_step).sum(dim=1).mean(),  # per response
+                "steps": in_double(tokens > 0).sum(dim=1).mean(),  # per response
                 "largest_factor": g[is_step].max(),
                 "step_entropy": entropy[is_step].mean(),
             },

@@ -46,7 +46,8 @@ class EntropyAdvantage(Term):
         # float64: what a row sums to must not show how many padded slots it has
         entropy = torch.where(rollout.mask, in_double(rollout.scored()[1]).clamp(min=0), 0.0)
         mean_entropy = entropy.sum(dim=1) / rollout.mask.sum(dim=1)  # NaN for a response without tokens
-        group = rollout.everywhere(mean_entropy).view(-1, rollout.group_rewards.size(1))[rollout.group]  # (N, G)
+        counted = torch.where(rollout.rewards.isnan(), torch.nan, mean_entropy)  # what has no reward is left out of m
+        group = rollout.everywhere(counted).view(-1, rollout.group_rewards.size(1))[rollout.group]  # (N, G)
         m = group.nanmean(dim=1)
         weight = torch.where(m > CERTAIN, 1 + (m - mean_entropy) / m, 1.0).nan_to_num(nan=1.0)
         is_negative = weight < 0

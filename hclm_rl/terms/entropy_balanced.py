@@ -21,7 +21,8 @@ class EntropyBalanced(Term):
     response tokens of the step at the sampling policy, nats.
     The upper clip becomes (1 + eps_high) r / stopgrad(r): same value of the loss, but a token with r > 1 + eps_high and
     A~ > 0 keeps the gradient (1 + eps_high) A~ instead of none. Above `dual_clip` a token with A~ < 0 has none.
-    Both hold for the losses that clip (dapo, grpo, bnpo, dr_grpo) with one ratio a token. The kept gradient is averaged
+    Both hold for the losses that clip (dapo, grpo, bnpo, dr_grpo) with one ratio a token, and are refused elsewhere in
+    a run with several updates per rollout. The kept gradient is averaged
     over all tokens of the step, as in dapo; put the term last, since it reads the advantages that it leaves. Where each
     rollout is used for one update r = 1 and only the advantages change. For wrong answers uncertain tokens are punished
     more; the factor is negative where z < -1 / a. The rollout strategy of the paper is not part of this.
@@ -35,6 +36,10 @@ class EntropyBalanced(Term):
     only_uncertain: bool = False  # True: only tokens with z > 0 do, as the paper's text says; its code takes all
     dual_clip: float | None = 3.0  # r at which a token with A~ < 0 stops, > 1; the authors'. None: never
     statistics: Literal["step", "micro_batch"] = "step"  # "micro_batch": as the authors' code, for parity with it
+
+    @property
+    def needs_token_clip(self) -> bool:
+        return self.keeps_clipped or self.dual_clip is not None
 
     def __post_init__(self) -> None:
         if not 0 <= self.a < torch.inf:

@@ -40,13 +40,19 @@ class EntropyFlow(Term):
             "net": of.net,
             "cancelled": 1 - (of.raising + of.burning).abs() / (of.raising - of.burning).clamp(min=1e-30),
             "gain": of.net.new_tensor(ledger.gain(memory)),
-            "distinct": distinct(rollout),
         }
+        if (share := distinct(rollout)) is not None:
+            metrics["distinct"] = share
         return RolloutEffect(metrics=metrics | ledger.changes(memory, of.net))
 
 
-def distinct(rollout: Rollout) -> torch.Tensor:
-    """Mean over groups of the number of different responses (token by token) over the number of responses."""
+def distinct(rollout: Rollout) -> torch.Tensor | None:
+    """Mean over groups of the number of different responses (token by token) over the number of responses.
+
+    Without those that have no tokens, as truncated ones that are masked; None where none has.
+    """
     ids, group = rollout.everywhere(torch.where(rollout.mask, rollout.ids + 1, 0)), rollout.everywhere(rollout.group)
-    responses = torch.cat([group.unsqueeze(1), ids], dim=1)
+    responses = torch.cat([group.unsqueeze(1), ids], dim=1)[(ids > 0).any(dim=1)]
+    if not len(responses):
+        return None
     return rollout.scored()[0].new_tensor(len(responses.unique(dim=0)) / len(responses))

@@ -28,6 +28,7 @@ class InfoPo(Term):
     g is at most 1/2, and with 0/1 rewards nearly a switch: groups of equal rewards alone. A filter that drops those
     leaves nothing, and in text without tools the term does nothing. One forward pass more for each reply of the longest
     response. Groups that all fail are driven by information alone: it rewards asking for anything that surprises.
+    Responses without a reward have no part in it.
     """
 
     needs_scores: ClassVar[bool] = True
@@ -59,8 +60,9 @@ class InfoPo(Term):
         turn = number_turns(rollout.mask)
         lengths = tokens_by_turn(turn)
         credit = rollout.everywhere(at_tokens(information / lengths.clamp(min=1), turn))
-        has_credit = rollout.everywhere(at_tokens(in_double(is_credited), turn) > 0)
-        mask = rollout.everywhere(rollout.mask)
+        is_scored = ~rollout.rewards.isnan().unsqueeze(1)
+        has_credit = rollout.everywhere(is_scored & (at_tokens(in_double(is_credited), turn) > 0))
+        mask = rollout.everywhere(is_scored & rollout.mask)
         discount = at_tokens(by_turn(lengths, self.gamma), turn)
         outcome = rollout.everywhere(discount * in_double(per_token(rollout.advantages, rollout.mask)))
         intrinsic = standardised_by_group(credit, has_credit, rollout.everywhere(rollout.group))

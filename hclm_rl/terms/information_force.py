@@ -24,9 +24,10 @@ class InformationForce(Term):
     directions that are; `dead` and `weak`, shares of directions, and for the log-det `drift_budget`, how far S may move
     while ||F|| stays above half of its present norm, every `spectrum_every` steps; `force`, quantiles of ||F_i||;
     `leverage`, of l_i / dof, and `dof`, for the log-det; `alignment` = -<F, g> / (||F|| ||g||): below 0 the loss burns
-    entropy; `critical_coef` = <F, g> / ||F||^2: the coefficient of the surrogate's term at which H would stand still;
-    `influence`, quantiles of N <F_i, -g_i> over tokens, and `burning`, the share of tokens with a negative one. First
-    order, parameter sharing between tokens ignored.
+    entropy; `critical_coef` = <F, g> / ||F||^2 over the step's tokens, times the step's share of the generation batch,
+    over which F is a mean: the coefficient of the surrogate's term at which H would stand still; `influence`, quantiles
+    of N <F_i, -g_i> over tokens, and `burning`, the share of tokens with a negative one. First order, parameter sharing
+    between tokens ignored.
     """
 
     needs_scores: ClassVar[bool] = True
@@ -112,13 +113,18 @@ class InformationForce(Term):
             per_token = gains.new_zeros(mask.shape).masked_scatter(mask, gains * count)
             return {
                 "alignment": Total(sums=(dot, f2, g2), form=cosine),
-                "critical_coef": Total(sums=(-dot, f2), form=lambda top, bottom: top / bottom if bottom else 0.0),
+                "critical_coef": Total(sums=(-batch.share * dot, f2), form=ratio),
                 "gradient_norm": Total(sums=(g2,), form=math.sqrt),
                 "influence": Quantiles(values=per_token),
                 "burning": (per_token < 0).float(),
             }
 
         return Effect(on_hidden_gradient=on_hidden_gradient)
+
+
+def ratio(top: float, bottom: float) -> float:
+    """top / bottom; 0 where there is no force."""
+    return top / bottom if bottom else 0.0
 
 
 def cosine(dot: float, left: float, right: float) -> float:

@@ -44,7 +44,8 @@ class Spectrum(Term):
     needs_hidden: ClassVar[bool] = True
     is_diagnostic: ClassVar[bool] = True
 
-    rows: Literal["tokens", "last"] = "tokens"  # "last": one row a response, as the paper, which has 25,000 of them
+    # "last": one row a response, as the paper (25,000 of them), whose state is one position later: at the last token
+    rows: Literal["tokens", "last"] = "tokens"
     spectrum_every: int = 50  # optimiser steps between two eigenvalue decompositions, >= 1; ours
     first_rank: int = 12  # window of alpha, counted from 1; the paper's 12..100, alpha-ReQ's own is 4..100
     last_rank: int = 100

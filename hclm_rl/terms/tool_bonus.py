@@ -15,8 +15,8 @@ class ToolBonus(Term):
     """Pays for tool calls, right answer or wrong, less and less over the first steps.
 
     R + mu(s) min(largest, each n),  mu(s) = (cos(pi s / S) + 1) / 2 up to step S, then 0;  n = messages of the response
-    that call a tool, in text without messages the calls that a tool answered. With `largest` 1 it can equal the whole
-    reward of a right answer: scale it to yours. Put it first.
+    that call a tool, in text without messages the calls after whose answer the response goes on. With `largest` 1 it
+    can equal the whole reward of a right answer: scale it to yours. Put it first.
     """
 
     each: float = 0.1  # reward a call, >= 0; the authors'

@@ -67,3 +67,9 @@ def test_steps_are_blank_lines_or_sentences():
 def test_steps_end_before_the_answer_is_stated():
     assert before_answer(["we have 142", "so 42 it is", "42"], "42") == ["we have 142"]
     assert before_answer(["a", "b"], "42") == ["a", "b"]
+
+
+def test_a_part_of_a_number_is_not_the_answer_and_typography_is_no_matter():
+    steps = ["each costs 4.50, ", "14 in all, ", r"$x = \frac{1}{2}$, ", "so 4."]
+    assert before_answer(steps, "4") == steps[:3]
+    assert before_answer(steps, r"\dfrac{1}{2}") == steps[:2]

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM
 
 from hclm_rl import Effect, Term, TokenBatch
 from hclm_rl.terms.attention_entropy import AttentionEntropy, first_percentile
@@ -25,7 +26,7 @@ def the_card(heads: int = 1) -> TokenBatch:
     _, batch = card_step([[1, 1, 1, 0]], slots, slots, slots)
     entropy = [-sum(a * math.log(a) for a in row if a) for row in CARD] + [NAN]
     values = torch.tensor([[entropy] * heads], dtype=torch.float64, requires_grad=True)
-    attention = Attention(entropy=values, visible=torch.tensor([[1, 2, 3, 4]]), width=3)
+    attention = Attention(entropy=values, visible=torch.tensor([[[1, 2, 3, 4]]]), width=3)
     return replace(batch, attention=lambda: attention)
 
 
@@ -69,7 +70,7 @@ def test_agrees_with_a_loop(seed: int, relative_to: str):
     loss = AttentionEntropy(target=0.4, margin=0.1, relative_to=relative_to)(batch, {}).loss
     attention = batch.attention()
     for b, t in batch.mask.nonzero().tolist():
-        largest = math.log(attention.visible[b, t] if relative_to == "visible" else attention.width)
+        largest = math.log(attention.visible[b, 0, t] if relative_to == "visible" else attention.width)
         deviations = [entropy - 0.4 * largest for entropy in attention.entropy[b, :, t].tolist()]
         penalties = [d * d if abs(d) > 0.1 * largest else 0.0 for d in deviations]
         assert loss[b, t].item() == pytest.approx(sum(penalties) / len(penalties))
@@ -106,11 +107,30 @@ def test_a_real_models_entropies_are_those_of_its_attention(policy: str, tmp_pat
     assert attention.entropy.requires_grad and attention.entropy.shape[1] == 2  # one layer of two heads
     for b, t in batch.mask.nonzero().tolist():
         query = first + t - 1  # the position that predicted the token
-        assert attention.visible[b, t] == mask[b, : query + 1].sum()
+        assert (attention.visible[b, :, t] == mask[b, : query + 1].sum()).all()
         for head in range(2):
             weights = layers[0][b, head, query].tolist()
             expected = -sum(a * math.log(a) for a in weights if a > 0)
             assert attention.entropy[b, head, t].item() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("window", [2, None])
+def test_a_sliding_window_hides_keys(window: int | None, policy: str, tmp_path: Path):
+    config = MistralConfig(
+        vocab_size=26, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, sliding_window=window, pad_token_id=0, eos_token_id=1, bos_token_id=None,
+    )  # fmt: skip
+    model = MistralForCausalLM(config)
+    for layer in model.model.layers:
+        torch.nn.init.zeros_(layer.self_attn.q_proj.weight)  # as spread out as can be
+    model.save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(policy).save_pretrained(tmp_path / "model")
+    terms = ["attention_entropy"]
+    trainer = make(str(tmp_path / "model"), tmp_path / "out", terms=terms, fixed=True, max_steps=1, learning_rate=0.0)
+    trainer.train()
+    log = trainer.state.log_history[0]
+    assert float(log["attention_entropy/spread"]) == pytest.approx(1.0, abs=1e-5)
+    assert float(log["attention_entropy/lowest"]) == pytest.approx(1.0, abs=1e-5)
 
 
 def test_the_gradient_is_finite_where_keys_are_masked(policy: str, tmp_path: Path):

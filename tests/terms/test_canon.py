@@ -101,6 +101,18 @@ def test_a_unanimous_group_gets_nothing():
         assert advantages_of([1.0] * 4, METRIC, mu=mu) == [0.0] * 4
 
 
+@pytest.mark.parametrize("metric", ["length", "entropy"])
+def test_a_response_without_tokens_is_in_neither_half(metric):
+    # five right and wrong responses; the last was cut at the limit and is masked: the halves are the other four's
+    lengths, entropies = [2, 1, 2, 2, 2], [0.2, 0.9, 0.5, 0.4, 0.1]
+    alone = group_of([1, 0, 1, 1], entropies[:4], lengths[:4])
+    five = group_of([1, 0, 1, 1, 0], entropies, lengths)
+    five = replace(five, mask=five.mask & torch.tensor([[True]] * 4 + [[False]]))
+    expected = first_stage(Canon(metric=metric, mu=0.7), alone, {}, group_size=4).advantages.tolist()
+    shaped = first_stage(Canon(metric=metric, mu=0.7), five, {}, group_size=5).advantages.tolist()
+    assert shaped == pytest.approx([*expected, 0.0], abs=1e-12)
+
+
 def test_unscored_responses_leave_their_group():
     # of the scored 0.2, 0.5, 0.4 the lowest one is LOW: inter 1 - 0.5, 0 - 1, 1 - 1
     assert advantages_of([1.0, NAN, 0.0, 1.0], METRIC) == [0.5, 0.0, -1.0, 0.0]

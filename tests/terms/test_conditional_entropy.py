@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hclm_rl.answers import normalised
+from hclm_rl.answers import as_whole, normalised
 from hclm_rl.chain import blend
 from hclm_rl.config import build_chain
 from hclm_rl.conflicts import conflicts
-from hclm_rl.terms.conditional_entropy import ConditionalEntropy, as_whole
+from hclm_rl.terms.conditional_entropy import ConditionalEntropy
 
 from ..term_batches import card_step, make_step, rollout, token_batch, whole_texts
 
@@ -20,11 +20,13 @@ CARD = [
     [[0.5, 0.3, 0.1, 0.1], [0.7, 0.1, 0.1, 0.1]],
     [[0.9, 0.05, 0.03, 0.02], [0.97, 0.01, 0.01, 0.01]],
 ]
-WORDS = ["", "first", "then", "\n\n", "so", "4", "2", "is", "end"]
+WORDS = ["", "first", "then", "\n\n", "so", "4", "2", "is", "end", "<eos>"]
 
 
 class Speaks:
     """A tokenizer of WORDS."""
+
+    all_special_ids = (WORDS.index("<eos>"),)
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
         return [WORDS.index(word) for word in text.split()]
@@ -90,6 +92,25 @@ def test_the_texts_that_are_read():
         "first first \n\n is 4 2",
         "first first \n\n then so \n\n is 4 2",
     ]
+
+
+@pytest.mark.parametrize("settings", [{"answer_column": "solution"}, {"cuts": False}])
+def test_nothing_is_asked_behind_the_end_of_the_text(settings):
+    without, seen = response(TWO_STEPS[:-1], answer="4 2" if "cuts" in settings else "is")
+    expected, metrics = measured(without, **settings)
+    ended, read = response([*TWO_STEPS[:-1], "<eos>"], answer="4 2" if "cuts" in settings else "is")
+    advantages, same = measured(ended, **settings)
+    assert read == seen and same == metrics
+    # paid at the last word, not at the end of the text
+    assert advantages[0, :5].tolist() == pytest.approx([2.0, 2.278709, 2.0, 2.5, 2.0], abs=5e-7)
+    assert expected[0, :4].tolist() == advantages[0, :4].tolist()
+
+
+@pytest.mark.parametrize("settings", [{}, {"step_tokens": 1}])
+def test_a_response_that_only_ends_has_no_step(settings):
+    view, _ = response(["<eos>"])
+    advantages, metrics = measured(view, cuts=False, **settings)
+    assert advantages[0, 0] == 2.0 and metrics["utility_total"] == 0.0
 
 
 def test_rising_entropy_is_paid_back_and_surplus_is_counted():

@@ -65,6 +65,21 @@ def test_a_response_alone_has_nothing_to_be_compared_with():
     assert EmRl().on_rollout(view, {}).advantages.tolist() == [0.0]
 
 
+@pytest.mark.parametrize("reward", ["token", "sequence"])
+def test_a_response_without_tokens_is_no_example_of_certainty(reward):
+    # the card's first three responses and a truncated one that is masked: sums .9, 2.0, .2 nats; -.6, -1.5, -.1
+    view = one_group()
+    view = replace(view, mask=view.mask & torch.tensor([[True], [True], [True], [False]]))
+    r = {"token": [-0.9, -2.0, -0.2], "sequence": [-0.6, -1.5, -0.1]}[reward]
+    expected = [value - (sum(r) - value) / 2 for value in r]
+    assert EmRl(reward=reward).on_rollout(view, {}).advantages.tolist() == pytest.approx([*expected, 0.0], abs=1e-9)
+
+
+def test_of_two_responses_without_tokens_but_one_nothing_is_left_to_compare():
+    view, _ = card_step([[1, 1], [0, 0]], *[[[-0.5, -0.5]] * 2] * 4)
+    assert EmRl().on_rollout(view, {}).advantages.tolist() == [0.0, 0.0]
+
+
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("reward", ["token", "sequence"])
 @pytest.mark.parametrize("reduction", ["sum", "mean"])

@@ -33,6 +33,16 @@ def test_the_cards_example():
     assert first.affected["link"].tolist() == torch.tensor(MASK).bool().tolist()
 
 
+def test_a_response_without_a_reward_has_no_part():
+    # the card's two responses, and a third that nobody scored, of steps far more and less certain than theirs
+    mask, entropy = [*MASK, MASK[0]], [*H, [0.0, 0.0, NAN, 9.0, 9.0]]
+    view, _ = card_step(mask, entropy, entropy, [*ADVANTAGES, [0.0] * 5], entropy)
+    view = replace(view, rewards=torch.tensor([1.0, 0.0, NAN], dtype=torch.float64))
+    shaped = Empg(zeta=0.1).on_rollout(view, {}).advantages
+    assert shaped[:2, [0, 3]].flatten().tolist() == pytest.approx(CARD, abs=5e-7)
+    assert shaped[2].tolist() == [0.0] * 5
+
+
 def test_an_advantage_per_response_gives_the_same():
     view, _ = card_step(MASK, H, H, ADVANTAGES, H)
     view = replace(view, advantages=torch.tensor([1.0, -1.0], dtype=torch.float64))

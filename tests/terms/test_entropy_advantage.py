@@ -69,6 +69,14 @@ def test_a_response_without_tokens_counts_nowhere_and_keeps_its_advantage():
     assert shaped([0.2, None, 0.6], [1.0, 3.0, 1.0])[0] == pytest.approx([1.5, 3.0, 0.5], rel=1e-6)
 
 
+def test_a_response_without_a_reward_counts_nowhere():
+    # the card's four, and two that were left out, at 5 nats: m stays 0.6
+    view = group_of([0.5, 1.0, 0.3, 0.6, 5.0, 5.0], [1.0] * 4 + [0.0] * 2)
+    view = replace(view, rewards=torch.tensor([1.0, 0.0, 1.0, 0.0, math.nan, math.nan], dtype=torch.float64))
+    after = EntropyAdvantage().on_rollout(view, {}).advantages.tolist()
+    assert after == pytest.approx([1.166667, 0.333333, 1.5, 1.0, 0.0, 0.0], abs=5e-7)
+
+
 def test_advantages_of_tokens_are_weighted_by_their_response():
     view = group_of([0.2, 0.6], [0.0] * 2)
     view = replace(view, advantages=torch.tensor([[1.0, -2.0]] * 2, dtype=torch.float64))

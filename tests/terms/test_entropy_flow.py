@@ -47,3 +47,13 @@ def test_distinct_counts_responses_within_their_group():
     padded = torch.where(mask, same, torch.arange(same.numel()).view(same.shape))
     metrics = first_stage(EntropyFlow(), rollout(replace(step, ids=padded, mask=mask)), {}).metrics
     assert metrics["link/distinct"].item() == pytest.approx(6 / 8)
+
+
+def test_distinct_leaves_out_responses_without_tokens():
+    step = make_step()
+    mask = step.mask.clone()
+    mask[[0, 1, 2]] = False  # cut at the limit and masked: not three times the same answer
+    metrics = first_stage(EntropyFlow(), rollout(replace(step, mask=mask)), {}).metrics
+    assert metrics["link/distinct"].item() == 1.0
+    metrics = first_stage(EntropyFlow(), rollout(replace(step, mask=torch.zeros_like(mask))), {}).metrics
+    assert "link/distinct" not in metrics

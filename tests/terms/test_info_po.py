@@ -40,7 +40,7 @@ def shaped(rewards: list[float], term: InfoPo | None = None, **changes):
         group=torch.zeros(2).long(),
         rewards=rewards_of,
         group_rewards=rewards_of.expand(2, 2),
-        advantages=(rewards_of - rewards_of.mean()) / scale,
+        advantages=torch.nan_to_num((rewards_of - rewards_of.mean()) / scale),
         ref_logps=None,
         transcript=transcript_of(ids, MASK),
         score=score,
@@ -76,6 +76,17 @@ def test_the_cards_example_with_graded_rewards():
     expected += [-0.756802, -0.756802, -0.648734, -0.707057, -0.707057]
     assert first.advantages[MASK].tolist() == pytest.approx(expected, abs=6e-7)
     assert first.metrics["link/gate"].item() == pytest.approx(0.429757, abs=5e-7)
+
+
+def test_a_response_without_a_reward_has_no_part():
+    # the second response was not scored: the first one's turns alone are standardised, IG / |turn| .3, .3, .1, .1
+    first, _ = shaped([0.0, NAN], InfoPo(beta=2.0, placeholder="4"))
+    values = torch.tensor([0.3, 0.3, 0.1, 0.1], dtype=torch.float64)
+    intrinsic = (values - values.mean()) / (values.std() + 1e-6)
+    spread = torch.tensor([*intrinsic, 0.0], dtype=torch.float64).std() + 1e-6
+    expected = intrinsic * (1 / spread).clamp(max=1)  # g = 1/2 and beta = 2
+    assert first.advantages[0][MASK[0]].tolist() == pytest.approx([*expected.tolist(), 0.0], abs=1e-9)
+    assert first.advantages[1][MASK[1]].tolist() == [0.0] * 5
 
 
 def test_each_reply_is_overwritten_alone_and_in_place():

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from hclm_rl.terms.information_force import InformationForce
 from hclm_rl.types import Metric
 
 from ..term_batches import Processes, first_stage, make_step, rollout, second_stage, token_batch
+from ..tiny import make
 from .test_log_det import Z, with_states
 
 # the card's token influence: W = [[1, 0], [0, 1], [-1, -1]], y = (0, 0, 1, 1), advantages (1, -1, 1, -1)
@@ -26,14 +28,14 @@ def hidden_gradient() -> Tensor:
     return -advantages * (HEAD[torch.tensor([0, 0, 1, 1])] - p @ HEAD)
 
 
-def told(cuts: list[list[int]], scale: float = 1.0) -> dict[str, list[Metric]]:
+def told(cuts: list[list[int]], scale: float = 1.0, share: float = 1.0) -> dict[str, list[Metric]]:
     """What the term says when the hidden gradient arrives, micro-batch by micro-batch."""
     step, memory, term = with_states(Z), {"eps": 0.1}, InformationForce()
     first = first_stage(term, rollout(step), memory)
     gradient = torch.full_like(step.hidden, math.nan).masked_scatter(step.mask.unsqueeze(2), scale * hidden_gradient())
     said: dict[str, list[Metric]] = {}
     for rows in map(torch.tensor, cuts):
-        outcome = second_stage(term, token_batch(step, rows), first, memory, rows)
+        outcome = second_stage(term, replace(token_batch(step, rows), share=share), first, memory, rows)
         assert outcome.advantages is None and outcome.losses == {}
         for name, metric in outcome.on_hidden_gradient["link"](gradient[rows]).items():
             said.setdefault(name, []).append(metric)
@@ -101,6 +103,46 @@ def test_the_size_of_the_loss_scales_the_critical_coefficient_and_not_the_alignm
     said = told([[0, 1]], scale=0.25)
     assert formed(said["alignment"]) == pytest.approx(-0.048729, abs=5e-7)
     assert formed(said["critical_coef"]) == pytest.approx(0.150473 / 4, abs=5e-7)
+
+
+def test_a_step_of_a_part_of_the_rollout_averages_over_its_own_tokens():
+    # response 0 alone, two of the four tokens: its loss, and its term's force, are means over two
+    centred = Z - Z.mean(dim=0)
+    force = centred @ torch.linalg.inv(centred.T @ centred / 4 + 0.1 * torch.eye(2, dtype=Z.dtype)) / 4
+    expected = -sum(INFLUENCE[:2]) / force[:2].square().sum().item()
+    assert formed(told([[0]], scale=2.0, share=0.5)["critical_coef"]) == pytest.approx(expected, abs=2e-5)
+
+
+def test_at_the_critical_coefficient_the_terms_force_and_the_gradient_balance(policy: str, tmp_path: Path):
+    def run(terms: list) -> tuple[Tensor, list[dict]]:
+        trainer, seen = make(policy, tmp_path, terms=terms, fixed=True, steps_per_generation=2, learning_rate=0.0), []
+
+        def keep(module, args, output):
+            if output.last_hidden_state.requires_grad:
+                output.last_hidden_state.register_hook(lambda gradient: seen.append(gradient.clone()))
+
+        trainer.model.model.register_forward_hook(keep)
+        trainer.train()
+        return seen[0], trainer.state.log_history
+
+    plain, log = run(["information_force"])
+    critical = float(log[0]["information_force/critical_coef"])
+    both, _ = run(["information_force", {"log_det": {"coef": critical}}])
+    injected = both - plain
+    cosine = (injected * both).sum() / (injected.norm() * both.norm())
+    assert injected.norm() > 0 and abs(cosine) < 1e-3, (critical, cosine)
+
+
+def test_what_float16_scales_the_loss_by_is_taken_out(policy: str, tmp_path: Path):
+    found = []
+    for scale in (None, 2.0**16):
+        trainer = make(policy, tmp_path, terms=["information_force"], fixed=True, max_steps=1, learning_rate=0.0)
+        if scale:
+            trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        trainer.train()
+        log = trainer.state.log_history[0]
+        found.append([float(log[f"information_force/{name}"]) for name in ("gradient_norm", "critical_coef")])
+    assert found[0][0] > 0 and found[1] == pytest.approx(found[0], rel=1e-5)
 
 
 def test_a_vanishing_gradient_has_no_direction():

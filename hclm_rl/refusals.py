@@ -1,0 +1,99 @@
+"""What a run cannot give its terms, said in one sentence before anything is loaded."""
+
+import json
+import os
+from typing import Any
+
+import trl
+from transformers import AutoConfig, PretrainedConfig
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+
+from .chain import Chain
+from .coefficients import Constant
+
+NOTHING = Constant(coefficient=0.0)
+CLIPPING_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo")
+
+
+def refuse_what_the_run_lacks(chain: Chain, model: Any, config: Any) -> None:
+    """Before anything is loaded: terms that need what this model or this way of sharding cannot give."""
+    if not chain.links:
+        return
+    model_config: PretrainedConfig | None = getattr(model, "config", None)
+    if isinstance(model, str):
+        more = getattr(config, "model_init_kwargs", None)
+        more = json.loads(more) if isinstance(more, str) else more or {}
+        trusts = bool(more.get("trust_remote_code", getattr(config, "trust_remote_code", False)))
+        model_config = AutoConfig.from_pretrained(model, trust_remote_code=trusts)
+    scored = [link.name for link in chain.links if link.term.needs_scores]
+    reads = sorted({*chain.needs_hidden, *chain.needs_vocab, *chain.needs_rescoring, *scored})
+    if reads and getattr(model_config, "vision_config", None) is not None:
+        raise ValueError(
+            f"{', '.join(reads)}: reads scores or hidden states of the whole batch, which this library does not take "
+            "from vision models; use terms that need neither, such as entropy_bonus or qae"
+        )
+    whole = "the whole next-token distribution"
+    if chain.needs_vocab_gradient and is_deepspeed_zero3_enabled():
+        raise ValueError(
+            f"{', '.join(chain.needs_vocab_gradient)}: reads {whole} with gradient, for which the output head must be "
+            "whole from the forward to the backward pass; under ZeRO-3 it is not: use FSDP2, DDP or ZeRO-2"
+        )
+    if chain.needs_vocab and is_fsdp1(config):
+        raise ValueError(
+            f"{', '.join(chain.needs_vocab)}: reads {whole}, for which FSDP1 does not leave the output head whole: use "
+            "FSDP2 (fsdp_version: 2), DDP or ZeRO-2"
+        )
+    if config is not None:
+        refuse_rewards_out_of_sight(chain, config)
+        refuse_ratios_out_of_reach(chain, config)
+
+
+def refuse_rewards_out_of_sight(chain: Chain, config: Any) -> None:
+    """Terms that make advantages anew from the rewards, where TRL's own advantages are not made from these alone."""
+    names = ", ".join(each.name for each in chain.links if each.term.sets_baseline and each.coef != NOTHING)
+    sentence = acts_between(config)
+    if names and sentence:
+        raise ValueError(f"{names}: makes the advantages from the rewards as they were given, {sentence}")
+
+
+def refuse_ratios_out_of_reach(chain: Chain, config: Any) -> None:
+    """Terms that put something in the place of what PPO's clip drops, where the loss has no such clip."""
+    names = ", ".join(each.name for each in chain.links if each.term.needs_token_clip and each.coef != NOTHING)
+    if not names or is_on_policy(config):
+        return
+    level, loss = getattr(config, "importance_sampling_level", "sequence"), getattr(config, "loss_type", None)
+    if level != "token" or loss not in CLIPPING_LOSSES:
+        given = "RLOO" if loss is None else f"loss_type '{loss}' with importance_sampling_level '{level}'"
+        raise ValueError(
+            f"{names}: keeps or stops gradients where a token's own ratio is clipped, which {given} does not do: use "
+            f"{', '.join(CLIPPING_LOSSES)} with importance_sampling_level 'token'"
+        )
+
+
+def is_on_policy(config: Any) -> bool:
+    """Whether each rollout is used for one update only."""
+    return config.gradient_accumulation_steps % (config.steps_per_generation * config.num_iterations) == 0
+
+
+def acts_between(config: Any) -> str | None:
+    """What TRL does to the rewards before its advantages, which a term that shapes rewards would not see or undo."""
+    if isinstance(config, trl.RLOOConfig):
+        if config.beta or config.reward_clip_range or config.normalize_advantages:
+            return (
+                "which this library does for RLOO only with beta=0, reward_clip_range unset and "
+                "normalize_advantages=False: those act on the rewards too, and the term would not see it"
+            )
+    elif getattr(config, "multi_objective_aggregation", "sum_then_normalize") != "sum_then_normalize":
+        return (
+            "of which it takes the sum, and multi_objective_aggregation='normalize_then_sum' does not use that: set it "
+            "to 'sum_then_normalize'"
+        )
+    return None
+
+
+def is_fsdp1(config: Any) -> bool:
+    """Whether the first FSDP is asked for, in the config (where 2 is the default) or by accelerate (where 1 is)."""
+    if getattr(config, "fsdp", None):
+        return int((config.fsdp_config or {}).get("version", 2)) == 1
+    is_launched = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    return is_launched and int(os.environ.get("FSDP_VERSION", "1")) == 1
