@@ -50,6 +50,7 @@ from hclm_rl.testbed.sampling import plain_generation, sample_completions
 OF_BATCH = ("covariance", "covariance_p", "steer", "discriminator", "first_order", "hidden", "gradient")
 OF_UPDATE = ("update_own", "update", "probe")
 MEMORY = 0.9
+FEWEST = 2  # steps for a line
 HELD_OUT = {"task_kwargs": {"prompts": 256, "eval_prompts": 384}}
 
 Rows = tuple[Tensor, Tensor, Tensor, Tensor]  # ids, attention (rows, P + T), completion ids, mask (rows, T)
@@ -203,6 +204,10 @@ def tabulate(files: Sequence[Path]) -> Table:
     """Mean and range over the runs."""
     runs = [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
     runs = [[entry for entry in run if entry["step"] > 1] for run in runs]  # Adam has no memory before
+    if min(map(len, runs)) < FEWEST:
+        raise SystemExit(
+            f"too few measured steps for a line: at least {FEWEST} after the first, got {min(map(len, runs))}"
+        )
     table = Table(title=f"{len(runs)} runs, {', '.join(str(len(run)) for run in runs)} steps; mean (least to greatest)")
     for column in ("estimator", "R2", "slope", "sign agreement", "R2 as it is"):
         table.add_column(column)

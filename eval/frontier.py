@@ -23,7 +23,7 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from hclm_rl.forecast import curve_of
-from hclm_rl.frontier import BETAS, Point, distance, exact, frontier, reliable_kl, reward_at
+from hclm_rl.frontier import Point, distance, exact, frontier, reliable_kl, reward_at
 from hclm_rl.report.runs import read_run
 from hclm_rl.testbed.policy import policy_path
 from hclm_rl.testbed.sampling import plain_generation, sample_completions
@@ -32,7 +32,10 @@ from hclm_rl.testbed.task import Row, Task, find_task
 
 def load(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     path = policy_path() if path == "testbed" else path
-    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32), AutoTokenizer.from_pretrained(path)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32), tokenizer
 
 
 @torch.no_grad()
@@ -104,7 +107,7 @@ def read_table(path: Path) -> tuple[list[Point], Point | None]:
     rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
     if not rows:
         raise ValueError(f"{path} has no line")
-    curve = frontier([row["rewards"] for row in rows], BETAS, [row["reference"] for row in rows])
+    curve = frontier([row["rewards"] for row in rows], probabilities=[row["reference"] for row in rows])
     if not all("policy" in row for row in rows):
         return curve, None
     points = [exact(row["rewards"], row["reference"], row["policy"]) for row in rows]

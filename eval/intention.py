@@ -27,9 +27,11 @@ COLUMNS = ("model", "H_int, bits", "d_eff", "d_eff of each layer", "right", "Rec
 
 
 def read_prompts(path: Path) -> tuple[list[str], torch.Tensor | None]:
-    rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-    labels = torch.tensor([bool(row["right"]) for row in rows]) if all("right" in row for row in rows) else None
-    return [row["prompt"] for row in rows], labels
+    rows = [json.loads(line) for line in path.read_bytes().splitlines() if line.strip()]
+    given = [row["right"] for row in rows if "right" in row]
+    if given and (len(given) < len(rows) or not all(isinstance(right, bool) for right in given)):
+        raise SystemExit(f'{path}: "right" must be true or false, in every line or in none')
+    return [row["prompt"] for row in rows], torch.tensor(given) if given else None
 
 
 def measure(

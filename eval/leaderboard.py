@@ -1,10 +1,10 @@
 """Trains every method of the library on a task over several seeds and compares it with plain GRPO.
 
-python eval/leaderboard.py --jobs 2                       # eval/leaderboard.yaml's first task, first setting
-python eval/leaderboard.py --task products --setting on_policy --only plain clip_cov --seeds 1 2 3
-python eval/leaderboard.py --only plain max_rl --no-grid --temperatures 0.6 0.8 1.2   # new runs, sampled so as well
-python eval/leaderboard.py --table                        # only writes docs/leaderboard.md from the runs that are there
 python eval/leaderboard.py --runs docs/leaderboard_runs.tar.xz --only my_method --no-grid   # beside the published runs
+python eval/leaderboard.py --page runs/page.md --jobs 2   # all anew: eval/leaderboard.yaml's first task, first setting
+python eval/leaderboard.py --page runs/page.md --task products --setting on_policy --only plain clip_cov --seeds 1 2 3
+python eval/leaderboard.py --page runs/page.md --only max_rl --no-grid --temperatures 0.6 0.8   # sampled so as well
+python eval/leaderboard.py --table                        # only writes docs/leaderboard.md from the runs that are there
 
 First each entry at its recipe's values; then the points of its grid on other seeds, measured on the validation
 split; then the best point on the reporting seeds and the test split. A run is a folder; one with a summary is finished
@@ -17,6 +17,7 @@ import argparse
 import contextlib
 import copy
 import io
+import itertools
 import json
 import lzma
 import os
@@ -108,13 +109,28 @@ def machine() -> str:
 
 
 def pack(archive: Path, out: Path) -> None:
-    """All summaries of a folder of runs into one file; equal runs give equal archives."""
-    with tarfile.open(archive, "w:xz") as packed:
+    """All summaries of a folder of runs into one file, whole or not at all; equal runs give equal archives."""
+    half_written = archive.with_name(f".{archive.name}")
+    with tarfile.open(half_written, "w:xz") as packed:
         for path in sorted(out.rglob(SUMMARY_NAME)):
             content = path.read_bytes()
             entry = tarfile.TarInfo(path.relative_to(out).as_posix())  # of no owner and no date
             entry.size = len(content)
             packed.addfile(entry, io.BytesIO(content))
+    half_written.replace(archive)
+
+
+def refuse_to_lose_runs(archive: Path, out: Path) -> None:
+    """A page is made from the runs that are there, and its archive with it."""
+    if not archive.is_file():
+        return
+    with tarfile.open(archive, "r:xz") as packed:
+        lost = sum(not (out / name).exists() for name in packed.getnames())
+    if lost:
+        raise ValueError(
+            f"{archive} holds {lost} run{'s' * (lost > 1)} that {out} has not, and the page would lack: give "
+            f"--runs {archive}, or another --page"
+        )
 
 
 def unpack(archive: Path, out: Path) -> None:
@@ -211,7 +227,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--task", help="a key of `tasks` there; the first unless given")
     parser.add_argument("--setting", help="a key of `settings` there; the first unless given")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these entries, or points as on the page, alone")
-    parser.add_argument("--seeds", type=int, nargs="+", help="in place of the file's `seeds`")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", help="trained in place of the file's `seeds`; the page has both"
+    )
     parser.add_argument("--steps", type=int, help="optimiser steps, in place of the file's `max_steps`")
     parser.add_argument(
         "--temperatures", type=float, nargs="+", default=[], help="at which new runs are sampled, too, once trained"
@@ -229,23 +247,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given = {name: getattr(options, name) for name in ("out", "seeds", "steps", "temperatures")}
         if options.runs:
             unpack(options.runs, options.out)
-        failed = []
+        archive = options.page.with_name(f"{options.page.stem}_runs.tar.xz")
+        refuse_to_lose_runs(archive, options.out)
+        failed, trained = [], None
         if not options.table:
             board = Board.read(written, options.task, options.setting, only=options.only, **given)
-            failed = train_board(board, options.jobs, not options.no_grid)
-        boards = [
-            Board.read(written, task, setting, **given) for task in written["tasks"] for setting in written["settings"]
-        ]
+            failed, trained = train_board(board, options.jobs, not options.no_grid), (board.task, board.setting)
+            for run in failed:
+                print(f"Failed: {run.folder / ERROR_NAME}", file=sys.stderr)
+        boards = []
+        for name in itertools.product(written["tasks"], written["settings"]):
+            # what was trained now is shown beside the file's seeds; the other boards are what the file says of them
+            own = given if options.table else {"out": options.out}
+            if name == trained:
+                own = {**given, "seeds": sorted({*written["seeds"], *(options.seeds or ())})}
+            boards.append(Board.read(written, *name, **own))
         rows = leaderboard_page.write([board for board in boards if board.has_runs()], options.page)
-        pack(options.page.with_name(f"{options.page.stem}_runs.tar.xz"), options.out)
+        pack(archive, options.out)
         if options.stamp:
             leaderboard_stamp.write(rows, options.page.with_name("methods.md"))
     except (ValueError, OSError, tarfile.TarError, lzma.LZMAError) as error:
         print(f"leaderboard: {error}", file=sys.stderr)
         return 2
     print(f"Written: {options.page}")
-    for run in failed:
-        print(f"Failed: {run.folder / ERROR_NAME}", file=sys.stderr)
     return 1 if failed else 0
 
 

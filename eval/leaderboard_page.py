@@ -29,7 +29,8 @@ UP, DOWN = "▲", "▼"
 HEADER = """# Leaderboard
 
 Every method of the library on the same tasks against plain GRPO, written by `python eval/leaderboard.py` from the runs
-of eval/leaderboard.yaml (do not edit by hand; `--table` writes it anew without training).
+of eval/leaderboard.yaml (do not edit by hand; `--table` writes it anew without training). `--runs
+docs/leaderboard_runs.tar.xz` adds to these runs, another `--page` starts from none.
 
 - **AUC**: area under pass@k over log k, k = {ks}, divided by its width: accuracy at few samples and coverage at many
   in one number. **distinct**: different right answers among {samples} samples of a prompt. **entropy**: nats per token
@@ -39,7 +40,8 @@ of eval/leaderboard.yaml (do not edit by hand; `--table` writes it anew without 
   narrow). **Δ AUC**: paired with plain GRPO on the same seeds and prompts, t interval of a two-way model (seed and
   prompt at random).
 - {up} {down}: differs from plain GRPO, p < {level} by that model after Holm's correction over all entries of the same
-  table and column. No mark: not shown to differ, which is not the same as equal.
+  table and column, those with too few seeds for a test (fewer than 3) included. No mark: not shown to differ, which is
+  not the same as equal.
 - "At the recipe's values": recipes/methods/, which has the authors' values, and says so where it has others. A name
   with `, key=value` is an entry at that value instead.
 - "Best of {points}": of a grid of {points} points for each entry, the one with the largest AUC on other held-out

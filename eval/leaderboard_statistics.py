@@ -111,11 +111,14 @@ def paired_difference(ours: Float[ndarray, "S P"], plain: Float[ndarray, "S P"])
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values, in the order given; NaN (no test) stays NaN and does not count."""
+    """Holm's adjusted p-values, in the order given; NaN (no test yet) stays NaN and counts, as a test that fails would.
+
+    Who is tested may have been chosen by what was seen: leaving the others out would make the family too small.
+    """
     p = np.asarray(p_values, dtype=float)
     tested = np.flatnonzero(~np.isnan(p))
     order = tested[np.argsort(p[tested], kind="stable")]
-    factors = len(order) - np.arange(len(order))
+    factors = len(p) - np.arange(len(order))
     adjusted = p.copy()
     adjusted[order] = np.minimum(np.maximum.accumulate(factors * p[order]), 1.0)
     return adjusted.tolist()

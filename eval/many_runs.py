@@ -41,6 +41,7 @@ QUIET: dict[str, Any] = {
     "eval_samples": 0,
 }
 POLL_SECONDS = 5
+MADE_WITH = "made with"  # in a run's file: its settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +88,11 @@ def train(job: Job, folder: Path) -> tuple[Any, Any, list[dict]]:
     return trainer, task, [entry for entry in trainer.state.log_history if "entropy" in entry]
 
 
+def plain(settings: Mapping[str, object]) -> dict:
+    """As a file gives them back."""
+    return json.loads(json.dumps(settings, default=str))
+
+
 def write(file: Path, found: Mapping[str, object]) -> None:
     """Whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -103,7 +109,7 @@ def attempt(make: Make, folder: Path, job: Job) -> str | None:
         with output.open("w") as out, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
             start = time.perf_counter()
             found = make(job, folder)
-            found |= {"seconds": time.perf_counter() - start}
+            found |= {"seconds": time.perf_counter() - start, MADE_WITH: plain(job.settings)}
         write(job.file(folder), found)
         output.unlink()
     except Exception:  # one run's failure must not end the others; it is told at the end
@@ -126,6 +132,8 @@ def work(attempt: Attempt, todo: Any, done: Any, parent: int) -> None:
 
 def over_processes(attempt: Attempt, runs: Sequence[Any], where: Callable[[Any], Path], processes: int) -> list[Any]:
     """Attempts all runs; gives those that failed. `where` says in what is printed where a run lies."""
+    if processes < 1:
+        raise SystemExit(f"--jobs must be at least 1, got {processes}")
     failed: list[Any] = []
     context = multiprocessing.get_context("spawn")
     todo, done = context.Queue(), context.Queue()
@@ -157,9 +165,20 @@ def over_processes(attempt: Attempt, runs: Sequence[Any], where: Callable[[Any],
 
 
 def run_all(make: Make, jobs: Iterable[Job], folder: Path, processes: int) -> list[Job]:
-    """Makes the runs that are not there yet; gives those that failed, whose file ends in .out."""
+    """Makes the runs that are not there yet; gives those that failed, whose file ends in .out.
+
+    A run that was made with other settings is not taken for one of these: it stops all.
+    """
     os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "TRL_EXPERIMENTAL_SILENCE": "1"}
-    left = [job for job in jobs if not job.file(folder).is_file()]
+    left = []
+    for job in jobs:
+        file = job.file(folder)
+        if not file.is_file():
+            left.append(job)
+            continue
+        made_with = json.loads(file.read_text()).get(MADE_WITH)
+        if made_with is not None and made_with != plain(job.settings):
+            raise SystemExit(f"{file} was made with other settings: remove it, or name another folder")
     return over_processes(functools.partial(attempt, make, folder), left, lambda job: job.file(folder), processes)
 
 

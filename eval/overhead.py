@@ -118,11 +118,19 @@ def take_turns(names: list[str], model: Any, setting: str, rounds: int, out: Pat
     done = threading.Semaphore(0)
     turns = {name: threading.Semaphore(0) for name in names}
     callbacks = {name: TakesTurns(turns[name], done) for name in names}
-    threads = []
+    threads, broken = [], []
+
+    def run(trainer: Any) -> None:
+        try:
+            trainer.train()
+        except Exception as error:
+            broken.append(error)
+            done.release()  # whoever waits for a step of it
+
     for name in names:
         trainer = build(name, model, setting, rounds, out / name.replace(" ", "_"))
         trainer.add_callback(callbacks[name])
-        threads.append(threading.Thread(target=trainer.train, daemon=True))
+        threads.append(threading.Thread(target=run, args=(trainer,), daemon=True))
     for thread in threads:
         thread.start()
     order = random.Random(0)
@@ -130,6 +138,8 @@ def take_turns(names: list[str], model: Any, setting: str, rounds: int, out: Pat
         for name in order.sample(names, len(names)):
             turns[name].release()
             done.acquire()
+            if broken:
+                raise broken[0]
     for thread in threads:
         thread.join()
     return {name: callbacks[name].seconds[2:] for name in names}
@@ -157,6 +167,8 @@ def main() -> None:
         build(args.memory_of, AutoModelForCausalLM.from_pretrained(args.model), args.setting, 4, args.out).train()
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
         return
+    if "stock TRL" not in args.rows:  # with which the others are compared
+        args.rows.insert(0, "stock TRL")
     console = Console()
     for setting in SETTINGS if args.setting == "all" else [args.setting]:
         model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)

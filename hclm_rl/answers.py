@@ -31,7 +31,7 @@ def final_text(said: str | Sequence[dict]) -> str:
         return said
     content = said[-1].get("content") if said else ""
     if isinstance(content, list):
-        content = "".join(part.get("text", "") for part in content)
+        content = "".join(part.get("text") or "" for part in content)
     return content or ""
 
 
@@ -90,7 +90,7 @@ def normalised(answer: str) -> str:
     """Without what does not change its meaning: space runs, dollar signs around it, a full stop, LaTeX typography."""
     answer = LATEX_TYPOGRAPHY.sub("", answer).replace(r"\dfrac", r"\frac").replace(r"\tfrac", r"\frac")
     answer = re.sub(r"\\(?:text|mathrm)\{([^{}]*)\}", r"\1", answer)
-    return " ".join(answer.split()).strip("$").removesuffix(".").strip()
+    return " ".join(answer.split()).removesuffix(".").strip("$").removesuffix(".").strip()
 
 
 def answer_of(said: str | Sequence[dict], extract: Extract) -> str | None:
@@ -100,9 +100,11 @@ def answer_of(said: str | Sequence[dict], extract: Extract) -> str | None:
 
 
 def as_whole(answer: str) -> re.Pattern[str]:
-    """Finds the answer where it is not part of a longer word or number: 4 neither in 24 nor in 4.5."""
-    before = r"(?<!\w)(?<!\w\.)" if answer[:1].isalnum() else ""
-    after = r"(?!\w|\.\d)" if answer[-1:].isalnum() else ""
+    """Finds the answer where it is not part of a longer word or number: 4 neither in 24 nor in 4.5, .4 or 4,500."""
+    before = r"(?<!\w)(?<!(?<!\.)\.)" if answer[:1].isalnum() else ""
+    if re.match(r"\d{3}(?!\d)", answer):
+        before += r"(?<!\d,)"
+    after = r"(?!\w|\.\d|,\d{3}(?!\d))" if answer[-1:].isalnum() else ""
     return re.compile(before + re.escape(answer) + after)
 
 

@@ -8,7 +8,8 @@ A coefficient is a frozen object without state of its own. The trainer keeps `st
 
 `entropy`, in nats, is the mean over all tokens that count, of the whole optimiser step and of all processes. `update`
 gets that of the step just made, `value` that measured when the step's responses were sampled, if it was measured: of
-the step's first generation batch, where it has several, and NaN where no token counts there, which updates nothing.
+the step's first generation batch, where it has several, and NaN where no token counts there: no state moves then, a
+gate is shut, and a proportional-integral strength stays.
 State goes through `json`: an infinity is written as `Infinity`, which Python reads back and a strict parser refuses.
 """
 

@@ -19,7 +19,8 @@ import numpy as np
 
 Values = Sequence[float] | np.ndarray
 
-BETAS = np.logspace(2, -2, 60)  # from hardly tilted to the best response alone
+# from hardly tilted to the best response alone, in units of the largest range of a prompt's rewards
+BETAS = np.logspace(2, -2, 60)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,14 +66,20 @@ def exact(rewards: Values, reference: Values, policy: Values) -> Point:
 
 
 def frontier(
-    prompts: Sequence[Values], betas: Values = BETAS, probabilities: Sequence[Values] | None = None
+    prompts: Sequence[Values], betas: Values | None = None, probabilities: Sequence[Values] | None = None
 ) -> list[Point]:
-    """Means over the prompts, KL ascending: the base itself at KL 0, then the optimum of the pooled problem a beta."""
+    """Means over the prompts, KL ascending: the base itself at KL 0, then the optimum of the pooled problem a beta.
+
+    Without `betas` those of BETAS, on the scale of the rewards.
+    """
     if not prompts:
         raise ValueError("prompts must hold the rewards of at least one prompt, got none")
     given = probabilities or [None] * len(prompts)
     rows = [np.asarray(rewards, dtype=float) for rewards in prompts]
     means = [float(_distribution(row, p) @ row) for row, p in zip(rows, given, strict=True)]
+    if betas is None:
+        possible = [row if p is None else row[np.asarray(p) > 0] for row, p in zip(rows, given, strict=True)]
+        betas = BETAS * (max(float(np.ptp(row)) for row in possible) or 1.0)
     curve = [Point(kl=0.0, reward=_mean(means))]
     for beta in sorted(betas, reverse=True):
         points = [tilted(rewards, beta, p) for rewards, p in zip(rows, given, strict=True)]

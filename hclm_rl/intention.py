@@ -63,7 +63,7 @@ def intentions(
 ) -> Intention:
     """Logits and states at the last position of each prompt, whichever side the tokenizer pads."""
     depth = model.config.get_text_config().num_hidden_layers
-    layers = default_layers(model) if layers is None else layers
+    layers = default_layers(model) if layers is None else list(dict.fromkeys(layers))
     if not layers or not all(1 <= layer <= depth for layer in layers):
         raise ValueError(f"layers must be in [1, {depth}], got {list(layers)}")
     if not prompts:

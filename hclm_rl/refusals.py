@@ -53,7 +53,7 @@ def refuse_rewards_out_of_sight(chain: Chain, config: Any) -> None:
     names = ", ".join(each.name for each in chain.links if each.term.sets_baseline and each.coef != NOTHING)
     sentence = acts_between(config)
     if names and sentence:
-        raise ValueError(f"{names}: makes the advantages from the rewards as they were given, {sentence}")
+        raise ValueError(f"{names}: replaces the advantages that TRL makes of the rewards, {sentence}")
 
 
 def refuse_ratios_out_of_reach(chain: Chain, config: Any) -> None:

@@ -162,9 +162,8 @@ class EntropyTermsMixin:
     # ---- stage 1: the generation batch
 
     def _calculate_rewards(self, inputs: Any, prompts: list, completions: list, completion_ids_list: list) -> Tensor:
-        given = (
-            self.reward_funcs
-        )  # the user's own list and objects: what stands in for them is here for this call alone
+        # the user's own list and objects: what stands in for them is there for this call alone
+        given = self.reward_funcs
         self.reward_funcs = [
             func if isinstance(func, torch.nn.Module) else checked(func, name, is_async_callable(func))
             for func, name in zip(given, self.reward_func_names, strict=True)
@@ -494,12 +493,14 @@ class EntropyTermsMixin:
             yield
             return
         model = self._hclm_language_model()
-        window = getattr(model.config.get_text_config(), "sliding_window", None)  # of all layers, as Mistral's
+        config = model.config.get_text_config()
+        window, layers = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
 
         def keep(module: torch.nn.Module, args: Any, output: Any) -> None:
             weights = (output[1].detach() if model.is_gradient_checkpointing else output[1]).float()
             weights = torch.where(weights > 0, weights, 1.0)  # 0 log 0 is 0, and so is its gradient
-            seen.append((-(weights * weights.log()).sum(dim=-1), getattr(module, "sliding_window", window)))
+            is_sliding = not layers or layers[module.layer_idx] == "sliding_attention"  # all layers, as Mistral's
+            seen.append((-(weights * weights.log()).sum(dim=-1), window if is_sliding else None))
 
         modules = [each for each in model.modules() if type(each).__name__.endswith("Attention")]
         hooks = [each.register_forward_hook(keep) for each in modules]
@@ -538,7 +539,7 @@ class EntropyTermsMixin:
             # processes are averaged afterwards, and what float16 scales the loss by is taken out again
             scaler = self.accelerator.scaler
             scale = self.accelerator.num_processes * (1.0 if scaler is None else scaler.get_scale())
-            own = gradient[:, -width - 1 : -1] / scale
+            own = gradient[:, -width - 1 : -1].float() / scale
             for link, callback in outcome.on_hidden_gradient.items():
                 for name, metric in callback(own.detach()).items():
                     self._hclm_record(f"{link}/{name}", metric, mask)

@@ -4,7 +4,19 @@ import pytest
 import torch
 
 from hclm_rl import answers
-from hclm_rl.answers import answer_of, boxed, boxed_or_numbers, by_group, clusters, equivalence, extractor, repeats
+from hclm_rl.answers import (
+    answer_of,
+    as_whole,
+    boxed,
+    boxed_or_numbers,
+    by_group,
+    clusters,
+    equivalence,
+    extractor,
+    final_text,
+    normalised,
+    repeats,
+)
 from hclm_rl.testbed import coins
 
 from .term_batches import Processes, make_step, rollout
@@ -158,3 +170,25 @@ def test_answers_of_a_group_that_two_processes_share():
 )
 def test_answers_that_repeat_the_question(answer, share, is_repeat):
     assert repeats("What is 2 + 2?", answer, share) == is_repeat
+
+
+@pytest.mark.parametrize(
+    ("answer", "text", "stands"),
+    [
+        ("400", "1,400 in all", False), ("4", "4,500 in all", False), ("5", "it is .5", False), ("4", "of 3,4", True),
+        ("4", "(4,5)", True), ("400", "400, 500", True), ("1,400", "1,400 in all", True), ("4", "so 4.", True),
+        ("4", "4.50", False), ("4", "24", False), ("500", "4,500", False), ("4500", "it is 4500", True),
+        ("4", "the answer is...4", True),
+    ],
+)  # fmt: skip
+def test_an_answer_as_a_whole(answer: str, text: str, stands: bool):
+    assert bool(as_whole(answer).search(text)) == stands
+
+
+def test_dollars_and_full_stops_in_any_order():
+    assert normalised("$5$.") == normalised("$5$") == normalised("$5.$") == "5"
+
+
+def test_parts_of_a_message_without_text():
+    parts = [{"type": "image", "text": None}, {"type": "text", "text": "4"}, {"type": "image"}]
+    assert final_text([{"role": "user", "content": parts}]) == "4"

@@ -131,12 +131,17 @@ def made(job: Job, folder: Path) -> dict:
 
 def test_finished_runs_are_not_made_again_and_a_failure_ends_no_other(tmp_path):
     jobs = [Job(name="run", seed=seed, settings={"fails": seed == 2}) for seed in (1, 2, 3)]
-    write(jobs[0].file(tmp_path), {"twice": "kept"})
+    write(jobs[0].file(tmp_path), {"twice": "kept"})  # of an earlier version, which did not say how it was made
     failed = run_all(made, jobs, tmp_path, processes=1)
     assert [job.seed for job in failed] == [2]
     assert "as it should" in (tmp_path / "run_2.out").read_text()
     found = read([tmp_path])
     assert {name: each["twice"] for name, each in found.items()} == {"run_1": "kept", "run_3": 6}
+    other = [Job(name="run", seed=3, settings={"fails": False, "max_steps": 5})]
+    with pytest.raises(SystemExit, match=r"run_3\.json was made with other settings"):
+        run_all(made, other, tmp_path, processes=1)
+    with pytest.raises(SystemExit, match="--jobs must be at least 1, got 0"):
+        run_all(made, [Job(name="run", seed=4, settings={})], tmp_path, processes=0)
 
 
 def test_every_job_of_the_list_has_a_file_of_its_own_and_a_recipe_that_builds():

@@ -208,3 +208,14 @@ def test_what_has_no_answer_is_refused_and_an_unknown_kl_stays_unknown():
     with pytest.raises(ValueError, match="n must be at least 1, got 0"):
         best_of_kl_bound(0)
     assert math.isnan(efficiency(0.6, 0.2, math.nan))
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_the_frontier_is_above_every_policy_whatever_the_rewards_scale(scale: float):
+    rewards, reference = [0.0, scale], [0.8, 0.2]
+    curve = frontier([rewards], probabilities=[reference])
+    for share in (0.3, 0.6, 0.9, 0.99):
+        policy = exact(rewards, reference, [1 - share, share])
+        assert reward_at(curve, policy.kl) == pytest.approx(
+            policy.reward, rel=5e-3
+        )  # on it, and its chords a little below

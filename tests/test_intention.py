@@ -166,3 +166,15 @@ def test_a_file_of_prompts_without_labels_gets_no_probe(script, tmp_path: Path):
     assert script.main(["--prompts", str(file), "--layers", "2", "--out", str(out)]) == 0
     found = json.loads(out.read_text())["testbed"]
     assert list(found["layers"]) == ["2"] and "recoverability" not in found
+
+
+def test_labels_are_true_or_false_in_every_line_or_in_none(script, tmp_path: Path):
+    file = tmp_path / "prompts.jsonl"
+    rows = [{"prompt": "a\u2028b", "right": True}, {"prompt": "c", "right": False}]
+    file.write_bytes(b"\xef\xbb\xbf" + "\n".join(json.dumps(row, ensure_ascii=False) for row in rows).encode())
+    prompts, labels = script.read_prompts(file)
+    assert prompts == ["a\u2028b", "c"] and labels.tolist() == [True, False]
+    for bad in ({"right": "false"}, {}):
+        file.write_text("\n".join(json.dumps(row) for row in [rows[0], {"prompt": "c"} | bad]))
+        with pytest.raises(SystemExit, match='"right" must be true or false, in every line or in none'):
+            script.read_prompts(file)

@@ -1,6 +1,7 @@
 """The page and what it reads: whole runs, seeds, and runs that broke off."""
 
 import json
+import math
 import shutil
 import statistics
 import subprocess
@@ -16,7 +17,7 @@ from hclm_rl.report.command import main, named
 from hclm_rl.report.figures import shown_range, smoothed
 from hclm_rl.report.runs import Run, read_log
 from hclm_rl.report.sections import agreement, bar_series, stretches
-from hclm_rl.report.table import changes, compare
+from hclm_rl.report.table import changes, compare, value_of
 from hclm_rl.report.tokens import Scale, scales_of, spread
 from hclm_rl.trace import file_of
 
@@ -116,6 +117,42 @@ def test_seeds_of_one_name_make_one_column_with_their_spread(tmp_path: Path):
     assert "standard deviation over 3 seeds" in table.caption
     # from 0.4 to 0.3 is a quarter less; success and diversity are as before
     assert changes(runs) == [("plain", "token entropy \u221225 %, pass@1 +0 %, distinct right answers per prompt +0 %")]
+
+
+def test_only_seeds_make_one_column(tmp_path: Path):
+    names = ("target=0.15,delta=0.01/seed-11", "target=0.35,delta=0.01/seed-11", "a, b, seed 1", "a, b, seed 2")
+    runs = [Run(name=name, folder=tmp_path, summary=summary()) for name in names]
+    table = compare(runs)
+    assert table is not None
+    after = [name for name in table.columns if name.endswith(", after")]
+    assert after == [f"{name}, after" for name in (*names[:2], "a, b")]
+
+
+def test_columns_that_were_measured_differently_say_so(tmp_path: Path):
+    eight, one = summary(), summary()
+    eight["after"] = {**eight["after"], "samples": 64}
+    one["after"] = {**one["after"], "prompts": 1, "standard_errors": dict.fromkeys(MEANS, math.nan)}
+    runs = [
+        Run(name="a, seed 1", folder=tmp_path, summary=eight),
+        Run(name="a, seed 2", folder=tmp_path, summary=summary()),
+        Run(name="b", folder=tmp_path, summary=one),
+    ]
+    table = compare(runs)
+    assert table is not None
+    assert "a, after: 3 prompts, 8 or 64 responses each, ± standard deviation over 2 seeds" in table.caption
+    assert "b, after: 1 prompt, 8 responses each, ± standard error over prompts" in table.caption
+    assert all("±" not in values[-1] for _, values in table.rows)
+
+
+def test_a_measure_that_only_a_later_seed_has_brings_its_own_error(tmp_path: Path):
+    first, second = summary(), summary()
+    for when in ("before", "after"):
+        less = {name: value for name, value in first[when]["means"].items() if name != "pass@1"}
+        first[when] = {**first[when], "means": less, "standard_errors": less}
+    runs = [Run(name=f"a, seed {i}", folder=tmp_path, summary=each) for i, each in ((1, first), (2, second))]
+    value = value_of(runs, "after", "pass@1")
+    expected = second["after"]
+    assert (value.mean, value.error) == (expected["means"]["pass@1"], expected["standard_errors"]["pass@1"])
 
 
 def test_runs_that_started_differently_keep_their_own_before(tmp_path: Path):

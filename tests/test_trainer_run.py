@@ -273,7 +273,7 @@ def test_a_controller_that_gates_by_the_sampling_entropy_moves_by_it_too(policy:
 
 
 BETWEEN = [
-    ("rloo", {}, r"qae, em_rl: makes the advantages .* for RLOO only with beta=0"),  # its default beta is 0.05
+    ("rloo", {}, r"qae, em_rl: replaces the advantages .* for RLOO only with beta=0"),  # its default beta is 0.05
     ("rloo", {"beta": 0.0, "reward_clip_range": (-1.0, 1.0)}, "reward_clip_range unset"),
     ("rloo", {"beta": 0.0, "normalize_advantages": True}, "normalize_advantages=False"),
     ("grpo", {"multi_objective_aggregation": "normalize_then_sum"}, "set it to 'sum_then_normalize'"),
@@ -293,7 +293,7 @@ def test_what_trl_does_to_rewards_is_not_dropped_by_terms_with_a_baseline(
 def test_so_with_trls_own_config_before_loading(tmp_path: Path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))  # there are no weights to load
     args = trl.RLOOConfig(str(tmp_path / "out"), **settings())
-    with pytest.raises(ValueError, match="max_rl: makes the advantages"):
+    with pytest.raises(ValueError, match="max_rl: replaces the advantages"):
         hclm_rl.RLOOTrainer(str(tmp_path), low_words, args, prompts(), entropy_terms=["max_rl"])
 
 

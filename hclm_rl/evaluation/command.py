@@ -66,7 +66,7 @@ def main(arguments: Sequence[str]) -> int:
         from transformers.utils.logging import disable_progress_bar
 
         from .evaluate import evaluate
-        from .generate import Sampling
+        from .generate import REPORT_NAME, Sampling
         from .show import support_line, terminal_table, write_page
         from .tasks import Source, load
     except ModuleNotFoundError as error:
@@ -100,7 +100,7 @@ def main(arguments: Sequence[str]) -> int:
             on_batch=lambda role, done, total: status.update(f"{role}: batch {done} of {total}"),
         )
     options.out.mkdir(parents=True, exist_ok=True)
-    written = options.out / "report.json"
+    written = options.out / REPORT_NAME
     written.write_text(json.dumps(result.as_json(), indent=1) + "\n")
     console.print(terminal_table(result))
     for note in [*result.notes, *map(str, result.skipped)]:

@@ -148,7 +148,11 @@ def evaluate(
         raise ValueError(f"the tokenizer of '{model}' has no chat template, which messages and --chat need")
     kept, prompts, skipped = [], [], list(problems.skipped)
     for problem in problems.problems:
-        prompt = rendered(problem.prompt, tokenizers[model], is_chat)
+        try:
+            prompt = rendered(problem.prompt, tokenizers[model], is_chat)
+        except Exception as error:  # a template may raise whatever it likes, as for a role that it does not know
+            skipped.append(Skipped(id=problem.id, why=f"the chat template refuses it: {' '.join(str(error).split())}"))
+            continue
         why = why_not(prompt, tokenizers, contexts, sampling.max_new_tokens, not is_chat)
         if why:
             skipped.append(Skipped(id=problem.id, why=why))

@@ -174,10 +174,16 @@ GENERATORS: dict[GeneratorName, Callable[..., Generator]] = {
 }
 
 
+SUFFIXES, REPORT_NAME = (".safetensors", ".bin", ".json", ".model"), "report.json"
+
+
 def fingerprint(model: str) -> str:
-    """A folder by its files' sizes and times, so that a retrained model is another one; a hub's model by its name."""
+    """A folder by its files' sizes and times, so that a retrained model is another one; a hub's model by its name.
+
+    The evaluation's own report may lie there too.
+    """
     folder = Path(model)
-    files = sorted(file for file in folder.glob("*") if file.suffix in (".safetensors", ".bin", ".json", ".model"))
+    files = sorted(file for file in folder.glob("*") if file.suffix in SUFFIXES and file.name != REPORT_NAME)
     states = [f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files]
     return "\n".join([str(folder.resolve()) if files else model, *states])
 

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 
 from hclm_rl.naming import nearest_first
@@ -18,6 +19,8 @@ Prompt = str | list[dict[str, str]]  # text, or messages for a chat template
 GYM, DATASET = "gym:", "dataset:"
 GYM_INSTRUCTION = "\nPut the final answer, and nothing else, between <answer> and </answer>."
 MAX_NEW_TOKENS = 512  # where the task does not say how long an answer is
+LARGEST_POWER = 100
+LARGEST_EXPONENT = 400  # of a number that is written with one
 FORMS = f"{GYM}NAME is a task of reasoning-gym, {DATASET}NAME a data set, PATH.jsonl a file"
 
 
@@ -91,6 +94,10 @@ def from_testbed(source: Source) -> Problems:
     def judge(row: dict, completion: str) -> tuple[str | None, bool]:
         return task.answer(row, completion), task.is_correct(row, completion)
 
+    if task.environment is not None:
+        raise ValueError(
+            f"the task '{source.task}' has tools, which this command does not run: set eval_samples in its recipe"
+        )
     rows = [dict(row) for row in task.eval_dataset][: source.limit]
     problems = [
         Problem(id=f"row {i}", prompt=row["prompt"], judge=functools.partial(judge, row)) for i, row in enumerate(rows)
@@ -117,8 +124,12 @@ def from_gym(source: Source) -> Problems:
     def judge(entry: dict, completion: str) -> tuple[str | None, bool]:
         given = re.findall(r"<answer>(.*?)</answer>", completion, flags=re.DOTALL)
         answer = " ".join(given[-1].split()) if given else ""
-        # scores below 1 are for the form, or for being near
-        return (answer, found.score_answer(answer, entry) >= 1) if answer else (None, False)
+        if not answer:
+            return None, False
+        try:
+            return answer, found.score_answer(answer, entry) >= 1  # scores below 1 are for the form, or for being near
+        except Exception:  # some scorers raise where the answer is not of their form
+            return answer, False
 
     problems = [
         Problem(id=f"row {i}", prompt=entry["question"] + GYM_INSTRUCTION, judge=functools.partial(judge, entry))
@@ -138,11 +149,14 @@ def jsonl_rows(path: Path) -> Iterable[Row]:
         if line.strip():
             try:
                 row = json.loads(line)
+                row = row if isinstance(row, dict) else "is not a JSON object"
             except UnicodeDecodeError:
                 row = "is not UTF-8"
             except json.JSONDecodeError as error:
                 row = f"is not valid JSON ({error.msg} at character {error.pos})"
-            yield f"line {number}", row if isinstance(row, dict | str) else "is not a JSON object"
+            except ValueError as error:
+                row = f"holds what Python does not read ({error})"
+            yield f"line {number}", row
 
 
 def dataset_rows(source: Source) -> Iterable[Row]:
@@ -192,10 +206,19 @@ def problem_of(id: str, row: Mapping, source: Source) -> Problem | str:
         return f"'{source.prompt_column}' must be text, or messages with role and content"
     if isinstance(answer, bool) or not isinstance(answer, str | int | float):
         return f"'{source.answer_column}' must be text or a number, got {type(answer).__name__}"
-    gold = MathJudge.reading(str(answer))
+    text = without_exponent(str(answer))
+    gold = MathJudge.reading(text)
     if gold is None:
-        return f"the answer {str(answer)[:60]!r} does not parse as mathematics"
+        return f"the answer {text[:60]!r} does not parse as mathematics"
     return Problem(id=id, prompt=prompt, judge=gold)
+
+
+def without_exponent(answer: str) -> str:
+    """5e-05, as Python writes small and large floats, as 0.00005: math-verify takes the e for a number of its own."""
+    if not re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d{1,4}", answer):
+        return answer
+    number = Decimal(answer)
+    return format(number, "f") if abs(number.adjusted()) <= LARGEST_EXPONENT else answer
 
 
 def is_text(prompt: object) -> bool:
@@ -249,14 +272,30 @@ class MathJudge:
 
 
 def canonical(parsed: list) -> str:
-    """One spelling for what math-verify read: floats as fractions, fractions reduced."""
+    """One spelling for what math-verify read: floats as fractions, fractions reduced, where that cannot take long."""
+    try:
+        return spelled(parsed[0])
+    except Exception:  # whatever sympy raises: no response may end the evaluation; math-verify keeps the text beside
+        return str(parsed[-1])
+
+
+def spelled(value: object) -> str:
     import sympy
 
-    value = parsed[0]
-    if not isinstance(value, sympy.Basic):
-        return str(value)
-    value = value.xreplace({number: sympy.Rational(str(number)) for number in value.atoms(sympy.Float)})
-    # only what cannot take long: 9^9^9 stays as it is
-    if all(power.exp == -1 for power in value.atoms(sympy.Pow)):
-        value = value.doit()
-    return str(value)
+    if not isinstance(value, sympy.Basic) or not all(map(is_quick, sympy.preorder_traversal(value))):
+        return str(value)  # 9^9^9, 50!! and (1 + 0.06/365)^3650 stay as they are
+    exact = value.xreplace({number: sympy.Rational(str(number)) for number in value.atoms(sympy.Float)})
+    return str(exact.doit())
+
+
+def is_quick(node: object) -> bool:
+    """Whether a part of an expression can be evaluated at once: no factorial, no sum over many, no tower of powers."""
+    import sympy
+    from sympy.functions.combinatorial.factorials import CombinatorialFunction
+
+    if isinstance(node, sympy.Pow):
+        is_small = node.exp.is_Rational and abs(node.exp) <= LARGEST_POWER
+        is_tower = any(abs(inside.exp) != 1 for inside in node.base.atoms(sympy.Pow))
+        return node.exp == -1 or (is_small and not is_tower)
+    slow = (sympy.Integral, sympy.Sum, sympy.Product, sympy.Limit, sympy.gamma, sympy.binomial, CombinatorialFunction)
+    return not isinstance(node, slow)

@@ -70,7 +70,8 @@ def is_measurement(value: object) -> bool:
     means, errors = value.get("means"), value.get("standard_errors")
     if not (isinstance(means, dict) and isinstance(errors, dict)):
         return False
-    return all(is_number(mean) and is_number(errors.get(name)) for name, mean in means.items())
+    # of a single prompt there is no error: NaN
+    return all(is_number(mean) and isinstance(errors.get(name), int | float) for name, mean in means.items())
 
 
 IS_READABLE: dict[str, Callable[[object], bool]] = {

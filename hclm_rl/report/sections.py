@@ -261,7 +261,7 @@ def bars(runs: Sequence[Run]) -> Section | None:
                     [x for x, _ in heights],
                     [value.mean for _, value in heights],
                     width=width * 0.92,
-                    yerr=[value.error for _, value in heights],
+                    yerr=[value.error or 0.0 for _, value in heights],
                     color=colour,
                     alpha=alpha,
                     error_kw={"linewidth": 1, "ecolor": "#3c4043"},

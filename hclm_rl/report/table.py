@@ -1,5 +1,7 @@
 """Before and after, side by side: runs of one name but different seeds ("plain, seed 1") make one column."""
 
+import math
+import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +23,7 @@ class Value:
     """A mean and how uncertain it is: over prompts for one run, between seeds for several."""
 
     mean: float
-    error: float
+    error: float | None  # None of a single prompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +34,8 @@ class Table:
 
 
 def group_of(name: str) -> str:
-    """The part of a run's name that its other seeds share."""
-    return name.split(",")[0]
+    """The part of a run's name that its other seeds share: `plain` of `plain, seed 1`."""
+    return re.sub(r", *seed +\d+$", "", name)
 
 
 def by_group(runs: Sequence[Run]) -> dict[str, list[Run]]:
@@ -45,19 +47,37 @@ def by_group(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 def value_of(runs: Sequence[Run], when: str, measure: str) -> Value | None:
     """`when` is "before" or "after"; None where no run measured it."""
-    measured = [run.summary[when] for run in runs if run.summary.get(when)]
-    means = [each["means"][measure] for each in measured if measure in each["means"]]
+    measured = [each for run in runs if (each := run.summary.get(when)) and measure in each["means"]]
+    means = [each["means"][measure] for each in measured]
     if not means:
         return None
     if len(means) == 1:
-        return Value(mean=means[0], error=measured[0]["standard_errors"][measure])
+        error = measured[0]["standard_errors"][measure]
+        return Value(mean=means[0], error=None if math.isnan(error) else error)
     return Value(mean=statistics.mean(means), error=statistics.stdev(means))
+
+
+def described(runs: Sequence[Run], when: str) -> str | None:
+    """What a column's values are of; None where nothing was measured."""
+    measured = [run.summary[when] for run in runs if run.summary.get(when)]
+    if not measured:
+        return None
+    prompts, samples = (
+        " or ".join(map(str, sorted({each[key] for each in measured}))) for key in ("prompts", "samples")
+    )
+    seeds = len(measured)
+    spread = f"standard deviation over {seeds} seeds" if seeds > 1 else "standard error over prompts"
+    return f"{prompts} prompt{'s' * (prompts != '1')}, {samples} responses each, ± {spread}"
 
 
 def written(values: Sequence[Value | None]) -> list[str]:
     """A row's values with equally many decimals; "-" where nothing was measured."""
     digits = 3 if max((abs(value.mean) for value in values if value), default=0.0) < 1.05 else 2
-    return [f"{value.mean:.{digits}f} ± {value.error:.{digits}f}" if value else "-" for value in values]
+
+    def one(value: Value) -> str:  # a single prompt has no error
+        return f"{value.mean:.{digits}f}" + ("" if value.error is None else f" ± {value.error:.{digits}f}")
+
+    return [one(value) if value else "-" for value in values]
 
 
 def changes(runs: Sequence[Run]) -> list[tuple[str, str]]:
@@ -91,9 +111,8 @@ def compare(runs: Sequence[Run]) -> Table | None:
     rows = [(label, written(row)) for label, row in values.items() if any(row)]
     if not rows:
         return None
-    measured = [run.summary[when] for run in runs for when in ("before", "after") if run.summary.get(when)]
-    prompts, samples = measured[0]["prompts"], measured[0]["samples"]
-    seeds = max(len(of) for of in groups.values())
-    spread = f"standard deviation over {seeds} seeds" if seeds > 1 else "standard error over prompts"
-    caption = f"Held out: {prompts} prompts, {samples} responses each, at the training temperature; ± {spread}."
+    said = {name: text for name, of, when in columns if (text := described(of, when))}
+    alike = set(said.values())
+    each = alike.pop() if len(alike) == 1 else "; ".join(f"{name}: {text}" for name, text in said.items())
+    caption = f"Held out, at the training temperature: {each}."
     return Table(columns=[name for name, _, _ in columns], rows=rows, caption=caption)

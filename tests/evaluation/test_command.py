@@ -91,6 +91,24 @@ def test_broken_problems_are_named_and_the_rest_is_evaluated(
     assert report["estimates"]["model"]["pass@1"]["lower"] is None  # one problem has no interval
 
 
+def test_a_prompt_that_the_chat_template_refuses_is_left_out(policy: str, tmp_path: Path):
+    pytest.importorskip("math_verify")
+    shutil.copytree(policy, tmp_path / "model")
+    template = (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+        "{{ m.content }} {% endfor %}"
+    )
+    (tmp_path / "model/chat_template.jinja").write_text(template)
+    good = [{"role": "user", "content": "3 4"}]
+    lines = [{"prompt": good, "answer": "4"}, {"prompt": [{"role": "system", "content": "1"}, *good], "answer": "4"}]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    line = ["eval", str(tmp_path / "model"), "--task", str(tmp_path / "p.jsonl"), "--samples", "2"]
+    assert cli.main([*line, "--max_new_tokens", "4", "--out", str(tmp_path / "out")]) == 0
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert report["problems"] == 1
+    assert report["skipped"]["why"] == ["line 2: the chat template refuses it: no system role"]
+
+
 def test_a_prompt_that_a_model_cannot_encode_is_left_out(tmp_path: Path):
     pytest.importorskip("math_verify")
     lines = [{"prompt": "3 : 4", "answer": "4"}, {"prompt": "three", "answer": "4"}]

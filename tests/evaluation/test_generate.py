@@ -114,6 +114,8 @@ def test_the_cache_is_another_one_for_another_model_prompt_or_setting(tmp_path: 
     }
     assert len(names) == 8
     before = fingerprint(str(tmp_path))
+    (tmp_path / "report.json").write_text("{}")  # the evaluation's own, where --out is the model's folder
+    assert fingerprint(str(tmp_path)) == before
     os.utime(tmp_path / "model.safetensors", (1, 1))  # trained again
     assert fingerprint(str(tmp_path)) != before
 

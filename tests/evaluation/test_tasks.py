@@ -1,12 +1,13 @@
 """Where problems come from, and what is said of those that cannot be used."""
 
 import json
+import time
 from pathlib import Path
 
 import datasets
 import pytest
 
-from hclm_rl.evaluation.tasks import MathJudge, Problems, Source, canonical, load
+from hclm_rl.evaluation.tasks import MathJudge, Problems, Source, canonical, load, without_exponent
 
 pytest.importorskip("math_verify")
 
@@ -39,10 +40,14 @@ def test_a_file_is_read_line_by_line_and_bad_lines_are_named(tmp_path: Path):
         {"prompt": [], "answer": "1"},
         {"prompt": "yes?", "answer": True},
         {"prompt": [{"role": "user", "content": "half?"}], "answer": "\\frac{1}{2}"},
+        "hello",
+        b'{"prompt": "long", "answer": ' + b"1" * 5000 + b"}",
     )
     found = load(Source(task=str(path)))
     assert [each.id for each in found.problems] == ["line 1", "line 10"]
-    assert skipped(found) == [
+    *_, text, long = said = skipped(found)
+    assert text == "line 11: is not a JSON object" and long.startswith("line 12: holds what Python does not read")
+    assert said[:-2] == [
         "line 2: is not valid JSON (Unterminated string starting at at character 11)",
         "line 4: has no 'answer'",
         "line 5: the answer 'see the appendix' does not parse as mathematics",
@@ -76,10 +81,69 @@ def test_answers_have_one_spelling(reference: str, completion: str, answer: str 
     assert reading(reference)(completion) == (answer, is_right)
 
 
+@pytest.mark.parametrize(
+    "spellings",
+    [
+        ("1.5e^2", r"\frac{3}{2}e^2"),
+        (r"\sin(0.5)", r"\sin(\frac{1}{2})"),
+        (r"|{-3}|", "3"),
+        (r"1.5\times 10^{12}", "1500000000000"),
+        (r"0.5\sqrt{2}", r"\frac{\sqrt{2}}{2}"),
+        (r"(0.5+x)^2", r"(x+\frac{1}{2})^2"),
+    ],
+)
+def test_wrong_answers_of_one_value_are_one(spellings: tuple[str, str]):
+    one, other = (reading("42")(rf"\boxed{{{each}}}")[0] for each in spellings)
+    assert one == other
+
+
 def test_a_tower_of_powers_is_left_as_it_stands():
     from math_verify import parse
 
     assert canonical(parse("$9^{9^{9^9}}$")) == "9**(9**(9**9))"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        r"5000(1+\frac{0.06}{365})^{365 \cdot 10}",
+        "1000(1.0005)^{3650}",
+        r"1.5 \cdot 2^{100000}",
+        "20000!",
+        "50!!",
+        "99999999999!",
+        "9^{9^{9}}",
+        r"\sum_{i=1}^{1000000000} \frac{1}{i}",
+        "0." + "1" * 5000,
+        "1" * 5000,
+    ],
+)
+def test_no_response_ends_the_evaluation(said: str):
+    start = time.perf_counter()
+    answer, is_right = reading("42")(rf"\boxed{{{said}}}")
+    assert not is_right and (answer is None or isinstance(answer, str))
+    assert time.perf_counter() - start < 30  # math-verify's own clock is 5 s for each of its steps
+
+
+@pytest.mark.parametrize(
+    ("reference", "said"),
+    [
+        (5e-05, "0.00005"),
+        (2.5e-05, r"\frac{1}{40000}"),
+        (1e16, "10000000000000000"),
+        ("1e5", "100000"),
+        ("2.5e-5", "0.000025"),
+        (-1.5e-7, "-0.00000015"),
+        (0.1, "0.1"),
+    ],
+)
+def test_numbers_with_an_exponent(tmp_path: Path, reference: object, said: str):
+    found = load(Source(task=str(write(tmp_path / "p.jsonl", {"prompt": "?", "answer": reference}))))
+    assert found.problems[0].judge(rf"\boxed{{{said}}}")[1] and not found.problems[0].judge(r"\boxed{7}")[1]
+
+
+def test_an_absurd_exponent_stays_as_it_is():
+    assert without_exponent("1e9999") == "1e9999" and without_exponent("1e-400") == "0." + "0" * 399 + "1"
 
 
 @pytest.mark.parametrize("answer", ["", "?", "no", "see the appendix"])
@@ -98,6 +162,18 @@ def test_a_task_of_reasoning_gym():
     assert judge(f"first <answer>0.5</answer>, no: <answer> {right} </answer>") == (right, True)
     assert judge("<answer>0.5</answer>") == ("0.5", False)
     assert judge(right) == judge("<answer> </answer>") == (None, False)
+
+
+@pytest.mark.parametrize(("task", "said"), [("prime_factorization", "2 x 3"), ("game_of_life", "{}"), ("boxnet", "42")])
+def test_a_scorer_that_raises_says_wrong(task: str, said: str):
+    pytest.importorskip("reasoning_gym")
+    found = load(Source(task=f"gym:{task}", limit=1))
+    assert found.problems[0].judge(f"<answer>{said}</answer>") == (said, False)
+
+
+def test_a_task_with_tools_is_refused():
+    with pytest.raises(ValueError, match="the task 'hidden_number' has tools, which this command does not run"):
+        load(Source(task="hidden_number"))
 
 
 def test_a_data_set_of_ones_own_columns(tmp_path: Path):
