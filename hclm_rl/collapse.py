@@ -7,7 +7,7 @@ runs of the testbed and are reported on the other (docs/results.md).
 
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -88,8 +88,8 @@ class CollapseDetector:
         new["step"] = step
         fit_line(new, math.log(max(entropy, 1e-12)), steps, 1 - 1 / self.window)
         if new.get("seen", 0) < self.reference:
-            before, counts = new.get("seen", 0), min(steps, self.reference - new.get("seen", 0))
-            new["seen"] = before + counts
+            counts = min(steps, self.reference - new.get("seen", 0))
+            new["seen"] = new.get("seen", 0) + counts
             new["start"] = new.get("start", 0.0) + (entropy - new.get("start", 0.0)) * counts / new["seen"]
         keep = (1 - 1 / self.memory) ** steps
         new["level"] = keep * new.get("level", entropy) + (1 - keep) * entropy
@@ -158,13 +158,16 @@ class CollapseDetector:
 
     def judge(self, log: Iterable[Mapping[str, object]]) -> list[tuple[int, Verdict]]:
         """The verdict after each entry of a run's log that has a step and an entropy."""
-        state, found = self.initial_state(), []
+        return [(step, verdict) for step, verdict, _ in self.read(log)]
+
+    def read(self, log: Iterable[Mapping[str, object]]) -> Iterator[tuple[int, Verdict, State]]:
+        """As `judge`, with the state that goes on from each entry."""
+        state = self.initial_state()
         for entry in log:
             step = number(entry.get("step"))
             if step is not None and number(entry.get("entropy")) is not None:
                 verdict, state = self.update(entry, int(step), state)
-                found.append((int(step), verdict))
-        return found
+                yield int(step), verdict, state
 
 
 def number(value: object) -> float | None:
@@ -210,10 +213,8 @@ class CollapseCallback(TrainerCallback):
     ) -> None:
         """A run that goes on from a checkpoint has its start in its log."""
         self.state, self.verdict = self.detector.initial_state(), Verdict(state="healthy", causes=())
-        for entry in state.log_history:
-            step = number(entry.get("step"))
-            if step is not None:
-                self.verdict, self.state = self.detector.update(entry, int(step), self.state)
+        for _, verdict, after in self.detector.read(state.log_history):
+            self.verdict, self.state = verdict, after
 
     def on_log(
         self,

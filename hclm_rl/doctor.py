@@ -19,7 +19,7 @@ from rich.table import Table
 
 from .conflicts import conflicts
 from .forces import DISTORTION, LEAST_RATIO, SURROGATES, Regime, Surrogate, regime
-from .refusals import is_on_policy
+from .refusals import is_on_policy, refuse_what_the_run_lacks
 
 CLEAR = 2.0  # standard errors from 0 at which the sign of the critical coefficient counts
 MARGIN = 1.1  # over the critical coefficient, the card's
@@ -177,8 +177,6 @@ def examine(line: Sequence[str], algorithm: str = "grpo", prompts: int = 8, step
     from .arguments import parse, recipe_of
     from .config import build_chain, refuse_two_controls
     from .launch import build_trainer
-    from .refusals import refuse_what_the_run_lacks
-    from .terms.coding_rate import CodingRate
 
     start = time.perf_counter()
     recipe = str(recipe_of(line) or "the embedded default")
@@ -198,7 +196,7 @@ def examine(line: Sequence[str], algorithm: str = "grpo", prompts: int = 8, step
         if of is not None:  # two links on one surrogate push together
             coefs[of] = coefs.get(of, 0.0) + greatest_coef(link.coef)
             eps[of] = getattr(link.term, "eps_relative", 1e-4)
-        elif isinstance(link.term, CodingRate):
+        elif term_name(link.term) in SURROGATES:
             notes.append(
                 f"{link.name}: the row below is that of the tokens' states at a distortion of {DISTORTION:g}, not of "
                 "this link, whose regime is not known before training"

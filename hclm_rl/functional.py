@@ -30,6 +30,11 @@ def exactly(x: Shaped[Tensor, "*S"]) -> Float[Tensor, "*S"]:
     return (x.cpu() if x.device.type in NO_FLOAT64 else x).double()
 
 
+def ratio(top: float, bottom: float) -> float:
+    """top / bottom; 0 of nothing. The form of a `Total` of two sums."""
+    return top / bottom if bottom else 0.0
+
+
 def masked_mean(x: Float[Tensor, "*S"], mask: Bool[Tensor, "*S"]) -> Scalar:
     """sum_{mask} x / |mask|; 0 where the mask is empty. Differentiable in x."""
     return torch.where(mask, x, 0).sum() / mask.sum().clamp(min=1)

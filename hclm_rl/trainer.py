@@ -740,6 +740,8 @@ class EntropyTermsMixin:
 
     def _hclm_renormalise(self, rewards: Tensor) -> tuple[Tensor, Tensor]:
         """This process's rewards (N,) -> its advantages as the base algorithm would have made them, and their scale."""
+        if sentence := acts_between(self.args):
+            raise ValueError(f"a term shapes the rewards, {sentence}")
         everywhere = self._hclm_everywhere(rewards)
         scale = self._hclm_reward_scale(everywhere)
         advantages = torch.nan_to_num(self._hclm_centre(everywhere) / scale, nan=0.0)
@@ -820,8 +822,6 @@ class GRPOTrainer(EntropyTermsMixin, trl.GRPOTrainer):
         return logps is output.get("old_per_token_logps")
 
     def _hclm_centre(self, rewards: Tensor) -> Tensor:
-        if sentence := acts_between(self.args):
-            raise ValueError(f"a term shapes the rewards, {sentence}")
         mean = torch.nanmean(rewards.view(-1, self.num_generations), dim=1)
         return rewards - mean.repeat_interleave(self.num_generations, dim=0)
 
@@ -850,8 +850,6 @@ class RLOOTrainer(EntropyTermsMixin, trl.RLOOTrainer):
         return torch.equal((logps * output["completion_mask"]).sum(1), output["old_logps"])
 
     def _hclm_centre(self, rewards: Tensor) -> Tensor:
-        if sentence := acts_between(self.args):
-            raise ValueError(f"a term shapes the rewards, {sentence}")
         grouped = rewards.view(-1, self.num_generations)
         others = (~grouped.isnan()).sum(dim=1, keepdim=True) - 1
         return rewards - ((grouped.nansum(dim=1, keepdim=True) - grouped) / others).view(-1)

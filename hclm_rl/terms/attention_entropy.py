@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 
 import torch
 
+from ..functional import ratio
 from ..types import Effect, Term, TokenBatch, Total
 
 
@@ -56,11 +57,6 @@ class AttentionEntropy(Term):
                 "lowest": Total(sums=(*heads, count), form=first_percentile),
             },
         )
-
-
-def ratio(total: float, count: float) -> float:
-    """total / count, 0 of nothing."""
-    return total / count if count else 0.0
 
 
 def first_percentile(*sums: float) -> float:

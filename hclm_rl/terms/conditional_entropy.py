@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..answers import DEFAULT, answer_of, as_whole, extractor, normalised
-from ..functional import in_double, widest
+from ..functional import in_double, ratio, widest
 from ..turns import ends_of_steps
 from ..types import Effect, Rollout, RolloutEffect, Term, TokenBatch, Total, Transcript
 
@@ -101,10 +101,7 @@ class ConditionalEntropy(Term):
         names = ("utility_total", "utility_slope", "useful_steps", "surplus", "nll_total")
         return RolloutEffect(
             columns={"paid": paid.to(rollout.advantages.dtype)},
-            metrics={
-                name: Total(sums=(value, sums[-1]), form=lambda value, count: value / count if count else 0.0)
-                for name, value in zip(names, sums, strict=False)
-            },
+            metrics={name: Total(sums=(value, sums[-1]), form=ratio) for name, value in zip(names, sums, strict=False)},
         )
 
     def __call__(self, batch: TokenBatch, memory: dict) -> Effect:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..forces import StepForce, Surrogate, step_force
+from ..functional import ratio
 from ..geometry import Factor, Moments, force_norm_per_token, influence
 from ..spectra import drift_budget
 from ..types import Effect, Metric, Quantiles, Rollout, RolloutEffect, Term, TokenBatch, Total
@@ -120,11 +121,6 @@ class InformationForce(Term):
             }
 
         return Effect(on_hidden_gradient=on_hidden_gradient)
-
-
-def ratio(top: float, bottom: float) -> float:
-    """top / bottom; 0 where there is no force."""
-    return top / bottom if bottom else 0.0
 
 
 def cosine(dot: float, left: float, right: float) -> float:
