@@ -6,16 +6,14 @@ returns must print alike where it is equal.
 """
 
 import functools
-import importlib
 import importlib.util
-import os
 import re
-import sys
 import threading
 from collections.abc import Callable, Hashable, Sequence
 
 import torch
 
+from . import dotted
 from .types import Rollout
 
 DEFAULT = "hclm_rl.answers.boxed_or_numbers"
@@ -65,13 +63,7 @@ def boxed_or_numbers(text: str) -> str | None:
 def extractor(how: str) -> Extract:
     """The rule of that name; raises one sentence where it is none."""
     if re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", how):
-        if os.getcwd() not in sys.path:  # as for terms: a user's file lies beside the recipe
-            sys.path.insert(0, os.getcwd())
-        module, _, name = how.rpartition(".")
-        try:
-            return getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError) as error:
-            raise ValueError(f"no function that finds answers at '{how}': {error}") from error
+        return dotted.find_function(how, "function that finds answers")
     try:
         pattern = re.compile(how)
     except re.error as error:

@@ -138,6 +138,11 @@ def parse(algorithm: Algorithm, line: Sequence[str], instead: Mapping[str, objec
     return tuple(settings)  # type: ignore[return-value]
 
 
+def with_recipe_apart(line: Sequence[str]) -> list[str]:
+    """--config=FILE as --config FILE, the one form that TRL reads."""
+    return [part for each in line for part in (each.split("=", 1) if each.startswith("--config=") else [each])]
+
+
 def recipe_of(line: Sequence[str]) -> Path | None:
     """The file that --config names."""
     if "--config" not in line:

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from hclm_rl import dotted
 from hclm_rl.naming import nearest_first
 
 ALGORITHMS: Final = ("grpo", "rloo")
@@ -223,8 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     methods = commands.add_parser("methods", help="list the entropy-control methods, or show one")
     methods.add_argument("name", nargs="?", help="a method's name, or the dotted path of a class")
     line = list(sys.argv[1:] if arguments is None else arguments)
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # dotted paths name files of the user's own folder
+    dotted.look_here()
     try:
         for algorithm in ALGORITHMS:
             if line[:1] == [algorithm]:

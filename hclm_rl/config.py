@@ -5,9 +5,7 @@ import importlib
 import importlib.util
 import json
 import math
-import os
 import pkgutil
-import sys
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -17,7 +15,7 @@ from typing import Any
 
 import trl
 
-from . import terms
+from . import dotted, terms
 from .chain import Chain, Link
 from .coefficients import KINDS, Coefficient, Constant, coefficient_from
 from .naming import nearest_first
@@ -50,13 +48,7 @@ def known_terms() -> list[str]:
 def find_term(name: str) -> type[Term]:
     """The class behind a recipe's name: `clip_cov` is terms/clip_cov.py's ClipCov, `my_lab.floor.Floor` is itself."""
     if "." in name:
-        module_path, _, class_name = name.rpartition(".")
-        if os.getcwd() not in sys.path:  # as TRL does for rewards: a user's file lies beside the recipe
-            sys.path.insert(0, os.getcwd())
-        try:
-            found = getattr(importlib.import_module(module_path), class_name)
-        except (ImportError, AttributeError) as error:
-            raise ValueError(f"no entropy term at '{name}': {error}") from error
+        found = dotted.find(name, "entropy term")
     elif name in known_terms():
         class_name = "".join(word.capitalize() for word in name.split("_"))
         found = getattr(importlib.import_module(f"{terms.__name__}.{name}"), class_name)

@@ -14,11 +14,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.table import Table
+from transformers import PrinterCallback
 
+from .arguments import Algorithm, parse, recipe_of, with_recipe_apart
+from .chain import Chain
+from .config import GRPOConfig, RLOOConfig, build_chain, refuse_two_controls
 from .conflicts import conflicts
 from .forces import DISTORTION, LEAST_RATIO, SURROGATES, Regime, Surrogate, regime
+from .launch import build_trainer
 from .refusals import is_on_policy, refuse_what_the_run_lacks
 
 CLEAR = 2.0  # standard errors from 0 at which the sign of the critical coefficient counts
@@ -169,25 +175,8 @@ def greatest_coef(spec: object) -> float:
     return max(numbers, key=abs) if numbers else 1.0
 
 
-def examine(line: Sequence[str], algorithm: str = "grpo", prompts: int = 8, steps: int = 4) -> Diagnosis:
-    """`line`: --config RECIPE and any overrides, as `hclm-rl grpo` takes them."""
-    import torch
-    from transformers import PrinterCallback
-
-    from .arguments import parse, recipe_of
-    from .config import build_chain, refuse_two_controls
-    from .launch import build_trainer
-
-    start = time.perf_counter()
-    recipe = str(recipe_of(line) or "the embedded default")
-    try:
-        _, config, _, _ = parse(algorithm, line)  # type: ignore[arg-type]
-        chain = build_chain(config.entropy_terms)
-        if chain.links and algorithm == "grpo":
-            refuse_two_controls(config, chain)  # type: ignore[arg-type]
-    except (ValueError, OSError, ImportError) as error:
-        return Diagnosis(recipe=recipe, mistakes=[" ".join(str(error).split())], seconds=time.perf_counter() - start)
-    mistakes = chain_mistakes(chain, config)
+def strengths_of(chain: Chain) -> tuple[dict[str, float], dict[str, float], list[str]]:
+    """`coef` and `eps_relative` of the surrogates in the chain, and notes on links whose force no gauge shows."""
     coefs: dict[str, float] = {}
     eps: dict[str, float] = {}
     notes = []
@@ -201,56 +190,76 @@ def examine(line: Sequence[str], algorithm: str = "grpo", prompts: int = 8, step
                 f"{link.name}: the row below is that of the tokens' states at a distortion of {DISTORTION:g}, not of "
                 "this link, whose regime is not known before training"
             )
+    return coefs, eps, notes
+
+
+def dry_settings(
+    config: GRPOConfig | RLOOConfig, eps: Mapping[str, float], prompts: int, steps: int, folder: str
+) -> dict[str, object]:
+    """What stands in for the recipe's keys: a gauge for each surrogate, `steps` on-policy steps that change nothing."""
     group = config.num_generations or 1
     rows = min(config.per_device_train_batch_size, prompts * group)
-    rows = max(rows - rows % group, group) if rows >= group else group
+    rows = max(rows - rows % group, group)
     pieces = max(prompts * group // rows, 1)
     gauges = [
-        {
-            "information_force": {
-                "name": name,
-                "surrogate": name,
-                "eps_relative": eps.get(name, 1e-4),
-                "spectrum_every": 1,
-            }
-        }
-        for name in SURROGATES
+        {"information_force": {"name": of, "surrogate": of, "eps_relative": eps.get(of, 1e-4), "spectrum_every": 1}}
+        for of in SURROGATES
     ]
+    return {
+        "entropy_terms": gauges,
+        "output_dir": folder,
+        "max_steps": steps,
+        "learning_rate": 0.0,
+        "optim": "sgd",
+        "logging_steps": 1,
+        "per_device_train_batch_size": rows,
+        "gradient_accumulation_steps": pieces,
+        "steps_per_generation": pieces,
+        "generation_batch_size": None,
+        "num_iterations": 1,
+        "entropy_coef": 0.0,  # the gauges are terms, beside which TRL's own control is refused
+        "use_adaptive_entropy": False,
+        "save_strategy": "no",
+        "eval_strategy": "no",
+        "eval_on_start": False,
+        "load_best_model_at_end": False,
+        "logging_strategy": "steps",
+        "eval_samples": 0,
+        "push_to_hub": False,
+        "log_completions": False,
+        "log_completions_hub_repo": None,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "save_final": False,
+    }
+
+
+def examine(line: Sequence[str], algorithm: Algorithm = "grpo", prompts: int = 8, steps: int = 4) -> Diagnosis:
+    """`line`: --config RECIPE and any overrides, as `hclm-rl grpo` takes them."""
+    start = time.perf_counter()
+    recipe = str(recipe_of(line) or "the embedded default")
+    mistakes: list[str] = []
+
+    def unusable(error: Exception) -> Diagnosis:
+        found = [*mistakes, " ".join(str(error).split())]
+        return Diagnosis(recipe=recipe, mistakes=found, seconds=time.perf_counter() - start)
+
+    try:
+        _, config, _, _ = parse(algorithm, line)
+        chain = build_chain(config.entropy_terms)
+        if chain.links and isinstance(config, GRPOConfig):
+            refuse_two_controls(config, chain)
+    except (ValueError, OSError, ImportError) as error:
+        return unusable(error)
+    mistakes += chain_mistakes(chain, config)
+    coefs, eps, notes = strengths_of(chain)
     with tempfile.TemporaryDirectory() as folder:
-        dry = {
-            "entropy_terms": gauges,
-            "output_dir": folder,
-            "max_steps": steps,
-            "learning_rate": 0.0,
-            "optim": "sgd",
-            "logging_steps": 1,
-            "per_device_train_batch_size": rows,
-            "gradient_accumulation_steps": pieces,
-            "steps_per_generation": pieces,
-            "generation_batch_size": None,
-            "num_iterations": 1,
-            "entropy_coef": 0.0,  # the gauges are terms, beside which TRL's own control is refused
-            "use_adaptive_entropy": False,
-            "save_strategy": "no",
-            "eval_strategy": "no",
-            "eval_on_start": False,
-            "load_best_model_at_end": False,
-            "logging_strategy": "steps",
-            "eval_samples": 0,
-            "push_to_hub": False,
-            "log_completions": False,
-            "log_completions_hub_repo": None,
-            "report_to": "none",
-            "disable_tqdm": True,
-            "save_final": False,
-        }
         try:
-            settings = parse(algorithm, line, instead=dry)  # type: ignore[arg-type]
-            trainer, _ = build_trainer(algorithm, settings, [])  # type: ignore[arg-type]
+            settings = parse(algorithm, line, instead=dry_settings(config, eps, prompts, steps, folder))
+            trainer, _ = build_trainer(algorithm, settings, [])
             refuse_what_the_run_lacks(chain, trainer.model, config)
         except (ValueError, OSError, ImportError) as error:
-            mistakes.append(" ".join(str(error).split()))
-            return Diagnosis(recipe=recipe, mistakes=mistakes, seconds=time.perf_counter() - start)
+            return unusable(error)
         mistakes += memory_mistakes(trainer.model, config)
         trainer.remove_callback(PrinterCallback)
         trainer.train()
@@ -302,7 +311,7 @@ def surrogate_of(term: object) -> Surrogate | None:
     return name if name in SURROGATES else None  # type: ignore[return-value]
 
 
-def chain_mistakes(chain, config) -> list[str]:
+def chain_mistakes(chain: Chain, config: GRPOConfig | RLOOConfig) -> list[str]:
     """What can be told from the recipe alone."""
     found = conflicts(chain)
     for link in chain.links:
@@ -316,7 +325,7 @@ def chain_mistakes(chain, config) -> list[str]:
     return found
 
 
-def token_mistakes(chain, tokens: int, responses: int, width: int) -> list[str]:
+def token_mistakes(chain: Chain, tokens: int, responses: int, width: int) -> list[str]:
     """Statistics that need more tokens, or responses, than a generation batch has."""
     found = []
     row_by_row = "feature_softmax"
@@ -340,20 +349,21 @@ def token_mistakes(chain, tokens: int, responses: int, width: int) -> list[str]:
     return found
 
 
-def target_mistakes(chain, entropy: float) -> list[str]:
+def target_mistakes(chain: Chain, entropy: float) -> list[str]:
     """Controllers whose target the policy is already under."""
-    return [
-        f"{link.name} steers towards {link.coef.target:g} nats and the policy starts at {entropy:.3g}: it pushes from "
-        "the first step"
-        for link in chain.links
-        if isinstance(getattr(link.coef, "target", None), float) and link.coef.target > entropy
-    ]
+    found = []
+    for link in chain.links:
+        target = getattr(link.coef, "target", None)
+        if isinstance(target, int | float) and target > entropy:
+            found.append(
+                f"{link.name} steers towards {target:g} nats and the policy starts at {entropy:.3g}: it pushes from "
+                "the first step"
+            )
+    return found
 
 
 def memory_mistakes(model, config) -> list[str]:
     """Weights, gradients and Adam's two moments against the device: a lower bound, activations come on top."""
-    import torch
-
     trained = [p for p in model.parameters() if p.requires_grad]
     bytes_needed = sum(p.numel() * p.element_size() for p in model.parameters())
     bytes_needed += sum(3 * p.numel() * p.element_size() for p in trained)
@@ -420,7 +430,8 @@ def main(arguments: Sequence[str]) -> int:
     options, line = parser.parse_known_args(arguments)
     if options.prompts < 1 or options.steps < 1:
         raise ValueError(f"--prompts and --steps must be at least 1, got {options.prompts} and {options.steps}")
-    if "--config" not in line:
+    line = with_recipe_apart(line)
+    if recipe_of(line) is None:
         line = [*as_flags(DEFAULT), *line]
     found = examine(line, options.algorithm, options.prompts, options.steps)
     if options.json:

@@ -1,7 +1,6 @@
 """The training job behind `hclm-rl grpo`, `hclm-rl rloo` and the scripts in recipes/: from a recipe to a run folder."""
 
 import functools
-import importlib
 import json
 import os
 import platform
@@ -21,8 +20,9 @@ from trl import rewards
 from trl.scripts.utils import DatasetMixtureConfig, get_dataset
 from trl.trainer.utils import get_peft_config, get_quantization_config
 
+from . import dotted
 from .answers import final_text, own_last_words
-from .arguments import REWARDS, Algorithm, RunArguments, Settings, make_parser, parse, recipe_of
+from .arguments import REWARDS, Algorithm, RunArguments, Settings, make_parser, parse, recipe_of, with_recipe_apart
 from .collapse import CollapseCallback
 from .config import GRPOConfig, RLOOConfig
 from .naming import nearest_first
@@ -44,17 +44,6 @@ SECONDS_TO_LET_GO = 0.2
 PACKAGES = ("trl", "transformers", "accelerate", "torch")
 
 
-def import_function(path: str, what: str) -> Callable:
-    module_path, _, name = path.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module_path), name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"no {what} at '{path}': {error}") from error
-    if not callable(found):
-        raise ValueError(f"no {what} at '{path}': it is {found!r}, which cannot be called")
-    return found
-
-
 def find_reward(name: str) -> Reward:
     """TRL's function of that name, or the one at a dotted path."""
     if name == "get_soft_overlong_punishment":  # the values of TRL's own script
@@ -66,7 +55,7 @@ def find_reward(name: str) -> Reward:
             f"unknown reward function '{name}'; known are {', '.join(nearest_first(name, REWARDS))}, "
             "and a dotted path names one of your own"
         )
-    return import_function(name, "reward function")
+    return dotted.find_function(name, "reward function")
 
 
 def load_task(arguments: RunArguments) -> Task | None:
@@ -354,9 +343,7 @@ def run(algorithm: Algorithm, settings: Settings) -> dict:
 def main(algorithm: Algorithm, arguments: Sequence[str] | None = None) -> int:
     """The command line: a mistake in the recipe is one sentence on stderr and exit code 2."""
     given = sys.argv[1:] if arguments is None else arguments
-    line = [part for each in given for part in (each.split("=", 1) if each.startswith("--config=") else [each])]
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # dotted paths name files of the user's own folder
+    line = with_recipe_apart(given)
     device = torch.accelerator.current_accelerator()
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and (device is None or device.type == "mps"):
         os.environ.setdefault("ACCELERATE_USE_CPU", "true")  # else each process would train alone

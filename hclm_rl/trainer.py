@@ -95,6 +95,15 @@ class _Generation:
 
 
 @dataclass
+class _Strengths:
+    """Every link's coefficient in one optimiser step, and the sampled entropy that made them."""
+
+    step: int
+    coefs: dict[str, float]  # by link
+    sampled_entropy: float | None
+
+
+@dataclass
 class _Run:
     """All of a trainer's own state, behind one attribute, so that no name collides with TRL's."""
 
@@ -103,8 +112,7 @@ class _Run:
     trace: Trace
     metrics: StepMetrics = field(default_factory=StepMetrics)
     shared: dict[str, Tensor] = field(default_factory=dict)
-    # the optimiser step, the strengths in it, and the sampled entropy that made them
-    coefs: tuple[int, dict[str, float], float | None] | None = None
+    strengths: _Strengths | None = None
     sampled_entropy: float | None = None  # nats, mean of the last scoring pass over all processes; NaN of no token
     generation: _Generation | None = None  # set while TRL makes a generation batch
     deferred: tuple[dict[str, Any], _Generation] | None = None  # a batch whose first stage waits for the loss's pass
@@ -306,7 +314,7 @@ class EntropyTermsMixin:
         outcome = run.chain.on_rollout(
             rollout,
             run.state.memory,
-            self._hclm_coefs(),
+            self._hclm_strengths().coefs,
             functools.partial(self._hclm_generator, "rollout"),
             self._hclm_renormalise,
         )
@@ -339,7 +347,7 @@ class EntropyTermsMixin:
             loss = super()._compute_loss(model, run.inputs)
             assert run.outcome is not None
             for link, added in run.outcome.losses.items():
-                loss = loss + self._hclm_coefs()[link] * self._hclm_share_of_step(added, run.inputs)
+                loss = loss + self._hclm_strengths().coefs[link] * self._hclm_share_of_step(added, run.inputs)
         finally:
             run.inputs, run.outcome = None, None
         run.micro_batches += 1
@@ -423,7 +431,7 @@ class EntropyTermsMixin:
         )
         with torch.autocast(logps.device.type, enabled=False):
             generators = functools.partial(self._hclm_generator, f"micro-batch {run.micro_batches}")
-            outcome = run.chain(batch, run.state.memory, self._hclm_coefs(), generators, affected)
+            outcome = run.chain(batch, run.state.memory, self._hclm_strengths().coefs, generators, affected)
         run.outcome = outcome
         shaped = inputs["advantages"] if outcome.advantages is None else outcome.advantages
         if run.trace.wants(self.state.global_step + 1):
@@ -590,19 +598,17 @@ class EntropyTermsMixin:
         return loss
 
     def _hclm_end_step(self) -> None:
-        run = self._hclm
-        coefs = self._hclm_coefs()
-        assert run.coefs is not None
-        sampled = run.coefs[2]
+        run, strengths = self._hclm, self._hclm_strengths()
         metrics = run.metrics.flush(self.accelerator)
         entropy = metrics.pop("hclm_entropy")
         for link in run.chain.links:
-            metrics[f"{link.name}/coef"] = coefs[link.name]
+            coef, sampled = strengths.coefs[link.name], strengths.sampled_entropy
+            metrics[f"{link.name}/coef"] = coef
             # a controller that gates by the entropy at sampling moves by the same one
             measured = sampled if link.coef.needs_entropy and sampled is not None else entropy
             if not math.isnan(measured):
                 run.state.controller[link.name] = link.coef.update(measured, run.state.controller[link.name])
-            is_idle = metrics[f"{link.name}/affected"] == 0 and coefs[link.name] != 0 and not link.term.is_diagnostic
+            is_idle = metrics[f"{link.name}/affected"] == 0 and coef != 0 and not link.term.is_diagnostic
             run.state.idle_steps[link.name] = run.state.idle_steps[link.name] + 1 if is_idle else 0
             if run.state.idle_steps[link.name] == IDLE_STEPS_BEFORE_WARNING and self.accelerator.is_main_process:
                 logger.warning(
@@ -704,21 +710,17 @@ class EntropyTermsMixin:
     def _hclm_progress(self) -> float:
         return self.state.global_step / max(self.state.max_steps, 1)
 
-    def _hclm_coefs(self) -> dict[str, float]:
-        """Every link's strength in this optimiser step."""
+    def _hclm_strengths(self) -> _Strengths:
+        """Made once an optimiser step."""
         run, step = self._hclm, self.state.global_step
-        if run.coefs is None or run.coefs[0] != step:
-            run.coefs = (
-                step,
-                {
-                    link.name: link.coef.value(
-                        self._hclm_progress(), run.state.controller[link.name], entropy=run.sampled_entropy
-                    )
-                    for link in run.chain.links
-                },
-                run.sampled_entropy,
-            )
-        return run.coefs[1]
+        if run.strengths is None or run.strengths.step != step:
+            entropy, progress = run.sampled_entropy, self._hclm_progress()
+            coefs = {
+                link.name: link.coef.value(progress, run.state.controller[link.name], entropy=entropy)
+                for link in run.chain.links
+            }
+            run.strengths = _Strengths(step=step, coefs=coefs, sampled_entropy=entropy)
+        return run.strengths
 
     def _hclm_generator(self, stage: str, link: str) -> torch.Generator:
         """A generator that depends on seed, step, stage and link alone: no state to save, the same everywhere."""

@@ -73,6 +73,7 @@ def test_rules_are_patterns_or_dotted_paths():
         ("(", "answer is no regular expression (missing ), unterminated subpattern at position 0) and no dotted path"),
         ("no.such.function", "no function that finds answers at 'no.such.function': No module named 'no'"),
         ("hclm_rl.answers.nothing", "no function that finds answers at 'hclm_rl.answers.nothing': module"),
+        ("hclm_rl.answers.DEFAULT", "no function that finds answers at 'hclm_rl.answers.DEFAULT': it is"),
     ],
 )
 def test_refuses_what_is_no_rule(how, sentence):

@@ -18,6 +18,7 @@ from hclm_rl.doctor import (
     greatest_coef,
     mean_and_error,
     recommended,
+    target_mistakes,
     token_mistakes,
 )
 
@@ -117,8 +118,10 @@ def test_the_page_and_json(tmp_path: Path, capsys: pytest.CaptureFixture):
 
 
 def test_the_exit_code_of_a_sick_recipe(tmp_path: Path, capsys: pytest.CaptureFixture):
-    assert main(["doctor", *recipe(tmp_path, "[no_such_term]")]) == 1
-    assert "unknown" in capsys.readouterr().out
+    line = recipe(tmp_path, "[no_such_term]")
+    for written in (line, ["=".join(line)]):
+        assert main(["doctor", *written]) == 1
+        assert "unknown entropy term 'no_such_term'" in " ".join(capsys.readouterr().out.split())
     assert main(["doctor", "--steps", "0"]) == 2
     assert "--steps must be at least 1" in capsys.readouterr().err
 
@@ -200,6 +203,15 @@ def test_valid_recipes_are_examined_and_nothing_leaves_the_machine(
     monkeypatch.setattr("trl.trainer.grpo_trainer.create_repo", no_hub)
     found = examine(recipe(tmp_path, more=more), prompts=1, steps=1)
     assert found.mistakes == [] and len(found.forces) == 6
+
+
+@pytest.mark.parametrize("target", [1, 0.5])
+def test_a_target_above_the_start(target: float):
+    chain = build_chain([{"entropy_bonus": {"coef": {"kind": "step_to_target", "target": target}}}])
+    assert target_mistakes(chain, entropy=0.4) == [
+        f"entropy_bonus steers towards {target:g} nats and the policy starts at 0.4: it pushes from the first step"
+    ]
+    assert target_mistakes(chain, entropy=1.1) == []
 
 
 def test_the_strongest_that_a_coefficient_gets():
