@@ -137,6 +137,7 @@ def find_method(name: str) -> Method:
     """The shipped term of that name, or the class at a dotted path."""
     if "." in name:
         module, _, class_name = name.rpartition(".")
+        dotted.look_here()
         try:
             spec = importlib.util.find_spec(module)
         except ModuleNotFoundError:  # a parent package is missing
@@ -224,7 +225,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     methods = commands.add_parser("methods", help="list the entropy-control methods, or show one")
     methods.add_argument("name", nargs="?", help="a method's name, or the dotted path of a class")
     line = list(sys.argv[1:] if arguments is None else arguments)
-    dotted.look_here()
     try:
         for algorithm in ALGORITHMS:
             if line[:1] == [algorithm]:
