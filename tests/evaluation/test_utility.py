@@ -38,6 +38,7 @@ def test_a_chain_that_wavers_and_one_without_steps():
     assert math.isnan(bare.slope) and math.isnan(bare.monotone_share) and bare.total == 0.0
 
 
+@pytest.mark.filterwarnings("error")  # what transformers calls the cache changes: a warning names its caller as torch
 def test_the_cropped_cache_gives_what_whole_passes_give():
     model, tokenizer = load_policy()
     question, steps, cue, answer = "7 3 5 : 35 ! 4 5 7 >", ["3 32", "5 27 7", "20"], ">", "7 13"
