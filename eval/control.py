@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from leaderboard_statistics import paired_difference
+from leaderboard.statistics import paired_difference
 from many_runs import TESTBED, Job, read, run_all, train
 from rich.console import Console
 from rich.table import Table

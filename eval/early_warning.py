@@ -1,4 +1,4 @@
-"""How early and how falsely hclm_rl.collapse.CollapseDetector warns: runs that collapse and runs that do not.
+"""How early and how falsely hclm_rl.watch.collapse.CollapseDetector warns: runs that collapse and runs that do not.
 
     python eval/early_warning.py --train --jobs 2 --out runs/early_warning
     python eval/early_warning.py --table --out runs/early_warning
@@ -26,7 +26,7 @@ from many_runs import Job, read, run_all, train
 from rich.console import Console
 from rich.table import Table
 
-from hclm_rl.collapse import CollapseDetector
+from hclm_rl.watch.collapse import CollapseDetector
 
 COLLAPSED = 0.2  # share of the start
 SMOOTH, START = 10, 5  # optimiser steps

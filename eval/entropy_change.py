@@ -41,10 +41,10 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from hclm_rl import GRPOTrainer
-from hclm_rl.arguments import parse
-from hclm_rl.flow import discriminator, mean_discriminator
-from hclm_rl.functional import covariance_contributions, masked_mean
-from hclm_rl.launch import build_trainer
+from hclm_rl.commands.launch import build_trainer
+from hclm_rl.equations.flow import discriminator, mean_discriminator
+from hclm_rl.equations.functional import covariance_contributions, masked_mean
+from hclm_rl.recipe.arguments import parse
 from hclm_rl.testbed.sampling import plain_generation, sample_completions
 
 OF_BATCH = ("covariance", "covariance_p", "steer", "discriminator", "first_order", "hidden", "gradient")

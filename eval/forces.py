@@ -30,9 +30,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from hclm_rl.doctor import mean_and_error, recommended
-from hclm_rl.forces import SURROGATES, step_force
-from hclm_rl.spectra import effective_rank, spectrum
+from hclm_rl.commands.doctor import mean_and_error, recommended
+from hclm_rl.equations.forces import SURROGATES, step_force
+from hclm_rl.equations.spectra import effective_rank, spectrum
 
 WINDOW = 50  # optimiser steps
 START = 10  # optimiser steps whose mean is the force at the start (and at the end)

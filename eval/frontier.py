@@ -1,4 +1,4 @@
-"""Reward against KL: how far policies lie from the best that their base allows (`hclm_rl/frontier.py`).
+"""Reward against KL: how far policies lie from the best that their base allows (`hclm_rl/evaluation/frontier.py`).
 
     python eval/frontier.py --task coins --reference testbed --policy runs/plain --policy runs/controlled
     python eval/frontier.py --task coins --reference testbed --run runs/with_kl     # from the log: needs beta > 0
@@ -22,12 +22,12 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from hclm_rl.forecast import curve_of
-from hclm_rl.frontier import Point, distance, exact, frontier, reliable_kl, reward_at
-from hclm_rl.report.runs import read_run
+from hclm_rl.evaluation.forecast import curve_of
+from hclm_rl.evaluation.frontier import Point, distance, exact, frontier, reliable_kl, reward_at
 from hclm_rl.testbed.policy import policy_path
 from hclm_rl.testbed.sampling import plain_generation, sample_completions
 from hclm_rl.testbed.task import Row, Task, find_task
+from hclm_rl.watch.report.runs import read_run
 
 
 def load(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

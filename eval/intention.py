@@ -1,4 +1,4 @@
-"""What models know before the first token: entropy, dimension and recoverability (`hclm_rl/intention.py`).
+"""What models know before the first token: entropy, dimension and recoverability (`hclm_rl/evaluation/intention.py`).
 
     python eval/intention.py --task coins --model testbed --model runs/plain --model runs/controlled
     python eval/intention.py --prompts questions.jsonl --model FOLDER
@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hclm_rl.intention import effective_dimension, intention_entropy, intentions, recoverability
+from hclm_rl.evaluation.intention import effective_dimension, intention_entropy, intentions, recoverability
 from hclm_rl.testbed.policy import policy_path
 from hclm_rl.testbed.sampling import evaluate
 from hclm_rl.testbed.task import Task, find_task

@@ -10,9 +10,9 @@ import argparse
 import statistics
 from pathlib import Path
 
-from hclm_rl.forecast import curve_of
-from hclm_rl.law import SHARE, Law, forecast
-from hclm_rl.report.runs import read_run
+from hclm_rl.evaluation.forecast import curve_of
+from hclm_rl.evaluation.law import SHARE, Law, forecast
+from hclm_rl.watch.report.runs import read_run
 
 COLUMNS = (
     "run", "a, early", "ceiling, early", "ceiling, all", "error", "later RMSE", "end", "end, forecast", "verdict"

@@ -78,8 +78,8 @@ def train(job: Job, folder: Path) -> tuple[Any, Any, list[dict]]:
     """(trainer, task, log of all steps) of a run on the testbed."""
     from transformers import PrinterCallback
 
-    from hclm_rl.arguments import parse
-    from hclm_rl.launch import build_trainer
+    from hclm_rl.commands.launch import build_trainer
+    from hclm_rl.recipe.arguments import parse
 
     settings = parse("grpo", [*recipe(job), *flags(QUIET | {"output_dir": folder / ".trainer"})])
     trainer, task = build_trainer("grpo", settings, [])

@@ -28,8 +28,8 @@ from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
-from hclm_rl.doctor import examine, unsteadiness
-from hclm_rl.forces import LEAST_LIVE, LEAST_RATIO, MOST_UNSTEADY, WORST_ALIGNMENT, regime
+from hclm_rl.commands.doctor import examine, unsteadiness
+from hclm_rl.equations.forces import LEAST_LIVE, LEAST_RATIO, MOST_UNSTEADY, WORST_ALIGNMENT, regime
 
 TERMS = ("log_det", "variance", "feature_softmax", "coding_rate", "von_neumann")
 EPS = {name: (1e-4, 1.0, 1e3) if name == "log_det" else (1e-4,) for name in TERMS}  # eps_relative

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hclm_rl import Effect, Rollout, RolloutEffect, TokenBatch
-from hclm_rl.geometry import Factor, at_least_float32, moments_everywhere
+from hclm_rl.equations.geometry import Factor, at_least_float32, moments_everywhere
 from hclm_rl.terms.log_det import LogDet, step_factor
 from hclm_rl.types import Metric
 

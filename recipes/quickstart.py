@@ -18,9 +18,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from hclm_rl.report import read_run, write_report
-from hclm_rl.report.runs import LOG_NAME, RECIPE_NAME, SUMMARY_NAME, read_log
-from hclm_rl.report.table import compare
+from hclm_rl.watch.report import read_run, write_report
+from hclm_rl.watch.report.runs import LOG_NAME, RECIPE_NAME, SUMMARY_NAME, read_log
+from hclm_rl.watch.report.table import compare
 
 HERE = Path(__file__).parent
 RUNS = {"plain": ["--entropy_terms", "[]"], "controlled": []}

@@ -2,7 +2,7 @@
 
 import sys
 
-from hclm_rl.launch import main
+from hclm_rl.commands.launch import main
 
 if __name__ == "__main__":
     sys.exit(main("rloo"))

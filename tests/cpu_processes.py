@@ -18,7 +18,7 @@ from accelerate import PartialState
 from accelerate import state as accelerates
 from accelerate.utils import DistributedType
 
-from hclm_rl.launch import SECONDS_TO_LET_GO
+from hclm_rl.commands.launch import SECONDS_TO_LET_GO
 
 from .tiny import weights_of
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hclm_rl.trace import file_of
+from hclm_rl.watch.trace import file_of
 
 HOSTILE = ["<script>alert(1)</script>", '" onmouseover="x', "&amp;", "\n", " b", "'"]
 

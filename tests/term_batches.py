@@ -17,9 +17,9 @@ from transformers import PreTrainedTokenizerFast
 from trl.trainer.utils import nanstd
 
 from hclm_rl import Chain, Constant, Link, Rollout, Term, TokenBatch, Transcript
-from hclm_rl.chain import Outcome, RolloutOutcome, per_token
+from hclm_rl.chain.chain import Outcome, RolloutOutcome, per_token
+from hclm_rl.equations.vocab import Head, over_vocab, slope_along
 from hclm_rl.types import Attention
-from hclm_rl.vocab import Head, over_vocab, slope_along
 
 LENGTHS = (6, 4, 6, 3, 5, 2, 1, 5)
 WORDS = ("so", "it", "is", "4", "wait", "let", "me", "see", "check", "then", ".")

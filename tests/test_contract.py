@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from hclm_rl import Quantiles, Term, Total, known_terms
-from hclm_rl.chain import Outcome, per_token
-from hclm_rl.config import find_term
+from hclm_rl.chain.chain import Outcome, per_token
+from hclm_rl.recipe.config import find_term
 
 from .term_batches import (
     Processes,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hclm_rl.config import build_chain
+from hclm_rl.recipe.config import build_chain
 
 from .tiny import make
 

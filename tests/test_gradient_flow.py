@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hclm_rl import Rollout, Term, TokenBatch, known_terms
-from hclm_rl.chain import Outcome
+from hclm_rl.chain.chain import Outcome
 from hclm_rl.terms.epo import Epo
 from hclm_rl.terms.self_imitation import SelfImitation
 

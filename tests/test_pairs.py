@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from hclm_rl import build_chain
-from hclm_rl.state import ChainState
-from hclm_rl.trainer import _Run
+from hclm_rl.chain.state import ChainState
+from hclm_rl.trainer.mixin import _Run
 
-from .test_trainer_invariance import STRONG, all_terms_in_order
 from .tiny import make, weights_of
+from .trainer.test_invariance import STRONG, all_terms_in_order
 
 STEPS = 2
 PAIRS = list(combinations(all_terms_in_order(), 2))  # those that shape rewards first, as the chain wants it

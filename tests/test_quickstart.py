@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from .test_launch import ROOT, environment, log_of, summary_of
+from .commands.test_launch import ROOT, environment, log_of, summary_of
 
 pytestmark = pytest.mark.slow  # two trainings
 

@@ -7,9 +7,9 @@ import pytest
 import yaml
 
 from hclm_rl import known_terms
-from hclm_rl.arguments import parse
-from hclm_rl.config import build_chain, find_term
-from hclm_rl.launch import main
+from hclm_rl.commands.launch import main
+from hclm_rl.recipe.arguments import parse
+from hclm_rl.recipe.config import build_chain, find_term
 
 from .tiny import WITH_TOOLS
 

@@ -14,13 +14,14 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from hclm_rl import functional, known_terms
-from hclm_rl.functional import exactly, in_double
+from hclm_rl import known_terms
+from hclm_rl.equations import functional
+from hclm_rl.equations.functional import exactly, in_double
 
 from .test_pairs import train
 from .test_pairs import trainer as trainer  # a fixture
-from .test_trainer_invariance import STRONG
 from .tiny import largest_difference, weights_of
+from .trainer.test_invariance import STRONG
 
 CONVERSIONS = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
 

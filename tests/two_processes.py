@@ -9,8 +9,8 @@ import torch
 from accelerate import PartialState
 from safetensors.torch import save_file
 
-from hclm_rl.arguments import parse
-from hclm_rl.launch import run as launch
+from hclm_rl.commands.launch import run as launch
+from hclm_rl.recipe.arguments import parse
 
 from .cpu_processes import leave, start, whole_weights
 from .tiny import LOSSES, WITH_TOOLS, make

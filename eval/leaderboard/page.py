@@ -5,10 +5,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import leaderboard_temperatures
 import numpy as np
-from leaderboard_plan import BEFORE, Board, Candidate, Entry, chosen, point_scores
-from leaderboard_statistics import (
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from numpy import ndarray
+
+from hclm_rl.watch.report.figures import BEFORE_COLOUR, COLOURS, STYLE, svg_of
+
+from . import temperatures
+from .plan import BEFORE, Board, Candidate, Entry, chosen, point_scores
+from .statistics import (
     Difference,
     Interval,
     area_over_log_k,
@@ -17,11 +23,6 @@ from leaderboard_statistics import (
     paired_difference,
     pass_curve,
 )
-from matplotlib import rc_context
-from matplotlib.figure import Figure
-from numpy import ndarray
-
-from hclm_rl.report.figures import BEFORE_COLOUR, COLOURS, STYLE, svg_of
 
 SIGNIFICANT = 0.05  # after Holm's correction
 UP, DOWN = "▲", "▼"
@@ -250,7 +251,7 @@ def section(board: Board, page: Path) -> tuple[list[str], list[Row]]:
     if best and (of_best := rows_among([*unvaried, *best], rows)):
         lines += ["", f"### Best of {len(board.written['coef_factors'])}", ""]
         lines += [*table(of_best, board), *frontier(of_best, board)]
-    lines += leaderboard_temperatures.section(candidates, board, page)
+    lines += temperatures.section(candidates, board, page)
     if grid := grid_lines(entries, board):
         seeds = f"seed{'s' * (len(board.grid_seeds) > 1)} {', '.join(map(str, board.grid_seeds))}"
         lines += ["", f"Chosen on validation, {seeds}:", "", *grid]

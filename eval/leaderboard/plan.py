@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import yaml
-from leaderboard_statistics import area_over_log_k, pass_curve
 
-from hclm_rl.config import as_recipe, build_chain, find_term, known_terms
-from hclm_rl.naming import nearest_first
-from hclm_rl.report.runs import SUMMARY_NAME
+from hclm_rl.recipe.config import as_recipe, build_chain, find_term, known_terms
+from hclm_rl.responses.names import nearest_first
+from hclm_rl.watch.report.runs import SUMMARY_NAME
+
+from .statistics import area_over_log_k, pass_curve
 
 BEFORE = "before training"  # the entry that is only measured
 DEFAULT = "default"  # the point at the recipe's values

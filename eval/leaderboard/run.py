@@ -23,7 +23,6 @@ import lzma
 import os
 import platform
 import re
-import signal
 import sys
 import tarfile
 import time
@@ -33,20 +32,21 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-import leaderboard_page
-import leaderboard_stamp
 import torch
 import yaml
-from leaderboard_plan import BEFORE, Board, Candidate, Run, chosen, is_finished
 from many_runs import over_processes
 
 from hclm_rl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
-from hclm_rl.arguments import RunArguments, parse
-from hclm_rl.launch import PACKAGES, LogWriter, build_trainer, on_held_out, written
-from hclm_rl.report.runs import LOG_NAME, RECIPE_NAME, SUMMARY_NAME, read_run
+from hclm_rl.commands.launch import PACKAGES, LogWriter, build_trainer, on_held_out, written
+from hclm_rl.recipe.arguments import RunArguments, parse
 from hclm_rl.testbed import Evaluation, Task
+from hclm_rl.watch.report.runs import LOG_NAME, RECIPE_NAME, SUMMARY_NAME, read_run
 
-HERE = Path(__file__).parent
+from . import page as leaderboard_page
+from . import stamp as leaderboard_stamp
+from .plan import BEFORE, Board, Candidate, Run, chosen, is_finished
+
+HERE = Path(__file__).parents[1]
 ERROR_NAME, OUTPUT_NAME = "error.txt", "output.txt"
 DIGITS = 3  # of the entropies of each prompt
 
@@ -159,7 +159,7 @@ def at_temperatures(
     arguments: RunArguments,
     config: GRPOConfig | RLOOConfig,
 ) -> dict[str, dict]:
-    """What leaderboard_temperatures.py reads: by temperature, the right ones among each prompt's samples."""
+    """What temperatures.py reads: by temperature, the right ones among each prompt's samples."""
     found = {}
     for at in temperatures:
         sampled = copy.copy(config)
@@ -271,13 +271,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     print(f"Written: {options.page}")
     return 1 if failed else 0
-
-
-if __name__ == "__main__":
-    # before the workers start: they inherit them, and read them when they import torch
-    os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "TRL_EXPERIMENTAL_SILENCE": "1"}
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the workers are stopped
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(130)

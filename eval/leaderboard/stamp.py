@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
-from leaderboard_page import DOWN, UP, Row, marks_of, measures_of
-from leaderboard_plan import DEFAULT, Candidate
+
+from .page import DOWN, UP, Row, marks_of, measures_of
+from .plan import DEFAULT, Candidate
 
 NUMBERS = "# Numbers"
 OF_THE_OUTPUT = {"save_strategy", "disable_tqdm"}  # a recipe has them, an entry of the board's file does not

@@ -11,7 +11,7 @@ import scipy.stats
 from jaxtyping import Float, Int
 from numpy import ndarray
 
-from hclm_rl.outcomes import pass_at_k
+from hclm_rl.responses.outcomes import pass_at_k
 
 RESAMPLES = 10_000
 LEVEL = 0.95

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
-from leaderboard_plan import BEFORE, Board, Candidate
-from leaderboard_statistics import area_over_log_k, paired_difference, pass_curve
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from numpy import ndarray
 
-from hclm_rl.report.figures import BEFORE_COLOUR, COLOURS, STYLE, svg_of
+from hclm_rl.watch.report.figures import BEFORE_COLOUR, COLOURS, STYLE, svg_of
+
+from .plan import BEFORE, Board, Candidate
+from .statistics import area_over_log_k, paired_difference, pass_curve
 
 
 @dataclass(frozen=True, kw_only=True)

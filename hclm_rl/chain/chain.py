@@ -6,8 +6,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from ..equations.functional import per_token
+from ..types import Metric, Rollout, RolloutEffect, Term, TokenBatch
 from .coefficients import Coefficient
-from .types import Metric, Rollout, RolloutEffect, Term, TokenBatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,11 +71,6 @@ def require_finite(value: Tensor, mask: Tensor | None, link: str, step: int, qua
 def of_link(values: Mapping[str, Tensor], link: str) -> dict[str, Tensor]:
     """The part of {"<link>/<name>": value} that belongs to one link, by its own names."""
     return {name.removeprefix(f"{link}/"): value for name, value in values.items() if name.startswith(f"{link}/")}
-
-
-def per_token(advantages: Tensor, mask: Tensor) -> Tensor:
-    """(N,) or (N, T) -> (N, T)."""
-    return advantages if advantages.dim() == 2 else advantages.unsqueeze(1).expand(mask.shape)
 
 
 def blend(stock: Tensor, shaped: Tensor, coef: float) -> Tensor:

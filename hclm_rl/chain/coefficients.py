@@ -19,10 +19,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
-from .naming import nearest_first
+from ..responses.names import nearest_first
 
 if TYPE_CHECKING:
-    from .collapse import CollapseDetector
+    from ..watch.collapse import CollapseDetector
 
 State = dict[str, float]
 
@@ -220,7 +220,7 @@ class OnCollapse:
             )
 
     def _watch(self) -> "CollapseDetector":
-        from .collapse import CollapseDetector
+        from ..watch.collapse import CollapseDetector
 
         try:
             return CollapseDetector(**dict(self.detector or {}))  # type: ignore[arg-type]
@@ -238,7 +238,7 @@ class OnCollapse:
         return self.active if state["is_on"] else self.idle
 
     def update(self, entropy: float, state: State) -> State:
-        from .collapse import STATES
+        from ..watch.collapse import STATES
 
         seen = {name: value for name, value in state.items() if name != "is_on"}
         verdict, seen = self._watch().update({"entropy": entropy}, int(seen.get("step", 0)) + 1, seen)

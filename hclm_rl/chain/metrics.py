@@ -9,8 +9,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from .functional import quantile
-from .types import Metric, Quantiles, Total
+from ..equations.functional import quantile
+from ..types import Metric, Quantiles, Total
 
 
 def mean_of(total: float, count: float) -> float:

@@ -17,19 +17,18 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from hclm_rl import dotted
-from hclm_rl.naming import nearest_first
+from hclm_rl.responses.names import look_here, nearest_first
 
 ALGORITHMS: Final = ("grpo", "rloo")
 # command -> (the module whose main(arguments) runs it, imported when called for; what it does)
 COMMANDS: Final = {
-    "doctor": ("hclm_rl.doctor", "before training: forces, regimes and mistakes of a recipe"),
-    "forecast": ("hclm_rl.forecast", "the reward ceiling that the first part of a run points to"),
+    "doctor": ("hclm_rl.commands.doctor", "before training: forces, regimes and mistakes of a recipe"),
+    "forecast": ("hclm_rl.evaluation.forecast", "the reward ceiling that the first part of a run points to"),
     "eval": ("hclm_rl.evaluation.command", "pass@k and diversity of a model; beside its base, whether it collapsed"),
-    "report": ("hclm_rl.report.command", "one self-contained page of runs side by side"),
+    "report": ("hclm_rl.watch.report.command", "one self-contained page of runs side by side"),
 }
-TERMS = Path(__file__).parent / "terms"
-ACCELERATE_FOLDERS = (Path("recipes/accelerate"), Path(__file__).parent.parent / "recipes" / "accelerate")
+TERMS = Path(__file__).parents[1] / "terms"
+ACCELERATE_FOLDERS = (Path("recipes/accelerate"), Path(__file__).parents[2] / "recipes" / "accelerate")
 KINDS = {"rewards": "reward", "advantages": "advantage", "loss": "loss"}  # the Effect's field that a term fills
 NEEDS = {
     "needs_scores": "scoring pass",
@@ -137,7 +136,7 @@ def find_method(name: str) -> Method:
     """The shipped term of that name, or the class at a dotted path."""
     if "." in name:
         module, _, class_name = name.rpartition(".")
-        dotted.look_here()
+        look_here()
         try:
             spec = importlib.util.find_spec(module)
         except ModuleNotFoundError:  # a parent package is missing
@@ -205,7 +204,7 @@ def launch(algorithm: Literal["grpo", "rloo"], arguments: Sequence[str]) -> int:
 
         if torch.cuda.device_count() < 2 or "LOCAL_RANK" in os.environ:
             try:
-                from hclm_rl.launch import main as train
+                from hclm_rl.commands.launch import main as train
             except ImportError as error:  # a TRL outside the supported range, a missing package
                 raise ValueError(str(error)) from error
             return train(algorithm, rest)

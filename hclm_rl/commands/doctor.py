@@ -19,13 +19,13 @@ from rich.console import Console
 from rich.table import Table
 from transformers import PrinterCallback
 
-from .arguments import Algorithm, parse, recipe_of, with_recipe_apart
-from .chain import Chain
-from .config import GRPOConfig, RLOOConfig, build_chain, refuse_two_controls
-from .conflicts import conflicts
-from .forces import DISTORTION, LEAST_RATIO, SURROGATES, Regime, Surrogate, regime
+from ..chain.chain import Chain
+from ..equations.forces import DISTORTION, LEAST_RATIO, SURROGATES, Regime, Surrogate, regime
+from ..recipe.arguments import Algorithm, parse, recipe_of, with_recipe_apart
+from ..recipe.config import GRPOConfig, RLOOConfig, build_chain, refuse_two_controls
+from ..recipe.conflicts import conflicts
+from ..recipe.refusals import is_on_policy, refuse_what_the_run_lacks
 from .launch import build_trainer
-from .refusals import is_on_policy, refuse_what_the_run_lacks
 
 CLEAR = 2.0  # standard errors from 0 at which the sign of the critical coefficient counts
 MARGIN = 1.1  # over the critical coefficient, the card's

@@ -20,18 +20,26 @@ from trl import rewards
 from trl.scripts.utils import DatasetMixtureConfig, get_dataset
 from trl.trainer.utils import get_peft_config, get_quantization_config
 
-from . import dotted
-from .answers import final_text, own_last_words
-from .arguments import REWARDS, Algorithm, RunArguments, Settings, make_parser, parse, recipe_of, with_recipe_apart
-from .collapse import CollapseCallback
-from .config import GRPOConfig, RLOOConfig
-from .naming import nearest_first
-from .refusals import is_fsdp1
-from .report.runs import LOG_NAME, RECIPE_NAME, SUMMARY_NAME, read_log
-from .testbed import Evaluation, Task, evaluate, find_task
-from .testbed.policy import SHAPES, policy_path
-from .testbed.sampling import measured
-from .trainer import GRPOTrainer, RLOOTrainer
+from ..recipe.arguments import (
+    REWARDS,
+    Algorithm,
+    RunArguments,
+    Settings,
+    make_parser,
+    parse,
+    recipe_of,
+    with_recipe_apart,
+)
+from ..recipe.config import GRPOConfig, RLOOConfig
+from ..recipe.refusals import is_fsdp1
+from ..responses.answers import final_text, own_last_words
+from ..responses.names import find_function, nearest_first
+from ..testbed import Evaluation, Task, evaluate, find_task
+from ..testbed.policy import SHAPES, policy_path
+from ..testbed.sampling import measured
+from ..trainer import GRPOTrainer, RLOOTrainer
+from ..watch.collapse import CollapseCallback
+from ..watch.report.runs import LOG_NAME, RECIPE_NAME, SUMMARY_NAME, read_log
 
 __all__ = ["LogWriter", "RunArguments", "main", "make_parser", "prepare", "run"]
 
@@ -55,7 +63,7 @@ def find_reward(name: str) -> Reward:
             f"unknown reward function '{name}'; known are {', '.join(nearest_first(name, REWARDS))}, "
             "and a dotted path names one of your own"
         )
-    return dotted.find_function(name, "reward function")
+    return find_function(name, "reward function")
 
 
 def load_task(arguments: RunArguments) -> Task | None:

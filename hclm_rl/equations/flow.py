@@ -21,9 +21,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from .chain import per_token
-from .functional import Scalar, covariance_contributions, in_double
-from .types import Rollout
+from ..types import Rollout
+from .functional import Scalar, covariance_contributions, in_double, per_token
 
 
 def step_covariances(rollout: Rollout) -> tuple[Float[Tensor, "M T"], Bool[Tensor, "M T"]]:

@@ -124,3 +124,8 @@ def split_token_weights(
             "importance_sampling_level='sequence') cannot express: use importance_sampling_level='token' with GRPO"
         )
     return largest.squeeze(1), weights
+
+
+def per_token(advantages: Tensor, mask: Tensor) -> Tensor:
+    """(N,) or (N, T) -> (N, T)."""
+    return advantages if advantages.dim() == 2 else advantages.unsqueeze(1).expand(mask.shape)

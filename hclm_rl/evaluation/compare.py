@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from hclm_rl.outcomes import Answers, answer_entropy, distinct_correct, maj_at_k, pass_at_k
+from hclm_rl.responses.outcomes import Answers, answer_entropy, distinct_correct, maj_at_k, pass_at_k
 
 from .statistics import (
     EntropySplit,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .report.runs import Run, read_run
+from ..watch.report.runs import Run, read_run
 
 if TYPE_CHECKING:
     from .law import Forecast

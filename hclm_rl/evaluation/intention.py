@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .spectra import participation_ratio
+from ..equations.spectra import participation_ratio
 
 STRENGTHS = tuple(10.0**k for k in range(-4, 3))  # C of the probe: the inverse of its L2 penalty
 SPLIT = (0.6, 0.2)  # of the prompts for training and for the choice of C; the rest is tested

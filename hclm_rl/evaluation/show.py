@@ -92,7 +92,7 @@ def pass_curves(result: Result) -> str:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    from hclm_rl.report.figures import BEFORE_COLOUR, COLOURS, STYLE, svg_of
+    from hclm_rl.watch.report.figures import BEFORE_COLOUR, COLOURS, STYLE, svg_of
 
     curves = [("base", BEFORE_COLOUR, result.comparison.base)] if result.comparison else []
     curves.append(("trained" if result.comparison else "model", COLOURS[1], result.trained))

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy import stats
 
-from hclm_rl.outcomes import Answers
+from hclm_rl.responses.outcomes import Answers
 
 RESAMPLES = 10_000  # of the bootstrap
 NUMBERS_AT_ONCE = 4_000_000  # of a bootstrap's resamples in memory

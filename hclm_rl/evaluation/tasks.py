@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 
-from hclm_rl.naming import nearest_first
+from hclm_rl.responses.names import nearest_first
 
 Judge = Callable[[str], tuple[str | None, bool]]  # completion -> canonical answer (None: unread), whether it is right
 Prompt = str | list[dict[str, str]]  # text, or messages for a chat template

@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float
 
-from hclm_rl.outcomes import pass_at_k
+from hclm_rl.responses.outcomes import pass_at_k
 
 from .compare import budgets
 from .statistics import interval

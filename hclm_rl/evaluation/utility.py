@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..answers import as_whole, normalised
+from ..responses.answers import as_whole, normalised
 
 CUE = "\n\nThe final answer is "
 SETTLED = 0.1  # nats; below it, further steps are surplus length

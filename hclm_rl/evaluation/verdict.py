@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from hclm_rl.outcomes import answer_entropy, pass_at_k
+from hclm_rl.responses.outcomes import answer_entropy, pass_at_k
 
 from .compare import Samples, check_pairs, samples_of, support_of, wrong_entropies
 from .statistics import RESAMPLES, interval

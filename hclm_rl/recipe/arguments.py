@@ -13,8 +13,8 @@ import yaml
 from trl.scripts.utils import DatasetMixtureConfig, ScriptArguments, TrlParser
 from trl.trainer.model_config import ModelConfig
 
+from ..responses.names import nearest_first
 from .config import GRPOConfig, RLOOConfig, fits, written
-from .naming import nearest_first
 
 Algorithm = Literal["grpo", "rloo"]
 Settings = tuple["RunArguments", GRPOConfig | RLOOConfig, ModelConfig, DatasetMixtureConfig]

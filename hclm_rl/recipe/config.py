@@ -15,12 +15,12 @@ from typing import Any
 
 import trl
 
-from . import dotted, terms
-from .chain import Chain, Link
-from .coefficients import KINDS, Coefficient, Constant, coefficient_from
-from .naming import nearest_first
-from .trace import Trace
-from .types import Term
+from .. import terms
+from ..chain.chain import Chain, Link
+from ..chain.coefficients import KINDS, Coefficient, Constant, coefficient_from
+from ..responses.names import find, nearest_first
+from ..types import Term
+from ..watch.trace import Trace
 
 ENTROPY_TERMS_HELP = (
     "Entropy-control terms, from left to right: a list of names, each alone or with its hyper-parameters, "
@@ -30,7 +30,7 @@ ENTROPY_TERMS_HELP = (
 )
 
 TRACE_STEPS_HELP = (
-    "Optimiser steps, counted from 1, whose tokens go one by one into <output_dir>/trace (see hclm_rl/trace.py)."
+    "Optimiser steps, counted from 1, whose tokens go one by one into <output_dir>/trace (see hclm_rl/watch/trace.py)."
 )
 TRACE_EVERY_HELP = "Every how many optimiser steps the tokens go into <output_dir>/trace; beside trace_steps."
 EVAL_PASS_HELP = (
@@ -48,7 +48,7 @@ def known_terms() -> list[str]:
 def find_term(name: str) -> type[Term]:
     """The class behind a recipe's name: `clip_cov` is terms/clip_cov.py's ClipCov, `my_lab.floor.Floor` is itself."""
     if "." in name:
-        found = dotted.find(name, "entropy term")
+        found = find(name, "entropy term")
     elif name in known_terms():
         class_name = "".join(word.capitalize() for word in name.split("_"))
         found = getattr(importlib.import_module(f"{terms.__name__}.{name}"), class_name)

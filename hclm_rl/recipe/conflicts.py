@@ -2,9 +2,9 @@
 
 from itertools import combinations
 
-from .chain import Chain, Link
-from .coefficients import Constant, StepToTarget
-from .types import Direction
+from ..chain.chain import Chain, Link
+from ..chain.coefficients import Constant, StepToTarget
+from ..types import Direction
 
 OPPOSITE: dict[Direction, Direction] = {"more": "less", "less": "more"}
 

@@ -8,8 +8,8 @@ import trl
 from transformers import AutoConfig, PretrainedConfig
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-from .chain import Chain
-from .coefficients import Constant
+from ..chain.chain import Chain
+from ..chain.coefficients import Constant
 
 NOTHING = Constant(coefficient=0.0)
 CLIPPING_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo")

@@ -13,8 +13,8 @@ from collections.abc import Callable, Hashable, Sequence
 
 import torch
 
-from . import dotted
-from .types import Rollout
+from ..types import Rollout
+from .names import find_function
 
 DEFAULT = "hclm_rl.answers.boxed_or_numbers"
 LATEX_TYPOGRAPHY = re.compile(r"\\left(?![a-zA-Z])|\\right(?![a-zA-Z])|\\[!,;:]")
@@ -63,7 +63,7 @@ def boxed_or_numbers(text: str) -> str | None:
 def extractor(how: str) -> Extract:
     """The rule of that name; raises one sentence where it is none."""
     if re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", how):
-        return dotted.find_function(how, "function that finds answers")
+        return find_function(how, "function that finds answers")
     try:
         pattern = re.compile(how)
     except re.error as error:

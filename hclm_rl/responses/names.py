@@ -1,9 +1,10 @@
-"""What a dotted path names, in a recipe or on the command line: `my_lab.rewards.length`"""
+"""What a name means: the object at a dotted path, `my_lab.rewards.length`; the known names most like a wrong one"""
 
+import difflib
 import importlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 
 def look_here() -> None:
@@ -28,3 +29,8 @@ def find_function(path: str, what: str) -> Callable:
     if not callable(found):
         raise ValueError(f"no {what} at '{path}': it is {found!r}, which cannot be called")
     return found
+
+
+def nearest_first(name: str, known: Iterable[str]) -> list[str]:
+    """`known`, the most like `name` first."""
+    return sorted(known, key=lambda other: -difflib.SequenceMatcher(None, name, other).ratio())

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from .functional import widest
+from ..equations.functional import widest
 
 BETWEEN = "\0"  # stands in the text for what a tool wrote: no phrase reaches across it
 LONGEST_CHARACTER = 4  # bytes of UTF-8, so at most as many tokens

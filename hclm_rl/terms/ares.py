@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..functional import in_double, quantile
+from ..equations.functional import in_double, quantile
 from ..types import Effect, Rollout, RolloutEffect, Term, TokenBatch
 
 DIFFICULTIES = ("easy", "medium", "hard")

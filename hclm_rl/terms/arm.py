@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..functional import exactly, in_double, widest
+from ..equations.functional import exactly, in_double, widest
 from ..types import Direction, Rollout, RolloutEffect, Term, Transcript
 
 

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 import torch
 
-from ..functional import ratio
+from ..equations.functional import ratio
 from ..types import Effect, Term, TokenBatch, Total
 
 

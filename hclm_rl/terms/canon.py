@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..functional import in_double
+from ..equations.functional import in_double
 from ..types import Rollout, RolloutEffect, Term
 
 FEWEST_RESPONSES = 4  # below it a half is one response or none

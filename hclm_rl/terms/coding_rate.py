@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..geometry import Factor, at_least_float32, cholesky, moments_everywhere
-from ..surrogates import coding_rate, coding_rate_within, second_moment, through_unit_rows, unit_rows
+from ..equations.geometry import Factor, at_least_float32, cholesky, moments_everywhere
+from ..equations.surrogates import coding_rate, coding_rate_within, second_moment, through_unit_rows, unit_rows
 from ..types import Effect, Metric, Rollout, RolloutEffect, Term, TokenBatch
 
 

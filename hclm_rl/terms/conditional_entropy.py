@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..answers import DEFAULT, answer_of, as_whole, extractor, normalised
-from ..functional import in_double, ratio, widest
-from ..turns import ends_of_steps
+from ..equations.functional import in_double, ratio, widest
+from ..responses.answers import DEFAULT, answer_of, as_whole, extractor, normalised
+from ..responses.turns import ends_of_steps
 from ..types import Effect, Rollout, RolloutEffect, Term, TokenBatch, Total, Transcript
 
 

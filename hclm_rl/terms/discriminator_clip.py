@@ -8,8 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..chain import per_token
-from ..functional import in_double
+from ..equations.functional import in_double, per_token
 from ..types import Direction, Effect, Rollout, RolloutEffect, Term, TokenBatch
 
 EQUAL_BELOW = 1e-12  # deviation of S, in nats, below which the authors' Clip_B keeps all tokens

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 import torch
 
-from ..functional import in_double
+from ..equations.functional import in_double
 from ..types import Direction, Rollout, RolloutEffect, Term
 
 

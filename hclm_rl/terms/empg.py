@@ -6,9 +6,8 @@ from typing import ClassVar
 
 import torch
 
-from ..chain import per_token
-from ..functional import in_double
-from ..turns import at_tokens, ends_of_steps, number_turns, sum_by_turn, tokens_by_turn
+from ..equations.functional import in_double, per_token
+from ..responses.turns import at_tokens, ends_of_steps, number_turns, sum_by_turn, tokens_by_turn
 from ..types import Direction, Rollout, RolloutEffect, Term
 
 EPSILON = 1e-8  # the authors': keeps equal entropies at 0 and an empty sum from dividing

@@ -8,8 +8,8 @@ from typing import ClassVar, Literal
 
 import torch
 
-from ..answers import DEFAULT, by_group, clusters, equivalence, extractor, final_text, repeats
-from ..functional import widest
+from ..equations.functional import widest
+from ..responses.answers import DEFAULT, by_group, clusters, equivalence, extractor, final_text, repeats
 from ..types import Direction, Rollout, RolloutEffect, Term
 
 

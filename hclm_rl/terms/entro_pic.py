@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..functional import in_double
+from ..equations.functional import in_double
 from ..types import Direction, Effect, Rollout, RolloutEffect, Term, TokenBatch
 
 LARGEST_LOG_RATIO = 20.0  # nats; the authors' code, against an overflow

@@ -5,7 +5,7 @@ from typing import Literal
 
 import torch
 
-from ..functional import in_double
+from ..equations.functional import in_double
 from ..types import Direction, Rollout, RolloutEffect, Term
 
 CERTAIN = 1e-5  # nats, the rounding of exact entropies in float32: where m is no more, Y = 1, not noise or 0 / 0

@@ -5,8 +5,8 @@ from typing import ClassVar
 
 import torch
 
-from ..chain import per_token
-from ..flow import Ledger, policy_influence, sides
+from ..equations.flow import Ledger, policy_influence, sides
+from ..equations.functional import per_token
 from ..types import Metric, Quantiles, Rollout, RolloutEffect, Term
 
 

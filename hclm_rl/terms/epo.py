@@ -6,8 +6,8 @@ from typing import ClassVar, Literal
 
 import torch
 
-from ..functional import in_double
-from ..turns import share_of_turns
+from ..equations.functional import in_double
+from ..responses.turns import share_of_turns
 from ..types import Direction, Effect, Rollout, RolloutEffect, Term, TokenBatch
 
 

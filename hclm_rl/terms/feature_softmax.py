@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..geometry import at_least_float32
-from ..surrogates import feature_softmax, feature_softmax_force
+from ..equations.geometry import at_least_float32
+from ..equations.surrogates import feature_softmax, feature_softmax_force
 from ..types import Effect, Term, TokenBatch
 
 

@@ -7,10 +7,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..chain import per_token
-from ..flow import Ledger, least_weights, policy_influence, sides, uniform_weights
-from ..functional import in_double
-from ..geometry import moments_everywhere
+from ..equations.flow import Ledger, least_weights, policy_influence, sides, uniform_weights
+from ..equations.functional import in_double, per_token
+from ..equations.geometry import moments_everywhere
 from ..types import Direction, Effect, Metric, Rollout, RolloutEffect, Term, TokenBatch
 from .log_det import step_factor
 

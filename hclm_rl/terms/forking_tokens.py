@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..functional import kth_largest
+from ..equations.functional import kth_largest
 from ..types import Effect, Rollout, RolloutEffect, Term, TokenBatch
 
 

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..functional import in_double
-from ..geometry import at_least_float32, full_precision
+from ..equations.functional import in_double
+from ..equations.geometry import at_least_float32, full_precision
 from ..types import Direction, Effect, Metric, Quantiles, Rollout, RolloutEffect, Term, TokenBatch
 
 ROUNDING = torch.finfo(torch.float32).eps  # of the states, relative

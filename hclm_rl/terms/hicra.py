@@ -8,9 +8,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from ..chain import per_token
-from ..functional import exactly, in_double, widest
-from ..turns import BETWEEN, locate
+from ..equations.functional import exactly, in_double, per_token, widest
+from ..responses.turns import BETWEEN, locate
 from ..types import Rollout, RolloutEffect, Term
 
 # A word, or any other character that is no space: punctuation parts a phrase, spaces and newlines do not.

@@ -7,9 +7,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..chain import per_token
-from ..functional import in_double
-from ..turns import at_tokens, number_turns, sum_by_turn, tokens_by_turn
+from ..equations.functional import in_double, per_token
+from ..responses.turns import at_tokens, number_turns, sum_by_turn, tokens_by_turn
 from ..types import Rollout, RolloutEffect, Term
 
 EPSILON = 1e-6  # the authors', beside deviations

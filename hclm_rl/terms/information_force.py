@@ -8,10 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..forces import StepForce, Surrogate, step_force
-from ..functional import ratio
-from ..geometry import Factor, Moments, force_norm_per_token, influence
-from ..spectra import drift_budget
+from ..equations.forces import StepForce, Surrogate, step_force
+from ..equations.functional import ratio
+from ..equations.geometry import Factor, Moments, force_norm_per_token, influence
+from ..equations.spectra import drift_budget
 from ..types import Effect, Metric, Quantiles, Rollout, RolloutEffect, Term, TokenBatch, Total
 
 

@@ -5,7 +5,16 @@ from typing import ClassVar
 
 import torch
 
-from ..geometry import Factor, Moments, at_least_float32, covariance, factor, floor_from, has_spread, moments_everywhere
+from ..equations.geometry import (
+    Factor,
+    Moments,
+    at_least_float32,
+    covariance,
+    factor,
+    floor_from,
+    has_spread,
+    moments_everywhere,
+)
 from ..types import Effect, Rollout, RolloutEffect, Term, TokenBatch
 
 

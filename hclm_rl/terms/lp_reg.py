@@ -8,8 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..chain import per_token
-from ..functional import masked_quantile_threshold
+from ..equations.functional import masked_quantile_threshold, per_token
 from ..types import Direction, Effect, Rollout, RolloutEffect, Term, TokenBatch
 
 LARGEST_GAP = 20.0  # nats; far beyond where k3 reaches its bound, so that exp cannot overflow

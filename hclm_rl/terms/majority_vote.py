@@ -7,8 +7,8 @@ from typing import Literal
 
 import torch
 
-from ..answers import DEFAULT, by_group, clusters, equivalence, extractor
-from ..functional import widest
+from ..equations.functional import widest
+from ..responses.answers import DEFAULT, by_group, clusters, equivalence, extractor
 from ..types import Rollout, RolloutEffect, Term
 
 

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..functional import in_double
+from ..equations.functional import in_double
 from ..types import Direction, Rollout, RolloutEffect, Term
 
 

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 import torch
 
-from ..functional import in_double
+from ..equations.functional import in_double
 from ..types import Direction, Rollout, RolloutEffect, Term
 
 EQUAL_PERPLEXITIES = 1e-6  # nats a token: below this deviation w_i is l_i - mean, undivided, as in the authors' code

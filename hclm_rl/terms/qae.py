@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import torch
 
-from ..functional import quantile_baseline
+from ..equations.functional import quantile_baseline
 from ..types import Rollout, RolloutEffect, Term
 
 

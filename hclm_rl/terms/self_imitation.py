@@ -7,9 +7,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..chain import per_token
-from ..functional import covariance_contributions, in_double, quantile
-from ..replay import Replay, kept_in, left_padded
+from ..equations.functional import covariance_contributions, in_double, per_token, quantile
+from ..responses.replay import Replay, kept_in, left_padded
 from ..types import Effect, Rollout, RolloutEffect, Term, TokenBatch, Transcript
 from .clip_cov import ClipCov
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..functional import in_double, masked_quantile_threshold
+from ..equations.functional import in_double, masked_quantile_threshold
 from ..types import Direction, Effect, Rollout, RolloutEffect, Term, TokenBatch
 
 ROUNDING = 1e-6  # a cumulated probability this close to p_top has reached it: float32 sums decide no boundary

@@ -6,9 +6,9 @@ from typing import ClassVar, Literal
 
 import torch
 
-from ..functional import exactly, quantile
-from ..geometry import Moments, eigenvalues, moments_everywhere
-from ..spectra import (
+from ..equations.functional import exactly, quantile
+from ..equations.geometry import Moments, eigenvalues, moments_everywhere
+from ..equations.spectra import (
     alpha_req,
     diffusion_spectral_entropy,
     diffusion_spectral_information,
@@ -17,7 +17,7 @@ from ..spectra import (
     rank_me,
     spectrum,
 )
-from ..surrogates import second_moment, unit_rows
+from ..equations.surrogates import second_moment, unit_rows
 from ..types import Metric, Rollout, RolloutEffect, Term
 from .coding_rate import mean_states
 

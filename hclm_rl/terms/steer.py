@@ -9,8 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..chain import per_token
-from ..functional import quantile
+from ..equations.functional import per_token, quantile
 from ..types import Effect, Quantiles, Rollout, RolloutEffect, Term, TokenBatch
 from .discriminator_clip import expected_discriminator
 

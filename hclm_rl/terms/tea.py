@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..flow import step_covariances
-from ..functional import covariance_contributions
+from ..equations.flow import step_covariances
+from ..equations.functional import covariance_contributions
 from ..types import Direction, Effect, Rollout, RolloutEffect, Term, TokenBatch
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..turns import number_turns
+from ..responses.turns import number_turns
 from ..types import Rollout, RolloutEffect, Term
 
 

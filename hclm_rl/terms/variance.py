@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from ..geometry import Moments, at_least_float32, floor_from, has_spread, moments_everywhere
-from ..surrogates import diagonal, diagonal_force, variance, variance_force
+from ..equations.geometry import Moments, at_least_float32, floor_from, has_spread, moments_everywhere
+from ..equations.surrogates import diagonal, diagonal_force, variance, variance_force
 from ..types import Effect, Rollout, RolloutEffect, Term, TokenBatch
 
 

@@ -5,8 +5,8 @@ from typing import ClassVar
 
 import torch
 
-from ..geometry import at_least_float32, full_precision, moments_everywhere
-from ..surrogates import through_unit_rows, unit_rows, von_neumann, von_neumann_force
+from ..equations.geometry import at_least_float32, full_precision, moments_everywhere
+from ..equations.surrogates import through_unit_rows, unit_rows, von_neumann, von_neumann_force
 from ..types import Effect, Rollout, RolloutEffect, Term, TokenBatch
 
 

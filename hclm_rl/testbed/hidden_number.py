@@ -13,7 +13,7 @@ from typing import Literal
 
 import datasets
 
-from hclm_rl.answers import own_last_words
+from hclm_rl.responses.answers import own_last_words
 from hclm_rl.testbed.task import Row, Task
 
 NUMBERS = range(32)

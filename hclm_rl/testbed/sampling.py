@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from hclm_rl.outcomes import answer_entropy, distinct_correct, maj_at_k, pass_at_k
+from hclm_rl.responses.outcomes import answer_entropy, distinct_correct, maj_at_k, pass_at_k
 from hclm_rl.testbed.task import Row, Task
 
 PASS_KS, MAJ_KS = (1, 8, 32), (8, 32)  # those above the number of samples are left out

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 import datasets
 
-from hclm_rl import dotted
-from hclm_rl.naming import nearest_first
+from hclm_rl.responses.names import look_here, nearest_first
 
 PACKAGE = "hclm_rl.testbed"
 
@@ -38,7 +37,7 @@ def find_task(name: str, **kwargs: object) -> Task:
     module_name, _, function_name = name.rpartition(".")
     if not module_name:
         module_name, function_name = f"{PACKAGE}.{name}", "make_task"
-    dotted.look_here()
+    look_here()
     try:
         found = importlib.util.find_spec(module_name) is not None
     except ModuleNotFoundError:  # a parent package is missing

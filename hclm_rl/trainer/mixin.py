@@ -30,12 +30,14 @@ from torch.distributed.tensor import DTensor
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.trainer_utils import EvalLoopOutput, has_length
 
-from .chain import Chain, Outcome, per_token
-from .config import build_chain, refuse_two_controls
-from .conflicts import conflicts
-from .functional import split_token_weights
-from .metrics import StepMetrics, token_values
-from .refusals import (
+from ..chain.chain import Chain, Outcome
+from ..chain.metrics import StepMetrics, token_values
+from ..chain.state import JSON_NAME, ChainState
+from ..equations.functional import per_token, split_token_weights
+from ..equations.vocab import Head, over_vocab, slope_along
+from ..recipe.config import build_chain, refuse_two_controls
+from ..recipe.conflicts import conflicts
+from ..recipe.refusals import (
     NOTHING,
     acts_between,
     is_on_policy,
@@ -43,11 +45,9 @@ from .refusals import (
     refuse_rewards_out_of_sight,
     refuse_what_the_run_lacks,
 )
-from .rewards import checked
-from .state import JSON_NAME, ChainState
-from .trace import Trace
-from .types import Attention, Metric, Rollout, TokenBatch, Transcript, last_layer
-from .vocab import Head, over_vocab, slope_along
+from ..responses.rewards import checked
+from ..types import Attention, Metric, Rollout, TokenBatch, Transcript, last_layer
+from ..watch.trace import Trace
 
 if not Version("1.16") <= Version(trl.__version__) < Version("1.17"):
     raise ImportError(
@@ -672,7 +672,7 @@ class EntropyTermsMixin:
             self._hclm.evaluated = None
         if has_length(dataloader.dataset):  # several processes fill up the last batch with prompts of the first
             rewards = rewards[: len(dataloader.dataset) * self.num_generations_eval]
-        from .evaluation.training import pass_metrics  # scipy comes with an extra
+        from ..evaluation.training import pass_metrics  # scipy comes with an extra
 
         grouped = rewards.view(-1, self.num_generations_eval).cpu().numpy()
         output.metrics.update(pass_metrics(grouped, self.args.eval_pass_threshold, metric_key_prefix))

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from hclm_rl import Chain, Constant, Effect, Link, NotFinite, Rollout, RolloutEffect, Term, TokenBatch
-from hclm_rl.chain import Outcome, RolloutOutcome, blend, per_token
+from hclm_rl.chain.chain import Outcome, RolloutOutcome, blend, per_token
 
-from .term_batches import always_the_same, centred, make_step, rollout, token_batch
+from ..term_batches import always_the_same, centred, make_step, rollout, token_batch
 
 STEP = make_step()
 

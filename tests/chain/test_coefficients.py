@@ -5,7 +5,7 @@ from dataclasses import FrozenInstanceError
 import pytest
 import yaml
 
-from hclm_rl.coefficients import (
+from hclm_rl.chain.coefficients import (
     Coefficient,
     Constant,
     Cosine,

@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 
 from hclm_rl import Quantiles, Total
-from hclm_rl.metrics import StepMetrics
+from hclm_rl.chain.metrics import StepMetrics
 
 
 @pytest.fixture(scope="module")

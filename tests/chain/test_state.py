@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hclm_rl import Chain, Constant, Link, StepToTarget
-from hclm_rl.state import JSON_NAME, TENSORS_NAME, ChainState
+from hclm_rl.chain.state import JSON_NAME, TENSORS_NAME, ChainState
 from hclm_rl.terms.entropy_bonus import EntropyBonus
 from hclm_rl.terms.qae import Qae
 

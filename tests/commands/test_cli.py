@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-import hclm_rl.launch
-from hclm_rl import __version__, cli, known_terms
+import hclm_rl.commands.launch
+from hclm_rl import __version__, known_terms
+from hclm_rl.commands import cli
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 # what each method shapes, by its paper: Clip-Cov and forking tokens drop tokens' advantages, QAE changes the baseline,
 # MaxRL the scale; the bonus, KL-Cov's penalty and the log-det surrogate are added losses; the force is only measured
@@ -113,7 +114,7 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(line: list[str], sentence: st
 
 def test_the_recipe_goes_to_the_training_job_as_it_is(monkeypatch: pytest.MonkeyPatch):
     seen = []
-    monkeypatch.setattr(hclm_rl.launch, "main", lambda algorithm, line: seen.append((algorithm, line)) or 7)
+    monkeypatch.setattr(hclm_rl.commands.launch, "main", lambda algorithm, line: seen.append((algorithm, line)) or 7)
     assert cli.main(["rloo", "--config", "r.yaml", "--help"]) == 7  # even --help is the job's, which knows TRL's flags
     assert seen == [("rloo", ["--config", "r.yaml", "--help"])]
 

@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 
 from hclm_rl import build_chain
-from hclm_rl.arguments import parse
-from hclm_rl.cli import main
-from hclm_rl.coefficients import coefficient_from
-from hclm_rl.doctor import (
+from hclm_rl.chain.coefficients import coefficient_from
+from hclm_rl.commands.cli import main
+from hclm_rl.commands.doctor import (
     Force,
     chain_mistakes,
     examine,
@@ -21,6 +20,7 @@ from hclm_rl.doctor import (
     target_mistakes,
     token_mistakes,
 )
+from hclm_rl.recipe.arguments import parse
 
 RECIPE = """\
 task: coins

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from datasets import Dataset, DatasetDict
 
-from hclm_rl import launch
-from hclm_rl.arguments import parse
-from hclm_rl.launch import main, split_of
+from hclm_rl.commands import launch
+from hclm_rl.commands.launch import main, split_of
+from hclm_rl.recipe.arguments import parse
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 RECIPE = """\
 task: coins
 task_kwargs: {prompts: 8, eval_prompts: 4}

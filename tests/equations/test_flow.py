@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from hclm_rl.flow import (
+from hclm_rl.equations.flow import (
     Ledger,
     discriminator,
     entropy_influence,

@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from hclm_rl.forces import SURROGATES, StepForce, greatest_softmax_force, regime, step_force
-from hclm_rl.surrogates import unit_rows
+from hclm_rl.equations.forces import SURROGATES, StepForce, greatest_softmax_force, regime, step_force
+from hclm_rl.equations.surrogates import unit_rows
 
 
 def alone(x: torch.Tensor) -> torch.Tensor:

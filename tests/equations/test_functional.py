@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from hclm_rl.functional import (
+from hclm_rl.equations.functional import (
     covariance_contributions,
     kth_largest,
     masked_mean,

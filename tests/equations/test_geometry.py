@@ -6,7 +6,7 @@ from statistics import median
 import pytest
 import torch
 
-from hclm_rl.geometry import (
+from hclm_rl.equations.geometry import (
     BLOCK,
     alignment,
     contribution,

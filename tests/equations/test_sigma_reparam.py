@@ -8,9 +8,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM
 
-from hclm_rl.sigma_reparam import SigmaReparam, attention_entropy_bound, sigma_reparam
+from hclm_rl.equations.sigma_reparam import SigmaReparam, attention_entropy_bound, sigma_reparam
 
-from .tiny import make
+from ..tiny import make
 
 
 def example() -> tuple[nn.Parameter, SigmaReparam]:

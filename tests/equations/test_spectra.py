@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from hclm_rl.geometry import covariance, factor, leverage, log_det_force, moments
-from hclm_rl.spectra import (
+from hclm_rl.equations.geometry import covariance, factor, leverage, log_det_force, moments
+from hclm_rl.equations.spectra import (
     alpha_req,
     dead_fraction,
     diffusion_spectral_entropy,
@@ -21,7 +21,7 @@ from hclm_rl.spectra import (
     spectrum,
     weak_fraction,
 )
-from hclm_rl.surrogates import second_moment
+from hclm_rl.equations.surrogates import second_moment
 
 F64 = torch.float64
 CARD = torch.tensor([[1, 2], [3, 1], [2, 4], [6, 5]], dtype=F64)  # the worked example of the method cards

@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from hclm_rl.geometry import covariance, log_det, moments
-from hclm_rl.surrogates import (
+from hclm_rl.equations.geometry import covariance, log_det, moments
+from hclm_rl.equations.surrogates import (
     coding_rate,
     coding_rate_force,
     coding_rate_within,

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
-from hclm_rl.vocab import Head, over_vocab, slope_along
+from hclm_rl.equations.vocab import Head, over_vocab, slope_along
 
 VOCABULARY, WIDTH = 97, 16
 

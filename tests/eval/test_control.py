@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "eval"))  # scripts, not a package
+sys.path.insert(0, str(Path(__file__).parents[2] / "eval"))  # scripts, not a package
 
 from control import (
     by_name,
@@ -101,8 +101,8 @@ def test_tables_pair_runs_of_the_same_seed():
 def test_jobs_are_paired_and_build():
     from many_runs import QUIET, flags, recipe
 
-    from hclm_rl.arguments import parse
-    from hclm_rl.config import build_chain
+    from hclm_rl.recipe.arguments import parse
+    from hclm_rl.recipe.config import build_chain
 
     found = jobs([0.4, 0.7], [1, 2], steps=400, prompts=384, samples=64)
     assert {(job.name, job.seed) for job in found} == {

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "eval"))  # scripts, not a package
+sys.path.insert(0, str(Path(__file__).parents[2] / "eval"))  # scripts, not a package
 
 import early_warning
 from early_warning import alarms, alone, choose, collapse_step, grid, halves, lowest, score
 from many_runs import Job, read, run_all, write
 
-from hclm_rl.collapse import CollapseDetector
+from hclm_rl.watch.collapse import CollapseDetector
 
 # the level is the entropy itself (memory of one step); nothing but the level counts (a horizon of one step)
 BY_LEVEL = CollapseDetector(collapsing_below=0.3, warning_below=0.5, memory=1, horizon=1)
@@ -147,7 +147,7 @@ def test_finished_runs_are_not_made_again_and_a_failure_ends_no_other(tmp_path):
 def test_every_job_of_the_list_has_a_file_of_its_own_and_a_recipe_that_builds():
     from many_runs import QUIET, flags, recipe
 
-    from hclm_rl.arguments import parse
+    from hclm_rl.recipe.arguments import parse
 
     jobs = early_warning.jobs((1, 2, 3), 400)
     assert len({job.file(Path()) for job in jobs}) == len(jobs) >= 54

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "eval"))  # scripts, not a package
+sys.path.insert(0, str(Path(__file__).parents[2] / "eval"))  # scripts, not a package
 
 import forces
 from forces import WITHOUT, claim, coefficient, gaussian_classes, steadiness, supervised, tabulate, variation
 
-from hclm_rl.forces import SURROGATES, step_force
+from hclm_rl.equations.forces import SURROGATES, step_force
 
 
 def test_variation_by_hand():

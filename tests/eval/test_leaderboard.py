@@ -11,15 +11,15 @@ import pytest
 import scipy.stats
 import yaml
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "eval"))  # scripts, not a package
 
-import leaderboard  # noqa: E402  (only now on the path)
-import leaderboard_page  # noqa: E402
-import leaderboard_stamp  # noqa: E402
-import leaderboard_temperatures  # noqa: E402
-from leaderboard_plan import BEFORE, Board, Run, chosen, is_finished, point_scores  # noqa: E402
-from leaderboard_statistics import (  # noqa: E402
+from leaderboard import page as leaderboard_page  # noqa: E402
+from leaderboard import run as leaderboard  # noqa: E402  (only now on the path)
+from leaderboard import stamp as leaderboard_stamp  # noqa: E402
+from leaderboard import temperatures as leaderboard_temperatures  # noqa: E402
+from leaderboard.plan import BEFORE, Board, Run, chosen, is_finished, point_scores  # noqa: E402
+from leaderboard.statistics import (  # noqa: E402
     area_over_log_k,
     bootstrap_interval,
     holm,

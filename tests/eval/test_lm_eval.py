@@ -14,7 +14,7 @@ from transformers import GenerationConfig
 from hclm_rl.testbed.coins import MAX_COMPLETION_LENGTH, is_correct, make_dataset
 from hclm_rl.testbed.policy import load_policy, policy_path
 
-FOLDER = Path(__file__).parent.parent / "eval" / "lm_eval"
+FOLDER = Path(__file__).parents[2] / "eval" / "lm_eval"
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "eval"))  # scripts, not a package
+sys.path.insert(0, str(Path(__file__).parents[2] / "eval"))  # scripts, not a package
 
 from predictive import (
     EPS,
@@ -118,7 +118,7 @@ def test_judged_runs_and_the_table():
 
 
 def test_the_runs_are_enough_and_their_chains_build():
-    from hclm_rl.config import build_chain
+    from hclm_rl.recipe.config import build_chain
 
     of = {(name, eps, seed): FORCE for name in TERMS for eps in EPS[name] for seed in (1, 2)}
     jobs = with_terms(of, (0.1, 10.0), (2e-4, 4e-4), 60)

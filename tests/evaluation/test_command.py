@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
-from hclm_rl import cli
+from hclm_rl.commands import cli
 from hclm_rl.evaluation import generate
 from hclm_rl.testbed.policy import policy_path
 

@@ -10,9 +10,9 @@ import pytest
 
 pytest.importorskip("scipy", reason="the forecast needs the extra `eval`")
 
-from hclm_rl import cli
-from hclm_rl.forecast import controls, curve_of
-from hclm_rl.report.runs import Run
+from hclm_rl.commands import cli
+from hclm_rl.evaluation.forecast import controls, curve_of
+from hclm_rl.watch.report.runs import Run
 
 
 def write_run(folder: Path, least_entropy: float = 0.0, steps: int = 400, **more: float) -> Path:
@@ -88,7 +88,7 @@ def test_mistakes_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_the_table_of_several_runs(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
     plain, held = write_run(tmp_path / "plain"), write_run(tmp_path / "held", 0.6)
     monkeypatch.setattr(sys, "argv", ["law.py", str(plain), str(held)])
-    runpy.run_path(str(Path(__file__).parent.parent / "eval" / "law.py"), run_name="__main__")
+    runpy.run_path(str(Path(__file__).parents[2] / "eval" / "law.py"), run_name="__main__")
     rows = [[cell.strip() for cell in line.split("|")] for line in capsys.readouterr().out.splitlines()[2:]]
     assert [row[1].rpartition("/")[2] for row in rows] == ["plain", "held"]
     # the last eight of 80 rewards lie at H = 35/400 ... 0: mean of 0.9 - 0.2 e^H = 0.6908

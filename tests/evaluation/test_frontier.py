@@ -12,7 +12,7 @@ import pytest
 import torch
 from scipy import optimize
 
-from hclm_rl.frontier import (
+from hclm_rl.evaluation.frontier import (
     BETAS,
     best_of,
     best_of_kl_bound,
@@ -30,7 +30,7 @@ from hclm_rl.frontier import (
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    path = Path(__file__).parent.parent / "eval" / "frontier.py"
+    path = Path(__file__).parents[2] / "eval" / "frontier.py"
     spec = importlib.util.spec_from_file_location("eval_frontier", path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy import optimize
 
-from hclm_rl.intention import (
+from hclm_rl.evaluation.intention import (
     Intention,
     auroc,
     default_layers,
@@ -142,7 +142,7 @@ def test_layers_and_their_default():
 
 @pytest.fixture(scope="module")
 def script():
-    path = Path(__file__).parent.parent / "eval" / "intention.py"
+    path = Path(__file__).parents[2] / "eval" / "intention.py"
     spec = importlib.util.spec_from_file_location("eval_intention", path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)

@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("scipy", reason="the law needs the extra `eval`")
 
-from hclm_rl.law import across_sizes, departure, fit_law, forecast, objection_to_fit, step_effect
+from hclm_rl.evaluation.law import across_sizes, departure, fit_law, forecast, objection_to_fit, step_effect
 
 A, B = 0.1, 0.6  # of the synthetic curves: ceiling 0.5
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hclm_rl.evaluation.semantic import clusters, means_the_same, semantic_entropy, snne
-from hclm_rl.outcomes import answer_entropy
+from hclm_rl.responses.outcomes import answer_entropy
 
 LOGPS = np.array([-0.2, -0.5, -0.3, -1.0])
 SIMILARITY = np.array([[1, 0.9, 0.2], [0.9, 1, 0.1], [0.2, 0.1, 1]])

@@ -15,7 +15,7 @@ from hclm_rl.evaluation.statistics import (
     rarefied_entropy,
     support,
 )
-from hclm_rl.outcomes import answer_entropy
+from hclm_rl.responses.outcomes import answer_entropy
 
 # the worked example: 8 samples, C is the right answer
 EIGHT = ["C"] * 3 + ["a"] * 4 + ["b"]

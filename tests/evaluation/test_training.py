@@ -75,7 +75,7 @@ def test_it_is_logged_by_name_of_the_data_set_and_leaves_training_as_it_is(polic
 
 
 def test_without_scipy_it_is_refused_before_anything_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(hclm_rl.config.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(hclm_rl.recipe.config.importlib.util, "find_spec", lambda name: None)
     for config in CONFIGS.values():
         with pytest.raises(ValueError, match="eval_pass_at_k needs scipy"):
             config(output_dir=str(tmp_path), eval_pass_at_k=True, use_cpu=True, bf16=False)

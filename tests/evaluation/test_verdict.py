@@ -5,7 +5,7 @@ import pytest
 
 from hclm_rl.evaluation.compare import Samples, budgets, compare, majority_curve, measure, wrong_entropies
 from hclm_rl.evaluation.verdict import Criteria, judge
-from hclm_rl.outcomes import maj_at_k
+from hclm_rl.responses.outcomes import maj_at_k
 
 from .simulated import collapsed, draw, improved, spread
 

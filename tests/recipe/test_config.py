@@ -23,8 +23,8 @@ from hclm_rl import (
     build_chain,
     known_terms,
 )
-from hclm_rl.coefficients import Schedule
-from hclm_rl.config import find_term
+from hclm_rl.chain.coefficients import Schedule
+from hclm_rl.recipe.config import find_term
 from hclm_rl.terms.clip_cov import ClipCov
 from hclm_rl.terms.entropy_bonus import EntropyBonus
 from hclm_rl.terms.forking_tokens import ForkingTokens

@@ -8,10 +8,10 @@ from typing import ClassVar
 import pytest
 
 from hclm_rl import Term, build_chain
-from hclm_rl.conflicts import conflicts
+from hclm_rl.recipe.conflicts import conflicts
 from hclm_rl.types import Direction
 
-from .tiny import make
+from ..tiny import make
 
 CONTROL = {"kind": "step_to_target", "target": 0.3}
 

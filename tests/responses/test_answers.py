@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from hclm_rl import answers
-from hclm_rl.answers import (
+from hclm_rl.responses import answers
+from hclm_rl.responses.answers import (
     answer_of,
     as_whole,
     boxed,
@@ -19,7 +19,7 @@ from hclm_rl.answers import (
 )
 from hclm_rl.testbed import coins
 
-from .term_batches import Processes, make_step, rollout
+from ..term_batches import Processes, make_step, rollout
 
 
 def without_first_word(text: str):

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from hclm_rl.outcomes import answer_entropy, distinct_correct, maj_at_k, pass_at_k
+from hclm_rl.responses.outcomes import answer_entropy, distinct_correct, maj_at_k, pass_at_k
 
 # The worked example: 8 samples, C is the right answer
 EIGHT = ["C"] * 3 + ["a"] * 4 + ["b"]

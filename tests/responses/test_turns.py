@@ -7,7 +7,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from hclm_rl.turns import (
+from hclm_rl.responses.turns import (
     BETWEEN,
     at_tokens,
     ends_of_steps,
@@ -18,7 +18,7 @@ from hclm_rl.turns import (
     tokens_by_turn,
 )
 
-from .term_batches import TOKENIZER, WORDS
+from ..term_batches import TOKENIZER, WORDS
 
 # a turn of two tokens, a tool's token, a turn of one, padding | a tool's token first | nothing but a tool
 MASK = torch.tensor([[1, 1, 0, 1, 0], [0, 1, 1, 1, 1], [0, 0, 0, 0, 0]]).bool()

@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hclm_rl.answers import as_whole, normalised
-from hclm_rl.chain import blend
-from hclm_rl.config import build_chain
-from hclm_rl.conflicts import conflicts
+from hclm_rl.chain.chain import blend
+from hclm_rl.recipe.config import build_chain
+from hclm_rl.recipe.conflicts import conflicts
+from hclm_rl.responses.answers import as_whole, normalised
 from hclm_rl.terms.conditional_entropy import ConditionalEntropy
 
 from ..term_batches import card_step, make_step, rollout, token_batch, whole_texts

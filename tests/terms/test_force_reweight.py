@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hclm_rl.flow import entropy_influence, mean_discriminator
-from hclm_rl.geometry import factor, floor_from, moments
+from hclm_rl.equations.flow import entropy_influence, mean_discriminator
+from hclm_rl.equations.geometry import factor, floor_from, moments
 from hclm_rl.terms.force_reweight import ForceReweight
 
 from ..term_batches import first_stage, make_step, rollout, second_stage, token_batch

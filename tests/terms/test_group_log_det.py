@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from hclm_rl import Link, Rollout
-from hclm_rl.coefficients import Constant
-from hclm_rl.config import build_chain
+from hclm_rl.chain.coefficients import Constant
+from hclm_rl.recipe.config import build_chain
 from hclm_rl.terms.group_log_det import GroupLogDet
 
 from ..term_batches import Processes, Step, first_stage, make_step, rollout, second_stage, token_batch

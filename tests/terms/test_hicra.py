@@ -8,8 +8,8 @@ import torch
 
 from hclm_rl.terms.hicra import GRAMS, Hicra, semantic_entropy, words_of
 
+from ..responses.test_turns import byte_level
 from ..term_batches import WORDS, Processes, card_step, first_stage, fit, make_step, rollout
-from ..test_turns import byte_level
 
 
 def view_of(texts: list[str], advantages: list[float], mask: list[list[int]] | None = None):

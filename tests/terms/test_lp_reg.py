@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from hclm_rl.equations.vocab import Head, over_vocab
 from hclm_rl.terms.lp_reg import LpReg
-from hclm_rl.vocab import Head, over_vocab
 
 from ..term_batches import card_step, first_stage, make_step, rollout, second_stage, surrogate, token_batch
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hclm_rl.replay import Replay, kept_in, left_padded
+from hclm_rl.responses.replay import Replay, kept_in, left_padded
 from hclm_rl.terms.clip_cov import ClipCov
 from hclm_rl.terms.self_imitation import SelfImitation, gamma
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from hclm_rl.equations.vocab import Head, over_vocab
 from hclm_rl.terms.siren import Siren, nucleus_entropy
-from hclm_rl.vocab import Head, over_vocab
 
 from ..term_batches import Processes, card_step, first_stage, make_step, rollout, second_stage, token_batch
 

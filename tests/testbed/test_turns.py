@@ -10,8 +10,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl.chat_template_utils import is_chat_template_prefix_preserving, parse_response, supports_tool_calling
 
 import hclm_rl
-from hclm_rl.answers import own_last_words
-from hclm_rl.launch import main
+from hclm_rl.commands.launch import main
+from hclm_rl.responses.answers import own_last_words
+from hclm_rl.responses.turns import number_turns, tokens_by_turn
 from hclm_rl.testbed import find_task
 from hclm_rl.testbed.hidden_number import (
     MAX_COMPLETION_LENGTH,
@@ -24,7 +25,6 @@ from hclm_rl.testbed.hidden_number import (
     random_transcript,
 )
 from hclm_rl.testbed.hidden_number_policy import new_tokenizer, own_words, warm_start
-from hclm_rl.turns import number_turns, tokens_by_turn
 from tests.tiny import settings
 
 

@@ -8,7 +8,7 @@ from peft import LoraConfig
 
 from hclm_rl import known_terms
 
-from .tiny import LOSSES, largest_difference, make, weights_after, weights_of
+from ..tiny import LOSSES, largest_difference, make, weights_after, weights_of
 
 OFF_POLICY = {"num_iterations": 2, "beta": 0.04, "max_steps": 4}
 VARIANTS = {
@@ -53,7 +53,7 @@ def run(policy: str, out: Path, *, ours: bool, terms: list | None = None, **chan
             r=4, target_modules=["q_proj", "v_proj"], lora_dropout=0.2, task_type="CAUSAL_LM"
         )
     if "eval_strategy" in changes:
-        from .tiny import prompts
+        from ..tiny import prompts
 
         more["eval_dataset"] = prompts(2)
     return weights_after(policy, out, ours=ours, terms=terms, trainer=more, **changes)

@@ -9,14 +9,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hclm_rl import known_terms, launch
-from hclm_rl.arguments import parse
-from hclm_rl.cli import find_method
-from hclm_rl.config import find_term
+from hclm_rl import known_terms
+from hclm_rl.commands import launch
+from hclm_rl.commands.cli import find_method
+from hclm_rl.recipe.arguments import parse
+from hclm_rl.recipe.config import find_term
 
-from .cpu_processes import run_by_two
-from .tiny import LOSSES, WITH_TOOLS, largest_difference, weights_after
-from .two_processes import NOTHING_ON_ONE
+from ..cpu_processes import run_by_two
+from ..tiny import LOSSES, WITH_TOOLS, largest_difference, weights_after
+from ..two_processes import NOTHING_ON_ONE
 
 WHOLE = {"per_device_train_batch_size": 8}
 CUT = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
@@ -250,7 +251,7 @@ def test_two_processes_without_terms_or_at_coef_zero_are_trl_bit_for_bit(chain: 
 
 
 def test_two_processes_log_the_same_metrics_as_one(two_processes: Path, policy: str, tmp_path: Path):
-    from .tiny import make
+    from ..tiny import make
 
     both = json.loads((two_processes / "metrics.json").read_text())
     trainer = make(policy, tmp_path, terms=["information_force"], fixed=True, loss_type="dapo", **WHOLE)

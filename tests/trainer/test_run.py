@@ -15,8 +15,8 @@ import hclm_rl
 from hclm_rl import Constant, Link, NotFinite
 from hclm_rl.terms.entropy_bonus import EntropyBonus
 
-from .test_trainer_invariance import STRONG, all_terms_in_order
-from .tiny import fixed_rollout, largest_difference, low_words, make, prompts, settings, weights_of
+from ..tiny import fixed_rollout, largest_difference, low_words, make, prompts, settings, weights_of
+from .test_invariance import STRONG, all_terms_in_order
 
 ALL_TERMS = [{name: STRONG.get(name, {})} for name in all_terms_in_order()]
 CONTROLLED = {"entropy_bonus": {"name": "controlled", "coef": {"kind": "step_to_target", "target": 5.0, "delta": 0.1}}}
@@ -161,7 +161,7 @@ def test_what_the_run_cannot_give_is_refused_before_loading(tmp_path: Path, monk
     args = hclm_rl.GRPOConfig(str(tmp_path / "out"), entropy_terms=["qae", "log_det"], **settings())
     with pytest.raises(ValueError, match=r"log_det: reads scores or hidden states .* vision models"):
         hclm_rl.GRPOTrainer(str(tmp_path), low_words, args, prompts())  # there are no weights to load
-    monkeypatch.setattr("hclm_rl.refusals.is_deepspeed_zero3_enabled", lambda: True)
+    monkeypatch.setattr("hclm_rl.recipe.refusals.is_deepspeed_zero3_enabled", lambda: True)
     args = hclm_rl.GRPOConfig(str(tmp_path / "out"), entropy_terms=["tests.own_terms.ReadsVocabulary"], **settings())
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     with pytest.raises(
@@ -191,7 +191,7 @@ def test_an_inert_term_is_said_at_the_start(policy: str, tmp_path: Path, caplog:
 
 
 def test_an_idle_term_is_said_once(policy: str, tmp_path: Path, caplog, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("hclm_rl.trainer.IDLE_STEPS_BEFORE_WARNING", 2)
+    monkeypatch.setattr("hclm_rl.trainer.mixin.IDLE_STEPS_BEFORE_WARNING", 2)
     with caplog.at_level(logging.WARNING):
         make(policy, tmp_path, terms=[{"clip_cov": {"lower": 900.0, "upper": 901.0}}], max_steps=5).train()
     assert caplog.text.count("'clip_cov' has affected no token for 2 optimiser steps") == 1

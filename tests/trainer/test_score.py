@@ -7,8 +7,8 @@ import torch
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM
 
-from . import own_terms
-from .tiny import largest_difference, make, weights_after
+from .. import own_terms
+from ..tiny import largest_difference, make, weights_after
 
 
 def plain_pass(policy: str, ids: torch.Tensor, mask: torch.Tensor, temperature: float):
@@ -64,7 +64,7 @@ def test_reading_changes_nothing(policy: str, tmp_path: Path, read):
 
 
 def test_a_term_that_did_not_ask_cannot_read():
-    from .term_batches import make_step, rollout
+    from ..term_batches import make_step, rollout
 
     view = rollout(make_step())
     with pytest.raises(ValueError, match="declares needs_rescoring = True"):

@@ -7,7 +7,7 @@ import trl
 from packaging.version import Version
 from transformers import PreTrainedModel, Trainer
 
-from hclm_rl.trainer import EntropyTermsMixin
+from hclm_rl.trainer.mixin import EntropyTermsMixin
 
 TRAINERS = [trl.GRPOTrainer, trl.RLOOTrainer]
 

@@ -14,8 +14,8 @@ import trl.trainer.grpo_trainer as trls
 
 from hclm_rl import known_terms
 
-from .test_trainer_invariance import CUT, ROUNDING, STRONG, WHOLE
-from .tiny import fixed_rollout, largest_difference, make, weights_of
+from ..tiny import fixed_rollout, largest_difference, make, weights_of
+from .test_invariance import CUT, ROUNDING, STRONG, WHOLE
 
 SYNCS: list[int] = []  # one a weight synchronisation
 

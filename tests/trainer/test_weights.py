@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from hclm_rl.functional import split_token_weights
+from hclm_rl.equations.functional import split_token_weights
 
-from . import own_terms
-from .tiny import LOSSES, largest_difference, make, weights_after
+from .. import own_terms
+from ..tiny import LOSSES, largest_difference, make, weights_after
 
 SURROGATES = {
     **{loss: {"loss_type": loss} for loss in LOSSES},

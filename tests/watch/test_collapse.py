@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from transformers import TrainerControl, TrainerState
 
-from hclm_rl.coefficients import OnCollapse, coefficient_from
-from hclm_rl.collapse import CollapseCallback, CollapseDetector, fit_line, slope
+from hclm_rl.chain.coefficients import OnCollapse, coefficient_from
+from hclm_rl.watch.collapse import CollapseCallback, CollapseDetector, fit_line, slope
 
-from .tiny import make
+from ..tiny import make
 
 
 def judged(entropies, detector: CollapseDetector | None = None, **more):
@@ -205,7 +205,7 @@ def test_the_callback_logs_warns_and_stops(policy: str, tmp_path: Path, caplog: 
         return falling(self, {**logs, "entropy": math.exp(-0.5 * step)}, step, state)
 
     trainer = make(policy, tmp_path, trainer={"callbacks": [watch]}, max_steps=12, logging_steps=1)
-    with pytest.MonkeyPatch.context() as patch, caplog.at_level(logging.WARNING, logger="hclm_rl.collapse"):
+    with pytest.MonkeyPatch.context() as patch, caplog.at_level(logging.WARNING, logger="hclm_rl.watch.collapse"):
         patch.setattr(CollapseDetector, "update", fallen)
         trainer.train()
     states = [entry["collapse/state"] for entry in trainer.state.log_history if "collapse/state" in entry]

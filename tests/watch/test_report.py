@@ -12,16 +12,16 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from hclm_rl.report import read_run, write_report
-from hclm_rl.report.command import main, named
-from hclm_rl.report.figures import shown_range, smoothed
-from hclm_rl.report.runs import Run, read_log
-from hclm_rl.report.sections import agreement, bar_series, stretches
-from hclm_rl.report.table import changes, compare, value_of
-from hclm_rl.report.tokens import Scale, scales_of, spread
-from hclm_rl.trace import file_of
+from hclm_rl.watch.report import read_run, write_report
+from hclm_rl.watch.report.command import main, named
+from hclm_rl.watch.report.figures import shown_range, smoothed
+from hclm_rl.watch.report.runs import Run, read_log
+from hclm_rl.watch.report.sections import agreement, bar_series, stretches
+from hclm_rl.watch.report.table import changes, compare, value_of
+from hclm_rl.watch.report.tokens import Scale, scales_of, spread
+from hclm_rl.watch.trace import file_of
 
-from .synthetic_run import HOSTILE, write_full_run
+from ..synthetic_run import HOSTILE, write_full_run
 
 MEANS = {"token_entropy": 0.4, "pass@1": 0.5, "distinct_correct": 12.0}
 ERRORS = {"token_entropy": 0.01, "pass@1": 0.02, "distinct_correct": 0.5}

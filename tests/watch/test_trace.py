@@ -9,11 +9,11 @@ import torch
 
 import hclm_rl
 from hclm_rl import Effect, Quantiles, Rollout, RolloutEffect, Term, TokenBatch
-from hclm_rl.functional import quantile
-from hclm_rl.trace import Trace, file_of, read_trace, token_texts, traced_steps
+from hclm_rl.equations.functional import quantile
+from hclm_rl.watch.trace import Trace, file_of, read_trace, token_texts, traced_steps
 
-from .cpu_processes import run_by_two
-from .tiny import largest_difference, low_words, make, weights_after, weights_of
+from ..cpu_processes import run_by_two
+from ..tiny import largest_difference, low_words, make, weights_after, weights_of
 
 CORE = ["prompt", "response", "position", "id", "token", "prompt_text", "reward", "logp", "old_logp", "entropy"]
 CORE += ["advantage_before", "advantage", "weight"]

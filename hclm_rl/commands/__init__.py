@@ -1,0 +1,1 @@
+"""`hclm-rl`: the command line, the job behind it, what is said before it."""

@@ -1,0 +1,1 @@
+"""From a recipe's words to objects, and what is refused."""

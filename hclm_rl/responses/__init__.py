@@ -1,0 +1,1 @@
+"""What terms read in responses."""

@@ -1,0 +1,1 @@
+"""What looks at a run; imports nothing of the rest."""
