@@ -58,7 +58,7 @@ def test_all_methods_are_listed_with_paper_and_needs(capsys: pytest.CaptureFixtu
 
 
 def test_another_trl_is_refused_in_one_sentence():
-    code = "import sys, trl; trl.__version__ = '1.17.0'; from hclm_rl import cli; sys.exit(cli.main(['grpo']))"
+    code = "import sys, trl; trl.__version__ = '1.17.0'; from hclm_rl.commands import cli; sys.exit(cli.main(['grpo']))"
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
     assert done.returncode == 2
     sentence = "hclm_rl works with trl>=1.16,<1.17, and trl 1.17.0 is installed: pip install 'trl>=1.16,<1.17'"
