@@ -1,10 +1,13 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 import hclm_rl
+from hclm_rl import known_terms, terms
+from hclm_rl.recipe.config import find_term
 from hclm_rl.types import last_layer
 
 
@@ -17,8 +20,27 @@ def test_all_public_names_are_there_and_no_others():
         _ = hclm_rl.GRPOTrainr  # type: ignore[attr-defined]
 
 
+def test_every_term_has_its_line_in_the_stub():
+    lines = (Path(terms.__path__[0]) / "__init__.pyi").read_text().splitlines()
+    wanted = [f"from .{name} import {find_term(name).__name__} as {find_term(name).__name__}" for name in known_terms()]
+    for line in wanted:
+        assert line in lines, f"add this line to hclm_rl/terms/__init__.pyi: {line}"
+    assert lines == wanted, (
+        f"hclm_rl/terms/__init__.pyi has one line a term, sorted; take out {set(lines) - set(wanted)}"
+    )
+
+
+def test_terms_are_imported_by_name():
+    from hclm_rl.terms import ClipCov, clip_cov  # the class, and the module as before
+
+    assert ClipCov is clip_cov.ClipCov is find_term("clip_cov")
+    assert dir(terms) == sorted(find_term(name).__name__ for name in known_terms())
+    with pytest.raises(AttributeError, match="ClipCvo"):
+        _ = terms.ClipCvo  # type: ignore[attr-defined]
+
+
 def test_the_command_line_starts_without_torch():
-    look = "import sys; import hclm_rl.commands.cli; sys.exit('torch' in sys.modules or 'trl' in sys.modules)"
+    look = "import sys; import hclm_rl.commands.cli, hclm_rl.terms; sys.exit(bool({'torch', 'trl'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", look]).returncode == 0
 
 
