@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from hclm_rl.commands.cli import find_method
 from hclm_rl.recipe.config import build_chain
 
 from .tiny import make
@@ -41,6 +42,12 @@ def test_the_recipe_of_the_smallest_term(written: Path, policy: str):
     trainer.train()
     assert float(trainer.state.log_history[0]["EntropyFloor/coef"]) == 0.01
     assert 0 < float(trainer.state.log_history[0]["RareTokens/affected"]) < 1
+
+
+def test_the_command_line_shows_what_the_hyper_parameter_of_the_full_term_means(written: Path):
+    method = find_method("rare.RareTokens")
+    assert method.parameters[0] == ("decay", "float", "0.9", "of the running mean, in [0, 1)")
+    assert method.docstring.endswith("surprisal -log p of the response tokens.")
 
 
 @pytest.mark.parametrize("inline", re.findall(r"`(- \w+: \{.*\})`", (DOCS / "extending.md").read_text()))

@@ -7,12 +7,12 @@ import importlib.util
 import os
 import subprocess
 import sys
-import tokenize
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
+from docstring_parser import Docstring, ParseError, google
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -38,6 +38,13 @@ NEEDS = {
     "needs_attention": "eager attention",
     "inert_on_policy": "several updates per rollout",
 }
+# what a class's docstring says of its fields; all else in it is shown as it stands
+SECTIONS: Final = google.GoogleParser(
+    [
+        google.Section(title, key, google.SectionType.MULTIPLE)
+        for title, key in (("Args", "param"), ("Attributes", "attribute"))
+    ]
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +57,7 @@ class Method:
     kinds: list[str]
     needs: list[str]
     docstring: str
-    parameters: list[tuple[str, str, str, str]]  # name, type, default, comment
+    parameters: list[tuple[str, str, str, str]]  # name, type, default, meaning
 
 
 def class_variables(of: ast.ClassDef) -> dict[str, object]:
@@ -72,11 +79,12 @@ def properties(of: ast.ClassDef) -> set[str]:
     }
 
 
-def comments_of(file: Path) -> dict[int, str]:
-    """Line number -> its comment."""
-    with file.open("rb") as source:
-        tokens = tokenize.tokenize(source.readline)
-        return {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
+def read_docstring(of: ast.ClassDef) -> Docstring:
+    """What the class does, apart from what its sections say of its fields."""
+    try:
+        return SECTIONS.parse(ast.get_docstring(of))
+    except ParseError as error:
+        raise ValueError(f"{of.name}: a line below `Args:` must be `name: meaning`, got {error}") from error
 
 
 def read_method(name: str, file: Path, class_name: str) -> Method:
@@ -91,28 +99,21 @@ def read_method(name: str, file: Path, class_name: str) -> Method:
     calls = [node for node in ast.walk(found) if isinstance(node, ast.Call)]
     effects = [call for call in calls if ast.unparse(call.func) in ("Effect", "RolloutEffect")]
     filled = {keyword.arg for effect in effects for keyword in effect.keywords}
-    variables, computed, comments = class_variables(found), properties(found), comments_of(file)
-
-    def comment_of(node: ast.AnnAssign) -> str:
-        lines = range(node.lineno, (node.end_lineno or node.lineno) + 1)
-        return " ".join(comments[line] for line in lines if line in comments)
-
-    fields = [node for node in found.body if isinstance(node, ast.AnnAssign)]
+    variables, computed, docstring = class_variables(found), properties(found), read_docstring(found)
+    meaning = {each.arg_name: " ".join((each.description or "").split()) for each in docstring.params}
     parameters = [
         (
             ast.unparse(node.target),
             ast.unparse(node.annotation),
             ast.unparse(node.value) if node.value else "required",
-            comment_of(node),
+            meaning.get(ast.unparse(node.target), ""),
         )
-        for node in fields
-        if not ast.unparse(node.annotation).startswith("ClassVar")
+        for node in found.body
+        if isinstance(node, ast.AnnAssign) and not ast.unparse(node.annotation).startswith("ClassVar")
     ]
-    about_coef = [comment_of(node) for node in fields if ast.unparse(node.target) == "default_coef"]
     if not variables.get("is_diagnostic"):
-        default = str(variables.get("default_coef", 1.0))
-        meaning = "strength: a number or a schedule" + "".join(f"; {each}" for each in about_coef if each)
-        parameters.append(("coef", "float | schedule", default, meaning))
+        about = ["strength: a number or a schedule", *filter(None, [meaning.get("default_coef")])]
+        parameters.append(("coef", "float | schedule", str(variables.get("default_coef", 1.0)), "; ".join(about)))
     return Method(
         name=name,
         title=title or summary,
@@ -123,7 +124,7 @@ def read_method(name: str, file: Path, class_name: str) -> Method:
             for variable, need in NEEDS.items()
             if variables.get(variable) or variable in computed
         ],
-        docstring="\n\n".join(" ".join(each.split()) for each in (ast.get_docstring(found) or "").split("\n\n")),
+        docstring="\n\n".join(" ".join(each.split()) for each in (docstring.description or "").split("\n\n")),
         parameters=parameters,
     )
 

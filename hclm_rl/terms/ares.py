@@ -41,18 +41,28 @@ class Ares(Term):
     prompts of that kind. R = reward + S(N - T_d), `entropy_score`. Where the run has a reference model (beta > 0),
     kl_coef beta_d k3 is added to the loss, beta_d steered to kl_target by kind. The authors' code, with exact entropies
     and sampled tokens; its KL is measured here once a generation batch. Wrong answers get S > 0: the gap narrows.
+
+    Args:
+        triggers: tokens in lower case without a space before; (): all tokens
+        window: tokens, >= 1; the paper's
+        level: quantile of W in a response, in (0, 1); the authors'
+        correct_from: the reward from which a response is right: for 0/1 rewards
+        strength: alpha_d at first, in [0, 2]; the authors'. It moves by at most 0.025 a step
+        kl_coef: >= 0; the authors'; beside it TRL's beta acts as ever: make that small
+        kl_target: nats a token, > 0; the authors'
+        kl_every: generation batches between changes of beta_d, >= 1; the authors count micro-batches
     """
 
     needs_scores: ClassVar[bool] = True
 
-    triggers: tuple[str, ...] = tuple(TURNS.split())  # tokens in lower case without a space before; (): all tokens
-    window: int = 4  # tokens, >= 1; the paper's
-    level: float = 0.95  # quantile of W in a response, in (0, 1); the authors'
-    correct_from: float = 1.0  # the reward from which a response is right: for 0/1 rewards
-    strength: float = 0.5  # alpha_d at first, in [0, 2]; the authors'. It moves by at most 0.025 a step
-    kl_coef: float = 0.01  # >= 0; the authors'; beside it TRL's beta acts as ever: make that small
-    kl_target: float = 0.01  # nats a token, > 0; the authors'
-    kl_every: int = 100  # generation batches between changes of beta_d, >= 1; the authors count micro-batches
+    triggers: tuple[str, ...] = tuple(TURNS.split())
+    window: int = 4
+    level: float = 0.95
+    correct_from: float = 1.0
+    strength: float = 0.5
+    kl_coef: float = 0.01
+    kl_target: float = 0.01
+    kl_every: int = 100
 
     def __post_init__(self) -> None:
         if self.window < 1 or self.kl_every < 1:

@@ -22,16 +22,22 @@ class Arm(Term):
     before. Not centred: where prompts are less predictable than responses it is a net push down, and a large alpha
     turns right answers' advantages negative: watch `flips`. Costs a forward pass over the prompts. Written from the
     abstract and secondary readings.
+
+    Args:
+        alpha: >= 0, bounds the shift; ours, in none of our sources, which call it sensitive: try 0.1 to 0.5
+        fraction: of the response's tokens, in (0, 1]; the paper's value, its rounding ours
+        prompt_fraction: of the prompt's, in (0, 1]; ours; 1.0 is the plain inverse perplexity
+        shift_when: "any_correct": where some reward is not 0, the formula as quoted; "mixed_only": where the rewards
+            differ
     """
 
     needs_scores: ClassVar[bool] = True
     needs_rescoring: ClassVar[bool] = True
     seeks: ClassVar[Direction | None] = "more"
 
-    alpha: float = 0.3  # >= 0, bounds the shift; ours, in none of our sources, which call it sensitive: try 0.1 to 0.5
-    fraction: float = 0.2  # of the response's tokens, in (0, 1]; the paper's value, its rounding ours
-    prompt_fraction: float = 0.2  # of the prompt's, in (0, 1]; ours; 1.0 is the plain inverse perplexity
-    # "any_correct": where some reward is not 0, the formula as quoted; "mixed_only": where the rewards differ
+    alpha: float = 0.3
+    fraction: float = 0.2
+    prompt_fraction: float = 0.2
     shift_when: Literal["any_correct", "mixed_only"] = "any_correct"
 
     def __post_init__(self) -> None:

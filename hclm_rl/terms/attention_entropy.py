@@ -23,14 +23,22 @@ class AttentionEntropy(Term):
     have sinks, so heads near 0: look at the change of `lowest`, half within 50 steps being an alarm, not at its level.
     It is not the entropy of the policy, and has no fixed relation to it. Needs attn_implementation: eager, which keeps
     B x heads x width x width numbers a layer.
+
+    Args:
+        target: share of L, in [0, 1]; the authors learn one a head
+        margin: share of L, >= 0; the authors' value
+        relative_to: L: "context", the authors', takes the batch's padded width
+
+    Attributes:
+        default_coef: the authors' 1e-5 is on a sum over batch and positions, and not for RL
     """
 
     needs_attention: ClassVar[bool] = True
-    default_coef: ClassVar[float] = 0.0  # the authors' 1e-5 is on a sum over batch and positions, and not for RL
+    default_coef: ClassVar[float] = 0.0
 
-    target: float = 0.5  # share of L, in [0, 1]; the authors learn one a head
-    margin: float = 0.2  # share of L, >= 0; the authors' value
-    relative_to: Literal["visible", "context"] = "visible"  # L: "context", the authors', takes the batch's padded width
+    target: float = 0.5
+    margin: float = 0.2
+    relative_to: Literal["visible", "context"] = "visible"
 
     def __post_init__(self) -> None:
         if not 0 <= self.target <= 1:

@@ -25,26 +25,35 @@ class Canon(Term):
     R of the opposite half for it, R_i - alpha mean R of it for the other. The authors sum token losses over a constant
     length: `loss_type: dr_grpo`. A response can be right and have A = 0. What has no reward or no tokens, such as a
     truncated response that is masked, is in neither half.
+
+    Args:
+        metric: of a response: the mean entropy of its tokens at the sampling policy, or their number
+        mu: in [0, 1]; 1 is CANON-Inter, 0 CANON-Intra; CANON-Eff has 0.5; read where schedule is "constant"
+        schedule: CANON-Dynamic: mu = 1 - a (inter first) or a (intra first, as the released code does), a the mean
+            reward of the step, clipped to [0, 1]; or cosines with warm restarts, 1.0 to 0.4 (inter first), 1 - (0.6 to
+            0.0) (intra first)
+        total: optimiser steps of the cosine schedules; the authors', who count batches of rollouts
+        warmup: of them, in [0, total); the mu of these steps starts at the wrong end, as in the authors' code
+        cycles: of the rest, >= 1
+        alpha: in (0, 1]; 0.96 the balanced one of CANON-Eff, tried from 0.5 on
+        favoured: the half with alpha; None: "low" for entropy (the authors' code), "high" for length (shortens answers)
+        offset: added to inter_i of the favoured half, taken from the other's; in the code, not in the paper
     """
 
     needs_scores: ClassVar[bool] = True
     sets_baseline: ClassVar[bool] = True
 
-    # of a response: the mean entropy of its tokens at the sampling policy, or their number
     metric: Literal["entropy", "length"] = "entropy"
-    mu: float = 1.0  # in [0, 1]; 1 is CANON-Inter, 0 CANON-Intra; CANON-Eff has 0.5; read where schedule is "constant"
-    # CANON-Dynamic: mu = 1 - a (inter first) or a (intra first, as the released code does), a the mean reward of the
-    # step, clipped to [0, 1]; or cosines with warm restarts, 1.0 to 0.4 (inter first), 1 - (0.6 to 0.0) (intra first)
+    mu: float = 1.0
     schedule: Literal[
         "constant", "accuracy_inter_first", "accuracy_intra_first", "cosine_inter_first", "cosine_intra_first"
     ] = "constant"
-    total: int = 150  # optimiser steps of the cosine schedules; the authors', who count batches of rollouts
-    warmup: int = 30  # of them, in [0, total); the mu of these steps starts at the wrong end, as in the authors' code
-    cycles: int = 3  # of the rest, >= 1
-    alpha: float = 1.0  # in (0, 1]; 0.96 the balanced one of CANON-Eff, tried from 0.5 on
-    # the half with alpha; None: "low" for entropy (the authors' code), "high" for length (shortens answers)
+    total: int = 150
+    warmup: int = 30
+    cycles: int = 3
+    alpha: float = 1.0
     favoured: Literal["low", "high"] | None = None
-    offset: float = 0.0  # added to inter_i of the favoured half, taken from the other's; in the code, not in the paper
+    offset: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.mu <= 1:

@@ -20,14 +20,20 @@ class ClipCov(Term):
     are drawn and their advantage is set to 0. They stay in the denominator. The bounds assume advantages divided by
     the group's standard deviation; on a confident model few tokens reach them and the method is plain GRPO: watch
     `affected` and `candidates`. The authors run it with epsilon = epsilon_high = 1.
+
+    Args:
+        ratio: of all response tokens, in (0, 1]; the paper's value
+        lower: in units of log-prob x advantage; the paper's value
+        upper: the paper's value
+        statistics: "micro_batch": as the authors' code, for parity with it
     """
 
     seeks: ClassVar[Direction | None] = "more"
 
-    ratio: float = 2e-4  # of all response tokens, in (0, 1]; the paper's value
-    lower: float = 1.0  # in units of log-prob x advantage; the paper's value
-    upper: float = 5.0  # the paper's value
-    statistics: Literal["step", "micro_batch"] = "step"  # "micro_batch": as the authors' code, for parity with it
+    ratio: float = 2e-4
+    lower: float = 1.0
+    upper: float = 5.0
+    statistics: Literal["step", "micro_batch"] = "step"
 
     @property
     def needs_scores(self) -> bool:

@@ -23,16 +23,22 @@ class CodingRate(Term):
     R - R_c only R is raised; R_c with prompts as classes is logged as `within`: falling while R stays, it says that
     the responses to a prompt grow alike. It is bound by the number of responses per prompt. Several updates per
     rollout reuse C of the sampling policy.
+
+    Args:
+        rows: what is spread; ours, the paper has one vector per image
+        distortion: e2, the SQUARE of the paper's epsilon, > 0; the `eps` of the authors' code is e2 too
+
+    Attributes:
+        default_coef: None is published for RL. Ours: at the testbed's start ||F|| at the token states is 0.064 (0.033
+            with rows="tokens"), so that coef * ||F|| is about that of log_det at 1e-4 (||F|| = 1.22).
     """
 
     needs_scores: ClassVar[bool] = True
     needs_hidden: ClassVar[bool] = True
-    # None is published for RL. Ours: at the testbed's start ||F|| at the token states is 0.064 (0.033 with
-    # rows="tokens"), so that coef * ||F|| is about that of log_det at 1e-4 (||F|| = 1.22).
     default_coef: ClassVar[float] = 2e-3
 
-    rows: Literal["responses", "tokens"] = "responses"  # what is spread; ours, the paper has one vector per image
-    distortion: float = 0.5  # e2, the SQUARE of the paper's epsilon, > 0; the `eps` of the authors' code is e2 too
+    rows: Literal["responses", "tokens"] = "responses"
+    distortion: float = 0.5
 
     def __post_init__(self) -> None:
         if not self.distortion > 0:

@@ -18,7 +18,7 @@ from ..types import Effect, Rollout, RolloutEffect, Term, TokenBatch, Total, Tra
 
 @dataclass(frozen=True, kw_only=True)
 class ConditionalEntropy(Term):
-    """Measures how much each step of a response lowers the uncertainty about its answer; with coef > 0 pays for it.
+    r"""Measures how much each step of a response lowers the uncertainty about its answer; with coef > 0 pays for it.
 
     H_j = mean entropy, in nats, of the scorer's predictions of the answer's tokens after question, steps 1 to j and
     cue; u_j = H_(j-1) - H_j. `coef` times clip(u_j, -limit, limit) is added to the advantage of the last token of step
@@ -26,25 +26,39 @@ class ConditionalEntropy(Term):
     the answer itself. Once an answer stands in the text it is copied: `cuts` drops those steps. Pay only by the frozen
     reference (beta > 0), or the policy learns to be certain of everything. Costs N forward passes a step. Splitter, cue
     and payment are ours.
+
+    Args:
+        answer: regular expression with one group, or dotted path of a function text -> answer or None; default: the
+            last \boxed{}, or a text of nothing but whole numbers
+        answer_column: of the data set: the answer to ask for, as in the paper; None: the response's own
+        cue: stands before the answer; ours
+        step_end: regular expression; the token in which a match ends, ends a step; ours: blank lines
+        step_tokens: instead, a step is so many response tokens; 0: step_end
+        most_steps: of a response, >= 1; where there are more, evenly spaced ones
+        cuts: leave out the steps in which, or after which, the answer stands in the text
+        scorer: the authors' is another model, Qwen3-8B
+        limit: nats, > 0; ours
+        certain: nats; steps after the first H_j below are `surplus`; ours
+        every: optimiser steps between measurements, >= 1
+
+    Attributes:
+        default_coef: lambda, ours; at most 0.1; 0 only measures, as the paper does
     """
 
     needs_rescoring: ClassVar[bool] = True
-    default_coef: ClassVar[float] = 0.0  # lambda, ours; at most 0.1; 0 only measures, as the paper does
+    default_coef: ClassVar[float] = 0.0
 
-    # regular expression with one group, or dotted path of a function text -> answer or None; default: the last \boxed{}
-    answer: str = DEFAULT  # or a text of nothing but whole numbers
-    answer_column: str | None = (
-        None  # of the data set: the answer to ask for, as in the paper; None: the response's own
-    )
-    cue: str = "\n\nThe final answer is "  # stands before the answer; ours
-    step_end: str = r"\n\s*\n"  # regular expression; the token in which a match ends, ends a step; ours: blank lines
-    step_tokens: int = 0  # instead, a step is so many response tokens; 0: step_end
-    most_steps: int = 10  # of a response, >= 1; where there are more, evenly spaced ones
-    cuts: bool = True  # leave out the steps in which, or after which, the answer stands in the text
-    scorer: Literal["policy", "reference"] = "policy"  # the authors' is another model, Qwen3-8B
-    limit: float = 0.5  # nats, > 0; ours
-    certain: float = 0.1  # nats; steps after the first H_j below are `surplus`; ours
-    every: int = 1  # optimiser steps between measurements, >= 1
+    answer: str = DEFAULT
+    answer_column: str | None = None
+    cue: str = "\n\nThe final answer is "
+    step_end: str = r"\n\s*\n"
+    step_tokens: int = 0
+    most_steps: int = 10
+    cuts: bool = True
+    scorer: Literal["policy", "reference"] = "policy"
+    limit: float = 0.5
+    certain: float = 0.1
+    every: int = 1
 
     def __post_init__(self) -> None:
         extractor(self.answer)

@@ -29,19 +29,23 @@ class DiscriminatorClip(Term):
     deviation is small: on spread distributions nothing is dropped (watch `affected` and `lowest`). Dropped tokens leave
     the denominator: normalise_by "kept" multiplies the advantages of the others by N / N_kept, which is that mean for
     the losses that divide by the tokens of the step (dapo, cispo, vespo); "all" leaves them as they are.
+
+    Args:
+        over: "vocabulary" reads the whole next-token distribution
+        mu: in deviations, > 0; None: 2.5 over the batch (the paper sweeps 2.0 to 3.0), 8.5 over the vocabulary (7.5 to
+            8.5); the authors' recipes. D has heavy tails, so the two never share a value.
+        max_frac: of all response tokens, in (0, 1], at least one; of "vocabulary" alone; the authors' code; 1: no cap
+        normalise_by: "kept" is the authors'
+        is_symmetric: also drop A_t > 0 with S_t - mean S > mu * deviation; of "batch" alone; inferred, not in the code
     """
 
     needs_scores: ClassVar[bool] = True
     seeks: ClassVar[Direction | None] = "more"
 
-    over: Literal["batch", "vocabulary"] = "batch"  # "vocabulary" reads the whole next-token distribution
-    # in deviations, > 0; None: 2.5 over the batch (the paper sweeps 2.0 to 3.0), 8.5 over the vocabulary (7.5 to 8.5);
-    # the authors' recipes. D has heavy tails, so the two never share a value.
+    over: Literal["batch", "vocabulary"] = "batch"
     mu: float | None = None
-    # of all response tokens, in (0, 1], at least one; of "vocabulary" alone; the authors' code; 1: no cap
     max_frac: float = 1e-4
-    normalise_by: Literal["kept", "all"] = "kept"  # "kept" is the authors'
-    # also drop A_t > 0 with S_t - mean S > mu * deviation; of "batch" alone; inferred, not in the code
+    normalise_by: Literal["kept", "all"] = "kept"
     is_symmetric: bool = False
 
     def __post_init__(self) -> None:

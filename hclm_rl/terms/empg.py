@@ -25,16 +25,22 @@ class Empg(Term):
     One very uncertain step squeezes all others to g = 1. Groups of equal rewards do not stay at zero: they get the
     bonus less the mean, whatever the outcome; responses without a reward have no part in it. Confident errors are
     punished hardest, the opposite of what terms do that weigh uncertain tokens up: do not stack it with those.
+
+    Args:
+        k: sharpness of g, >= 0; the authors'
+        k_next: sharpness of f (k' in the paper), >= 0; the authors'
+        zeta: weight of the bonus, >= 0; of two listings that cite the paper, the later one (the other: 0.1)
+        delimiter: text that ends a step within a turn, such as "\\n\\n"; None: steps are turns
     """
 
     needs_scores: ClassVar[bool] = True
     seeks: ClassVar[Direction | None] = "less"  # trusts confident steps and pays for confident next ones
     centres: ClassVar[bool] = True
 
-    k: float = 1.0  # sharpness of g, >= 0; the authors'
-    k_next: float = 1.0  # sharpness of f (k' in the paper), >= 0; the authors'
-    zeta: float = 0.05  # weight of the bonus, >= 0; of two listings that cite the paper, the later one (the other: 0.1)
-    delimiter: str | None = None  # text that ends a step within a turn, such as "\n\n"; None: steps are turns
+    k: float = 1.0
+    k_next: float = 1.0
+    zeta: float = 0.05
+    delimiter: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("k", "k_next", "zeta"):

@@ -15,27 +15,37 @@ from ..types import Direction, Rollout, RolloutEffect, Term
 
 @dataclass(frozen=True, kw_only=True)
 class Empo(Term):
-    """Pays each response the share of its group that gives the same answer: no labels, semantic entropy falls.
+    r"""Pays each response the share of its group that gives the same answer: no labels, semantic entropy falls.
 
     r_i = |cluster of i| / G, in the order of the group: an answer joins the first cluster whose first member it equals.
     H = -sum_c p(c) ln p(c), p(c) = |c| / G; a group outside the gate gets r = 0 throughout, so no advantage. A missing
     answer is a cluster of its own. It replaces the whole reward, so put it first; the verifier's rewards are only
     logged. Agreement is not truth: watch `majority_share` against held-out accuracy. The defaults are the authors' TRL
     code for mathematics; their verl code is empty_reward None and gate "none" (with filtering, min_max_share 0.3).
+
+    Args:
+        answer: regular expression with one group, or dotted path of a function text -> answer or None; default: the
+            last \boxed{}, or a text of nothing but whole numbers
+        equivalence: "math_verify", as the authors' on mathematics, needs [eval]
+        empty_reward: of a missing answer; their TRL code's (free-form -0.5); None: 1 / G
+        gate: closed where no two answers agree; the TRL code's
+        min_max_share: in [0, 1]; closed where the largest cluster is smaller; free-form 0.2, verl 0.3
+        delta_low: nats; open only where delta_low < H < delta_high, the paper's form, which gives no numbers
+        delta_high: nats; see `delta_low`
+        max_overlap: in [0, 1]; an answer gets 0 if more than this share of its words repeats the question (ROUGE-L
+            precision), or all of it stands there; free-form 0.8. For short answers leave it out: "4" stands in many
+            questions
     """
 
     seeks: ClassVar[Direction | None] = "less"
 
-    # regular expression with one group, or dotted path of a function text -> answer or None; default: the last \boxed{}
-    answer: str = DEFAULT  # or a text of nothing but whole numbers
-    equivalence: Literal["text", "math_verify"] = "text"  # "math_verify", as the authors' on mathematics, needs [eval]
-    empty_reward: float | None = 0.0  # of a missing answer; their TRL code's (free-form -0.5); None: 1 / G
-    gate: Literal["all_distinct", "none"] = "all_distinct"  # closed where no two answers agree; the TRL code's
-    min_max_share: float = 0.0  # in [0, 1]; closed where the largest cluster is smaller; free-form 0.2, verl 0.3
-    delta_low: float | None = None  # nats; open only where delta_low < H < delta_high, the paper's form, which gives no
-    delta_high: float | None = None  # numbers
-    # in [0, 1]; an answer gets 0 if more than this share of its words repeats the question (ROUGE-L precision), or all
-    # of it stands there; free-form 0.8. For short answers leave it out: "4" stands in many questions
+    answer: str = DEFAULT
+    equivalence: Literal["text", "math_verify"] = "text"
+    empty_reward: float | None = 0.0
+    gate: Literal["all_distinct", "none"] = "all_distinct"
+    min_max_share: float = 0.0
+    delta_low: float | None = None
+    delta_high: float | None = None
     max_overlap: float | None = None
 
     def __post_init__(self) -> None:

@@ -28,17 +28,26 @@ class EntroPic(Term):
     and the policy would un-learn what is right: weights "bounded" keeps both weights in [0, 2]. r is not clipped. Where
     most groups have no advantage, alpha has nothing to act on and the integral grows to its bound: watch `affected`. It
     uses |A|, and so goes badly with what zeroes one side, as qae does.
+
+    Args:
+        threshold: probability of the sampled token, in [0, 1); the authors' code
+        weights: "unbounded": as the authors' code
+        denominator: "all": s = 1, which needs no bound; not the authors'
+        statistics: of N / N_high; "micro_batch": as the authors' code
+
+    Attributes:
+        default_coef: target 0.1 nats, k_p 1, k_i 0.01 and alpha in [-1, 1]: the authors' values, at their temperature
+            of 0.6
     """
 
     needs_scores: ClassVar[bool] = True
-    # target 0.1 nats, k_p 1, k_i 0.01 and alpha in [-1, 1]: the authors' values, at their temperature of 0.6
     default_coef: ClassVar[float | Mapping[str, object]] = {"kind": "proportional_integral", "target": 0.1}
     seeks: ClassVar[Direction | None] = "level"
 
-    threshold: float = 0.95  # probability of the sampled token, in [0, 1); the authors' code
-    weights: Literal["bounded", "unbounded"] = "bounded"  # "unbounded": as the authors' code
-    denominator: Literal["confident", "all"] = "confident"  # "all": s = 1, which needs no bound; not the authors'
-    statistics: Literal["step", "micro_batch"] = "step"  # of N / N_high; "micro_batch": as the authors' code
+    threshold: float = 0.95
+    weights: Literal["bounded", "unbounded"] = "bounded"
+    denominator: Literal["confident", "all"] = "confident"
+    statistics: Literal["step", "micro_batch"] = "step"
 
     def __post_init__(self) -> None:
         if not 0 <= self.threshold < 1:

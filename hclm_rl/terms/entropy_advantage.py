@@ -19,11 +19,16 @@ class EntropyAdvantage(Term):
     mean of Hbar over the group. Certain winners are paid more, which lowers the entropy further. The paper's other
     form, "clip", bounds advantages instead: A_i <- clip(A_i, -beta, beta); with GRPO's scaling |A_i| passes 2 only in
     groups of six or more.
+
+    Args:
+        form: the paper's Adv-Res and Adv-Clip, alternatives there
+        beta: bound of "clip", in units of the advantage, > 0; the paper's value
+        floor: least Y_i, <= 1, ours: None, the paper's, lets a response with Hbar_i > 2 m change the sign of its
+            advantage
     """
 
-    form: Literal["residual", "clip"] = "residual"  # the paper's Adv-Res and Adv-Clip, alternatives there
-    beta: float = 2.0  # bound of "clip", in units of the advantage, > 0; the paper's value
-    # least Y_i, <= 1, ours: None, the paper's, lets a response with Hbar_i > 2 m change the sign of its advantage
+    form: Literal["residual", "clip"] = "residual"
+    beta: float = 2.0
     floor: float | None = 0.0
 
     @property

@@ -26,16 +26,23 @@ class EntropyBalanced(Term):
     over all tokens of the step, as in dapo; put the term last, since it reads the advantages that it leaves. Where each
     rollout is used for one update r = 1 and only the advantages change. For wrong answers uncertain tokens are punished
     more; the factor is negative where z < -1 / a. The rollout strategy of the paper is not part of this.
+
+    Args:
+        a: strength of the entropy in the advantage, >= 0; the authors' code. 0: the clipping rule alone
+        keeps_clipped: whether tokens above the upper clip keep their gradient
+        only_uncertain: True: only tokens with z > 0 do, as the paper's text says; its code takes all
+        dual_clip: r at which a token with A~ < 0 stops, > 1; the authors'. None: never
+        statistics: "micro_batch": as the authors' code, for parity with it
     """
 
     needs_scores: ClassVar[bool] = True
     seeks: ClassVar[Direction | None] = "more"
 
-    a: float = 0.2  # strength of the entropy in the advantage, >= 0; the authors' code. 0: the clipping rule alone
-    keeps_clipped: bool = True  # whether tokens above the upper clip keep their gradient
-    only_uncertain: bool = False  # True: only tokens with z > 0 do, as the paper's text says; its code takes all
-    dual_clip: float | None = 3.0  # r at which a token with A~ < 0 stops, > 1; the authors'. None: never
-    statistics: Literal["step", "micro_batch"] = "step"  # "micro_batch": as the authors' code, for parity with it
+    a: float = 0.2
+    keeps_clipped: bool = True
+    only_uncertain: bool = False
+    dual_clip: float | None = 3.0
+    statistics: Literal["step", "micro_batch"] = "step"
 
     @property
     def needs_token_clip(self) -> bool:

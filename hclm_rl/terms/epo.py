@@ -21,22 +21,32 @@ class Epo(Term):
     sampling policy; before there is one P_t = 0. beta_k = 1 + exp(-gamma k / floor(K / 2)) at step k of K.
     A turn is an unbroken run of response tokens between what tools wrote. The net bonus above the band is
     coef (1 - beta_k alpha): it stays a bonus unless beta_k alpha > 1.
+
+    Args:
+        alpha: strength of the penalty, >= 0; the paper's on ALFWorld, 0.05 on ScienceWorld
+        kappa_l: the band in units of Hbar, 0 <= kappa_l < kappa_r; the paper's: only the upper side acts
+        kappa_r: upper end of that band, in the same units; the paper's
+        gamma: decay of beta_k, >= 0; the paper's value
+        penalty: "indicator": P_t is 1 outside the band, as in the released code, which has a reference for each turn
+            and starts at turn 25; it has no gradient, so the bonus alone trains
+        schedule: beta_k of "code", as released: from 1 to 0.04 at step 150, whatever the length of the run
+        average: "tokens": the mean over all tokens, as in the released code
+
+    Attributes:
+        default_coef: lambda; the paper's value
     """
 
     needs_scores: ClassVar[bool] = True
     seeks: ClassVar[Direction | None] = "more"
-    default_coef: ClassVar[float] = 0.001  # lambda; the paper's value
+    default_coef: ClassVar[float] = 0.001
 
-    alpha: float = 0.1  # strength of the penalty, >= 0; the paper's on ALFWorld, 0.05 on ScienceWorld
-    kappa_l: float = 0.0  # the band in units of Hbar, 0 <= kappa_l < kappa_r; the paper's: only the upper side acts
+    alpha: float = 0.1
+    kappa_l: float = 0.0
     kappa_r: float = 2.0
-    gamma: float = 3.0  # decay of beta_k, >= 0; the paper's value
-    # "indicator": P_t is 1 outside the band, as in the released code, which has a reference for each turn and starts at
-    # turn 25; it has no gradient, so the bonus alone trains
+    gamma: float = 3.0
     penalty: Literal["distance", "indicator"] = "distance"
-    # beta_k of "code", as released: from 1 to 0.04 at step 150, whatever the length of the run
     schedule: Literal["paper", "code"] = "paper"
-    average: Literal["turns", "tokens"] = "turns"  # "tokens": the mean over all tokens, as in the released code
+    average: Literal["turns", "tokens"] = "turns"
 
     def __post_init__(self) -> None:
         if not self.alpha >= 0:

@@ -16,11 +16,13 @@ class FeatureSoftmax(Term):
     i), not over the vocabulary. It acts row by row, so it is blind to a collapse: with all states equal it reports the
     same H and force. The force p_i (log p_i + H_i) vanishes both for a flat and for a peaked p. The paper's baseline,
     here to be compared with. No statistic of the step: each update takes the current states.
+
+    Attributes:
+        default_coef: None is published. Ours: at the testbed's start ||F|| is 0.0105, so that coef * ||F|| is about
+            that of log_det at 1e-4 (||F|| = 1.22).
     """
 
     needs_hidden: ClassVar[bool] = True
-    # None is published. Ours: at the testbed's start ||F|| is 0.0105, so that coef * ||F|| is about that of log_det at
-    # 1e-4 (||F|| = 1.22).
     default_coef: ClassVar[float] = 1e-2
 
     def __call__(self, batch: TokenBatch, memory: dict) -> Effect:

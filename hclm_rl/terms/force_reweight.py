@@ -29,26 +29,40 @@ class ForceReweight(Term):
     advantages are those that reward and advantage shapers before it leave, so put it last. Logs `predicted_change` and
     `realised_change`, in nats per optimiser step, of the steps before, `net` and the unweighted `own`, `gain`, and
     `weight`, the mean over burning tokens.
+
+    Args:
+        by: whose entropy: of the next token, or log-det of hidden states
+        floor: in `unit`; ours
+        ceiling: in `unit`, above floor; ours
+        unit: "start": shares of the entropy at the first step; "nats": the entropy itself, for "representation" its
+            change
+        low: least expected change, nats per optimiser step
+        high: greatest expected change, nats per optimiser step, >= low
+        horizon: optimiser steps in which a distance from the band is to be made good, >= 1; ours
+        weights: "least": sum (w - 1)^2 least, the strongest influences lose most; "uniform": one weight for the whole
+            side
+        least_weight: in [0, 1]; only for "least"
+        decay: of what the gain is learnt from, per generation batch, in (0, 1]; ours
+        trust: in one batch's mean entropy against the model's, in (0, 1]; ours
+        eps_relative: of the log-det, as in log_det; > 0
     """
 
     needs_scores: ClassVar[bool] = True
     needs_vocab: ClassVar[bool] = True
     seeks: ClassVar[Direction | None] = "level"
 
-    by: Literal["policy", "representation"] = "policy"  # whose entropy: of the next token, or log-det of hidden states
-    floor: float = 0.5  # in `unit`; ours
-    ceiling: float = 2.0  # in `unit`, above floor; ours
-    # "start": shares of the entropy at the first step; "nats": the entropy itself, for "representation" its change
+    by: Literal["policy", "representation"] = "policy"
+    floor: float = 0.5
+    ceiling: float = 2.0
     unit: Literal["start", "nats"] = "start"
-    low: float = -math.inf  # least expected change, nats per optimiser step
-    high: float = math.inf  # greatest expected change, nats per optimiser step, >= low
-    horizon: int = 20  # optimiser steps in which a distance from the band is to be made good, >= 1; ours
-    # "least": sum (w - 1)^2 least, the strongest influences lose most; "uniform": one weight for the whole side
+    low: float = -math.inf
+    high: float = math.inf
+    horizon: int = 20
     weights: Literal["least", "uniform"] = "least"
-    least_weight: float = 0.0  # in [0, 1]; only for "least"
-    decay: float = 0.99  # of what the gain is learnt from, per generation batch, in (0, 1]; ours
-    trust: float = 0.3  # in one batch's mean entropy against the model's, in (0, 1]; ours
-    eps_relative: float = 1e-4  # of the log-det, as in log_det; > 0
+    least_weight: float = 0.0
+    decay: float = 0.99
+    trust: float = 0.3
+    eps_relative: float = 1e-4
 
     def __post_init__(self) -> None:
         if self.by == "representation" and self.unit == "start":

@@ -22,12 +22,18 @@ class ForkingTokens(Term):
     their advantages by N / N_kept, which is that mean for the losses that divide by the tokens of the step (dapo,
     cispo, vespo), with "micro_batch" for the one that divides by those of the micro-batch (bnpo); "all" is TRL's and
     ms-swift's form, a step about `share` times as large. A KL penalty and an entropy bonus keep acting on all tokens.
+
+    Args:
+        share: of the response tokens, in (0, 1]; the paper's value
+        normalise_by: "kept": the mean is over the kept tokens, the paper's; "all": over all, as in TRL and ms-swift
+        ties: "cut": as the authors' top-k, for parity with it
+        statistics: "micro_batch": as the authors' code, for parity with it
     """
 
-    share: float = 0.2  # of the response tokens, in (0, 1]; the paper's value
+    share: float = 0.2
     normalise_by: Literal["kept", "all"] = "kept"
-    ties: Literal["kept", "cut"] = "kept"  # "cut": as the authors' top-k, for parity with it
-    statistics: Literal["step", "micro_batch"] = "step"  # "micro_batch": as the authors' code, for parity with it
+    ties: Literal["kept", "cut"] = "kept"
+    statistics: Literal["step", "micro_batch"] = "step"
 
     @property
     def needs_scores(self) -> bool:

@@ -33,21 +33,32 @@ class GroupLogDet(Term):
     F = (K + eps I)^-1 Hc / G. Responses without a token or a score are left out (G counts the others); groups of
     fewer than two have no H. Several updates per rollout reuse l and F of the sampling policy. Longer states raise H
     too. A response's A is its mean where terms before gave every token its own.
+
+    Args:
+        acts: "force": its coef is 1e-3 where the recipe names none
+        beta: exponent of the weights, >= 0; 0 is no weight; the card's, ours
+        w_lo: least weight before rescaling, in (0, 1]; the card's, ours
+        w_hi: greatest weight before rescaling, >= 1; the card's, ours
+        over: the responses that share mean l and the sum of A; ours
+        zero_sum: A < 0 of a group take on what its A > 0 do together: its A sum to what they did; ours
+        right_only: False: responses with A < 0 too, by the inverse: mistakes unlike the others weigh less
+        balance: of "both": the force's strength beside the advantages, > 0; ours
+        eps_relative: eps = eps_relative * mean over groups of tr(K) / G, of the first step; > 0; ours
     """
 
     needs_scores: ClassVar[bool] = True
     needs_hidden: ClassVar[bool] = True
     seeks: ClassVar[Direction | None] = "more"
 
-    acts: Literal["advantage", "force", "both"] = "advantage"  # "force": its coef is 1e-3 where the recipe names none
-    beta: float = 0.5  # exponent of the weights, >= 0; 0 is no weight; the card's, ours
-    w_lo: float = 0.5  # least weight before rescaling, in (0, 1]; the card's, ours
-    w_hi: float = 2.0  # greatest weight before rescaling, >= 1; the card's, ours
-    over: Literal["group", "batch"] = "group"  # the responses that share mean l and the sum of A; ours
-    zero_sum: bool = False  # A < 0 of a group take on what its A > 0 do together: its A sum to what they did; ours
-    right_only: bool = True  # False: responses with A < 0 too, by the inverse: mistakes unlike the others weigh less
-    balance: float = 1e-3  # of "both": the force's strength beside the advantages, > 0; ours
-    eps_relative: float = 1e-4  # eps = eps_relative * mean over groups of tr(K) / G, of the first step; > 0; ours
+    acts: Literal["advantage", "force", "both"] = "advantage"
+    beta: float = 0.5
+    w_lo: float = 0.5
+    w_hi: float = 2.0
+    over: Literal["group", "batch"] = "group"
+    zero_sum: bool = False
+    right_only: bool = True
+    balance: float = 1e-3
+    eps_relative: float = 1e-4
 
     def __post_init__(self) -> None:
         if not self.beta >= 0:

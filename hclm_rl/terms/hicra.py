@@ -35,14 +35,20 @@ class Hicra(Term):
     the default is a short English list made for this library, so mine yours. On weak base models it may hurt (the
     paper's Llama): start it later with a schedule of `coef`. `semantic_entropy` is the entropy, in nats, of which gram
     an occurrence is, over the whole step; every occurrence of every gram counts, nested ones too.
+
+    Args:
+        alpha: >= 0; the paper's value
+        grams: phrases of one word or more; () with form "verl": uncertain tokens alone
+        form: "verl": as a port describes the released code. In right answers (A > 0) longer than their group's mean the
+            tokens above the response's quantile 1 - `top` of the entropy count too; A_t = A (1 + alpha sign A) on
+            either
+        top: of a response's tokens, in (0, 1); the port's, read by "verl"
     """
 
-    alpha: float = 0.2  # >= 0; the paper's value
-    grams: tuple[str, ...] = GRAMS  # phrases of one word or more; () with form "verl": uncertain tokens alone
-    # "verl": as a port describes the released code. In right answers (A > 0) longer than their group's mean the tokens
-    # above the response's quantile 1 - `top` of the entropy count too; A_t = A (1 + alpha sign A) on either
+    alpha: float = 0.2
+    grams: tuple[str, ...] = GRAMS
     form: Literal["paper", "verl"] = "paper"
-    top: float = 0.3  # of a response's tokens, in (0, 1); the port's, read by "verl"
+    top: float = 0.3
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha < torch.inf:

@@ -28,17 +28,25 @@ class InfoPo(Term):
     leaves nothing, and in text without tools the term does nothing. One forward pass more for each reply of the longest
     response. Groups that all fail are driven by information alone: it rewards asking for anything that surprises.
     Responses without a reward have no part in it.
+
+    Args:
+        beta: >= 0; the authors'. Its decay over epochs, 0 there, is a schedule of `coef`
+        temperature: of the gate, > 0, in units of the reward; the authors'
+        gamma: of the outcome by turns, in (0, 1]; the authors' multi-turn mode: 0.8
+        placeholder: stands for the reply: cut to its length, or its last token repeated
+        template_before: tokens that the chat template puts before what the tool said; they are kept
+        template_after: likewise after it, up to where the next turn begins
     """
 
     needs_scores: ClassVar[bool] = True
     needs_rescoring: ClassVar[bool] = True
 
-    beta: float = 0.1  # >= 0; the authors'. Its decay over epochs, 0 there, is a schedule of `coef`
-    temperature: float = 0.05  # of the gate, > 0, in units of the reward; the authors'
-    gamma: float = 1.0  # of the outcome by turns, in (0, 1]; the authors' multi-turn mode: 0.8
-    placeholder: str = "No information found."  # stands for the reply: cut to its length, or its last token repeated
-    template_before: int = 0  # tokens that the chat template puts before what the tool said; they are kept
-    template_after: int = 0  # likewise after it, up to where the next turn begins
+    beta: float = 0.1
+    temperature: float = 0.05
+    gamma: float = 1.0
+    placeholder: str = "No information found."
+    template_before: int = 0
+    template_after: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.beta < torch.inf:

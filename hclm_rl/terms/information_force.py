@@ -29,15 +29,20 @@ class InformationForce(Term):
     over which F is a mean: the coefficient of the surrogate's term at which H would stand still; `influence`, quantiles
     of N <F_i, -g_i> over tokens, and `burning`, the share of tokens with a negative one. First order, parameter sharing
     between tokens ignored.
+
+    Args:
+        surrogate: which entropy of the hidden states (forces.py)
+        eps_relative: eps = eps_relative * tr(S) / D, measured at the first step and frozen; > 0; ours
+        spectrum_every: optimiser steps between two eigenvalue decompositions, >= 1; ours
     """
 
     needs_scores: ClassVar[bool] = True
     needs_hidden: ClassVar[bool] = True
     is_diagnostic: ClassVar[bool] = True
 
-    surrogate: Surrogate = "log_det"  # which entropy of the hidden states (forces.py)
-    eps_relative: float = 1e-4  # eps = eps_relative * tr(S) / D, measured at the first step and frozen; > 0; ours
-    spectrum_every: int = 50  # optimiser steps between two eigenvalue decompositions, >= 1; ours
+    surrogate: Surrogate = "log_det"
+    eps_relative: float = 1e-4
+    spectrum_every: int = 50
 
     def __post_init__(self) -> None:
         if not self.eps_relative > 0:

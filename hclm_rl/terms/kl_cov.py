@@ -20,16 +20,19 @@ class KlCov(Term):
     cov_t = (A_t - mean A)(log p_t - mean log p). The pull has constant size, however far the token moved. It does
     nothing where each rollout is used for one update, since p is then p_old. The authors run it without PPO's clip: set
     `epsilon` large for that. With log-probs of an inference engine as p_old it is noise of size beta.
+
+    Args:
+        ratio: of all response tokens, in (0, 1]; the paper's for 32B, 2e-3 for 7B (their code takes percent)
+        beta: >= 0; the paper's value
+        statistics: "micro_batch": as the authors' code, for parity with it
     """
 
     inert_on_policy: ClassVar[bool] = True
     seeks: ClassVar[Direction | None] = "more"
 
-    ratio: float = (
-        2e-4  # of all response tokens, in (0, 1]; the paper's for 32B, 2e-3 for 7B (their code takes percent)
-    )
-    beta: float = 1.0  # >= 0; the paper's value
-    statistics: Literal["step", "micro_batch"] = "step"  # "micro_batch": as the authors' code, for parity with it
+    ratio: float = 2e-4
+    beta: float = 1.0
+    statistics: Literal["step", "micro_batch"] = "step"
 
     @property
     def needs_scores(self) -> bool:

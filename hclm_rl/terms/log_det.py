@@ -27,14 +27,21 @@ class LogDet(Term):
     -coef * <F_i, z_i> with F_i detached, which has the gradient of -coef * H. The force rescues a direction only down
     to the variance eps; an exactly dead one gets none. Several updates per rollout reuse mu and A of the sampling
     policy. coef is in nats per nat: the sum over all D directions, not their mean.
+
+    Args:
+        eps_relative: eps = eps_relative * tr(S) / D, measured at the first step and frozen; > 0; ours
+        removes_radial: take out the part of the force that only makes all states longer
+
+    Attributes:
+        default_coef: ours, none is published: 0.01 destroyed the testbed's policy (docs/log.md)
     """
 
     needs_scores: ClassVar[bool] = True
     needs_hidden: ClassVar[bool] = True
-    default_coef: ClassVar[float] = 1e-4  # ours, none is published: 0.01 destroyed the testbed's policy (docs/log.md)
+    default_coef: ClassVar[float] = 1e-4
 
-    eps_relative: float = 1e-4  # eps = eps_relative * tr(S) / D, measured at the first step and frozen; > 0; ours
-    removes_radial: bool = False  # take out the part of the force that only makes all states longer
+    eps_relative: float = 1e-4
+    removes_radial: bool = False
 
     def __post_init__(self) -> None:
         if not self.eps_relative > 0:

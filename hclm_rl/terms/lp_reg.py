@@ -27,6 +27,17 @@ class LpReg(Term):
     most of the force comes with several updates. The authors bound the ratio to [0, 10]: set epsilon 1 and epsilon_high
     9; then a token with A_t < 0 is not clipped at all, as they have it on the protected ones. q is at the sampling
     temperature. "step" selects once, at the sampling policy.
+
+    Args:
+        kappa: of the largest probability, in [0, 1); the paper's min-p; 0 filters nothing, which collapsed
+        rho: share selected, in (0, 1]; the paper's for 14B, 0.005 for 32B
+        beta: >= 0; the paper's value
+        population: "negative": the max(1, floor(rho N)) least probable of the N tokens with A < 0, none where that is
+            1: the authors' code. "all": those with A < 0 below the rho-quantile of the sampled probabilities of all
+            tokens: the paper.
+        estimator: "full": KL(g || p) over the vocabulary, the paper's formula; q is then the current policy, detached,
+            so it is meant for one update per rollout. Its value there is -log mass.
+        statistics: "micro_batch": as the authors' code, by the current policy
     """
 
     needs_scores: ClassVar[bool] = True
@@ -34,16 +45,12 @@ class LpReg(Term):
     needs_vocab_gradient: ClassVar[bool] = True
     seeks: ClassVar[Direction | None] = "more"
 
-    kappa: float = 0.02  # of the largest probability, in [0, 1); the paper's min-p; 0 filters nothing, which collapsed
-    rho: float = 0.01  # share selected, in (0, 1]; the paper's for 14B, 0.005 for 32B
-    beta: float = 1.0  # >= 0; the paper's value
-    # "negative": the max(1, floor(rho N)) least probable of the N tokens with A < 0, none where that is 1: the authors'
-    # code. "all": those with A < 0 below the rho-quantile of the sampled probabilities of all tokens: the paper.
+    kappa: float = 0.02
+    rho: float = 0.01
+    beta: float = 1.0
     population: Literal["negative", "all"] = "negative"
-    # "full": KL(g || p) over the vocabulary, the paper's formula; q is then the current policy, detached, so it is
-    # meant for one update per rollout. Its value there is -log mass.
     estimator: Literal["k3", "full"] = "k3"
-    statistics: Literal["step", "micro_batch"] = "step"  # "micro_batch": as the authors' code, by the current policy
+    statistics: Literal["step", "micro_batch"] = "step"
 
     def __post_init__(self) -> None:
         if not 0 <= self.kappa < 1:

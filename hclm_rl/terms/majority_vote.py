@@ -14,24 +14,26 @@ from ..types import Rollout, RolloutEffect, Term
 
 @dataclass(frozen=True, kw_only=True)
 class MajorityVote(Term):
-    """Pays 1 to the responses that agree with the answer of most of their group, else 0: no labels.
+    r"""Pays 1 to the responses that agree with the answer of most of their group, else 0: no labels.
 
     y is the most frequent answer of the group's G responses, the first seen among equals; R_i = 1 if answer i equals y.
     A missing answer neither votes nor is paid. majority_ratio = count(y) / G; near 1 with falling accuracy the policy
     has collapsed on its own mistakes. A unanimous group and one without answers get no advantage. It replaces the whole
     reward, so put it first; the verifier's rewards are only logged. ETTRL (arXiv:2508.11356) shapes the advantages
     afterwards, with the term entropy_advantage; its tree rollouts are not part of either.
+
+    Args:
+        answer: regular expression with one group, or dotted path of a function text -> answer or None; default: the
+            last \boxed{}, or a text of nothing but whole numbers
+        equivalence: how answers are compared with y; "math_verify", as a verifier would, needs hclm-rl[eval]
+        vote_by: the authors' code: 1/2 and 0.5 split the vote; not so in the other
+        samples: the first so many responses of each group train, all vote; >= 2, None: all. The authors' 32 of 64.
+            Those left out keep their tokens in the loss's denominator
     """
 
-    # regular expression with one group, or dotted path of a function text -> answer or None; default: the last \boxed{}
-    answer: str = DEFAULT  # or a text of nothing but whole numbers
-    # how answers are compared with y; "math_verify", as a verifier would, needs hclm-rl[eval]
+    answer: str = DEFAULT
     equivalence: Literal["text", "math_verify"] = "text"
-    vote_by: Literal["text", "equivalence"] = (
-        "text"  # the authors' code: 1/2 and 0.5 split the vote; not so in the other
-    )
-    # the first so many responses of each group train, all vote; >= 2, None: all. The authors' 32 of 64. Those left out
-    # keep their tokens in the loss's denominator
+    vote_by: Literal["text", "equivalence"] = "text"
     samples: int | None = None
 
     def __post_init__(self) -> None:

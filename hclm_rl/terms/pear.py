@@ -20,20 +20,27 @@ class Pear(Term):
     counts 0. Without the tag all tokens are thinking. A correct answer falls below a wrong one where P > full - wrong.
     The tag is found by its token ids: give those of your tokenizer, and watch `closed`. A long vague answer cancels the
     penalty: watch `answer_entropy`. It replaces the whole reward, so put it first.
+
+    Args:
+        think_end: token ids of `</think>`, in order; Qwen3's, one of the paper's models
+        alpha: weight of the answer's entropy; the paper's; 0 and -1 hurt accuracy there
+        full: reward of a correct answer without penalty; the authors' README
+        wrong: reward of any other answer; the authors' README
+        correct_from: the reward from which an answer is correct: for 0/1 rewards
+        floor: the least reward of a correct answer; the paper has none
+        unclosed: tokens that H_think averages without a tag; "..last": the paper's
     """
 
     needs_scores: ClassVar[bool] = True
     seeks: ClassVar[Direction | None] = "less"
 
-    think_end: tuple[int, ...] = (151668,)  # token ids of `</think>`, in order; Qwen3's, one of the paper's models
-    alpha: float = 1.0  # weight of the answer's entropy; the paper's; 0 and -1 hurt accuracy there
-    full: float = 1.0  # reward of a correct answer without penalty; the authors' README
-    wrong: float = 0.0  # reward of any other answer; the authors' README
-    correct_from: float = 1.0  # the reward from which an answer is correct: for 0/1 rewards
-    floor: float | None = None  # the least reward of a correct answer; the paper has none
-    unclosed: Literal["all", "all_but_last"] = (
-        "all"  # tokens that H_think averages without a tag; "..last": the paper's
-    )
+    think_end: tuple[int, ...] = (151668,)
+    alpha: float = 1.0
+    full: float = 1.0
+    wrong: float = 0.0
+    correct_from: float = 1.0
+    floor: float | None = None
+    unclosed: Literal["all", "all_but_last"] = "all"
 
     def __post_init__(self) -> None:
         if not self.think_end or min(self.think_end) < 0:

@@ -19,13 +19,19 @@ class PerplexityAdvantage(Term):
     responses of the group within 1.5 interquartile ranges of its quartiles, with population deviation. Outliers get
     their w_i from the statistics of K. It acts on both signs: confident right answers are paid more, which lowers the
     entropy, confident wrong ones punished harder. At the default alpha an advantage moves by about 1%.
+
+    Args:
+        alpha: per deviation of the group, >= 0; the paper's value
+        favours: the perplexity; "high": the authors' other variant, 1 + alpha w_i
+        smallest: bounds of the weight, 0 <= smallest <= 1 <= largest: in the authors' code, not in the paper
+        largest: upper bound of the weight, see `smallest`
     """
 
     needs_scores: ClassVar[bool] = True
 
-    alpha: float = 0.01  # per deviation of the group, >= 0; the paper's value
-    favours: Literal["low", "high"] = "low"  # the perplexity; "high": the authors' other variant, 1 + alpha w_i
-    smallest: float = 0.8  # bounds of the weight, 0 <= smallest <= 1 <= largest: in the authors' code, not in the paper
+    alpha: float = 0.01
+    favours: Literal["low", "high"] = "low"
+    smallest: float = 0.8
     largest: float = 1.2
 
     @property

@@ -15,13 +15,20 @@ class PositionAdvantage(Term):
     zero-mean in the group: where failures prevail, or are cut off at the length limit, their late tokens push down more
     than before. Under a token-mean loss it grows with the length of the response. Beside `perplexity_advantage` it
     comes second.
+
+    Args:
+        gamma: in units of the advantage, >= 0; the authors' script
+        k: steepness, > 0; the paper's value
+        cap: the largest change, as a share of |A_t|, >= 0; the authors' code
+        start_step: first step that it acts on, >= 0; the authors' code acts while 200 < step < 300, in its count
+        end_step: first step that it no longer acts on; None: until the end
     """
 
-    gamma: float = 0.1  # in units of the advantage, >= 0; the authors' script
-    k: float = 15.0  # steepness, > 0; the paper's value
-    cap: float = 0.5  # the largest change, as a share of |A_t|, >= 0; the authors' code
-    start_step: int = 0  # first step that it acts on, >= 0; the authors' code acts while 200 < step < 300, in its count
-    end_step: int | None = None  # first step that it no longer acts on; None: until the end
+    gamma: float = 0.1
+    k: float = 15.0
+    cap: float = 0.5
+    start_step: int = 0
+    end_step: int | None = None
 
     def __post_init__(self) -> None:
         if not self.gamma >= 0:

@@ -17,12 +17,16 @@ class Qae(Term):
     the base algorithm. A larger quantile_k explores more. Clean for 0/1 rewards alone: with graded rewards the quantile
     is an arbitrary middle value. About four responses in five get no gradient, so the step is smaller than GRPO's.
     An estimator that centres or whitens advantages afterwards undoes it.
+
+    Args:
+        quantile_k: in (0, 1); 0.4 with clip-higher, 0.6 where entropy is low or falling (the paper's values)
+        interpolate: True: the linear interpolation of the authors' README, which the paper does not want
     """
 
     sets_baseline: ClassVar[bool] = True
 
-    quantile_k: float = 0.4  # in (0, 1); 0.4 with clip-higher, 0.6 where entropy is low or falling (the paper's values)
-    interpolate: bool = False  # True: the linear interpolation of the authors' README, which the paper does not want
+    quantile_k: float = 0.4
+    interpolate: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.quantile_k < 1:

@@ -28,26 +28,40 @@ class SelfImitation(Term):
     drawn once, by the log-probs of when they were sampled, where the authors draw in each micro-batch by present ones.
     The authors give replays optimiser steps of their own and centre rewards without a deviation (scale_rewards: none);
     their tool reward is the term `tool_bonus`. A replay costs one more pass, forward and backward, over as many rows.
+
+    Args:
+        buffer: responses of a replay, >= 1; the README's
+        keep_steps: optimiser steps after which a response leaves, 1 to 10; the README's, 5 in its scripts
+        warm_up: S, optimiser steps, >= 1; the README's, 100 for ALFWorld, 300 for maths
+        baselines: group means kept for b, whole steps leave at once, >= 1; the README's
+        needs_tool_call: False: for text without tools
+        cov_ratio: share of the replayed tokens without gradient, in (0, 1]; the README's
+        cov_lower: the README's, like cov_upper for advantages that no deviation divides
+        cov_upper: the README's, see `cov_lower`
+        decay: in (0, 1]: a replay's advantage is `decay` times the one it had, instead of R - b; the authors' option
+        average: over replayed tokens; "width": a response's sum over `width`, then over responses, as dr_grpo does; the
+            authors sum over responses
+        width: tokens, max_completion_length for "width"; None: the longest replay
+
+    Attributes:
+        default_coef: c; the authors' README, their yaml has 0.001
     """
 
     needs_scores: ClassVar[bool] = True
     needs_rescoring: ClassVar[bool] = True
-    default_coef: ClassVar[float] = 1.0  # c; the authors' README, their yaml has 0.001
+    default_coef: ClassVar[float] = 1.0
 
-    buffer: int = 2048  # responses of a replay, >= 1; the README's
-    keep_steps: int = 10  # optimiser steps after which a response leaves, 1 to 10; the README's, 5 in its scripts
-    warm_up: int = 200  # S, optimiser steps, >= 1; the README's, 100 for ALFWorld, 300 for maths
-    baselines: int = 10240  # group means kept for b, whole steps leave at once, >= 1; the README's
-    needs_tool_call: bool = True  # False: for text without tools
-    cov_ratio: float = 0.02  # share of the replayed tokens without gradient, in (0, 1]; the README's
-    cov_lower: float = 1.0  # the README's, like cov_upper for advantages that no deviation divides
+    buffer: int = 2048
+    keep_steps: int = 10
+    warm_up: int = 200
+    baselines: int = 10240
+    needs_tool_call: bool = True
+    cov_ratio: float = 0.02
+    cov_lower: float = 1.0
     cov_upper: float = 40.0
-    # in (0, 1]: a replay's advantage is `decay` times the one it had, instead of R - b; the authors' option
     decay: float | None = None
-    # over replayed tokens; "width": a response's sum over `width`, then over responses, as dr_grpo does; the authors
-    # sum over responses
     average: Literal["tokens", "width"] = "tokens"
-    width: int | None = None  # tokens, max_completion_length for "width"; None: the longest replay
+    width: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("buffer", "keep_steps", "warm_up", "baselines"):

@@ -27,20 +27,30 @@ class Siren(Term):
     peaks are the current policy's: the loss has that gradient, and not that value. "micro_batch" squares each
     micro-batch's own H_agg, which adds its variance to the loss. On a confident model most nuclei are one token, and
     only the other positions count: watch `nucleus_entropy`. The vocabulary is sorted at every position, with gradient.
+
+    Args:
+        p_top: mass of the nucleus, in (0, 1]; the authors' script
+        tau: quantile within a response, in [0, 1); the authors' script
+        nucleus: "exclusive": without the token that crosses p_top, as the released code; another level, so another
+            anchor
+        anchor: nats, >= 0; None: the level of the first rollout, kept in the checkpoint
+        statistics: "micro_batch": as the authors' code, for parity with it
+
+    Attributes:
+        default_coef: the authors' script
     """
 
     needs_scores: ClassVar[bool] = True
     needs_vocab: ClassVar[bool] = True
     needs_vocab_gradient: ClassVar[bool] = True
-    default_coef: ClassVar[float] = 0.005  # the authors' script
+    default_coef: ClassVar[float] = 0.005
     seeks: ClassVar[Direction | None] = "level"
 
-    p_top: float = 0.8  # mass of the nucleus, in (0, 1]; the authors' script
-    tau: float = 0.8  # quantile within a response, in [0, 1); the authors' script
-    # "exclusive": without the token that crosses p_top, as the released code; another level, so another anchor
+    p_top: float = 0.8
+    tau: float = 0.8
     nucleus: Literal["inclusive", "exclusive"] = "inclusive"
-    anchor: float | None = None  # nats, >= 0; None: the level of the first rollout, kept in the checkpoint
-    statistics: Literal["step", "micro_batch"] = "step"  # "micro_batch": as the authors' code, for parity with it
+    anchor: float | None = None
+    statistics: Literal["step", "micro_batch"] = "step"
 
     def __post_init__(self) -> None:
         if not 0 < self.p_top <= 1:

@@ -38,19 +38,27 @@ class Spectrum(Term):
     responses to a prompt have become one; `diffusion_information` (their DSMI), how much the prompt says of a
     response's state: 0 where all prompts are answered alike. The bandwidth is the median distance at the first step,
     frozen, since one that followed would hide a contraction.
+
+    Args:
+        rows: "last": one row a response, as the paper (25,000 of them), whose state is one position later: at the last
+            token
+        spectrum_every: optimiser steps between two eigenvalue decompositions, >= 1; ours
+        first_rank: window of alpha, counted from 1; the paper's 12..100, alpha-ReQ's own is 4..100
+        last_rank: last of that window, above `first_rank`; the paper's
+        diffusion_time: power of the diffusion operator, > 0; the authors' value
+        most_responses: for `diffusion_entropy`, cubic in them: the first ones, >= 2; the authors' value
     """
 
     needs_scores: ClassVar[bool] = True
     needs_hidden: ClassVar[bool] = True
     is_diagnostic: ClassVar[bool] = True
 
-    # "last": one row a response, as the paper (25,000 of them), whose state is one position later: at the last token
     rows: Literal["tokens", "last"] = "tokens"
-    spectrum_every: int = 50  # optimiser steps between two eigenvalue decompositions, >= 1; ours
-    first_rank: int = 12  # window of alpha, counted from 1; the paper's 12..100, alpha-ReQ's own is 4..100
+    spectrum_every: int = 50
+    first_rank: int = 12
     last_rank: int = 100
-    diffusion_time: float = 1.0  # power of the diffusion operator, > 0; the authors' value
-    most_responses: int = 10_000  # for `diffusion_entropy`, cubic in them: the first ones, >= 2; the authors' value
+    diffusion_time: float = 1.0
+    most_responses: int = 10_000
 
     def __post_init__(self) -> None:
         if self.spectrum_every < 1:

@@ -27,17 +27,26 @@ class Steer(Term):
     other weights to about 1, and the term vanishes (watch the quantiles of `weight`). estimate "exact" is that change,
     with S of the sampling policy and r = p_t / p_old,t. "linear" mostly raises the step.
     With "step" the scale is taken once, at the sampling policy; a token that moves beyond it keeps min_weight.
+
+    Args:
+        estimate: the authors' code; "exact" reads the whole next-token distribution
+        weighting: the paper's; "linear" is an alternative in its code
+        min_weight: in (0, 1]; the authors' run scripts
+        max_weight: of "linear" alone, >= min_weight; the authors' run scripts
+        floor: of M, > 0, in units of m (A x nats); the authors' code; of "exponential" alone
+        scale_level: quantile of m that gets min_weight, in (0, 1]; 1 is the authors' maximum
+        statistics: "micro_batch": as the authors' code, for parity with it
     """
 
     needs_scores: ClassVar[bool] = True
 
-    estimate: Literal["code", "exact"] = "code"  # the authors' code; "exact" reads the whole next-token distribution
-    weighting: Literal["exponential", "linear"] = "exponential"  # the paper's; "linear" is an alternative in its code
-    min_weight: float = 0.8  # in (0, 1]; the authors' run scripts
-    max_weight: float = 1.2  # of "linear" alone, >= min_weight; the authors' run scripts
-    floor: float = 0.02  # of M, > 0, in units of m (A x nats); the authors' code; of "exponential" alone
-    scale_level: float = 1.0  # quantile of m that gets min_weight, in (0, 1]; 1 is the authors' maximum
-    statistics: Literal["step", "micro_batch"] = "step"  # "micro_batch": as the authors' code, for parity with it
+    estimate: Literal["code", "exact"] = "code"
+    weighting: Literal["exponential", "linear"] = "exponential"
+    min_weight: float = 0.8
+    max_weight: float = 1.2
+    floor: float = 0.02
+    scale_level: float = 1.0
+    statistics: Literal["step", "micro_batch"] = "step"
 
     def __post_init__(self) -> None:
         if not 0 < self.min_weight <= 1:

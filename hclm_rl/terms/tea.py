@@ -26,16 +26,25 @@ class Tea(Term):
     far below 1 the softmax is flat and this is a plain bonus. The raised tokens include improbable ones of bad
     responses: with a clip range that favours them the entropy can run away. The authors' public scripts do not run it,
     so treat its strength as untuned.
+
+    Args:
+        factor: sum of a response's weights, > 0; the authors' code
+        cap: largest weight before the scale, > 0; the authors' code
+        scale: "length": for responses of thousands of tokens
+        statistics: "micro_batch": as the authors' code, for parity with it
+
+    Attributes:
+        default_coef: lambda; the authors' code, for scale "response"; a third party has 0.05
     """
 
     needs_scores: ClassVar[bool] = True
-    default_coef: ClassVar[float] = 1.0  # lambda; the authors' code, for scale "response"; a third party has 0.05
+    default_coef: ClassVar[float] = 1.0
     seeks: ClassVar[Direction | None] = "more"
 
-    factor: float = 10.0  # sum of a response's weights, > 0; the authors' code
-    cap: float = 5.0  # largest weight before the scale, > 0; the authors' code
-    scale: Literal["response", "length"] = "response"  # "length": for responses of thousands of tokens
-    statistics: Literal["step", "micro_batch"] = "step"  # "micro_batch": as the authors' code, for parity with it
+    factor: float = 10.0
+    cap: float = 5.0
+    scale: Literal["response", "length"] = "response"
+    statistics: Literal["step", "micro_batch"] = "step"
 
     def __post_init__(self) -> None:
         for name in ("factor", "cap"):

@@ -17,11 +17,16 @@ class ToolBonus(Term):
     R + mu(s) min(largest, each n),  mu(s) = (cos(pi s / S) + 1) / 2 up to step S, then 0;  n = messages of the response
     that call a tool, in text without messages the calls after whose answer the response goes on. With `largest` 1 it
     can equal the whole reward of a right answer: scale it to yours. Put it first.
+
+    Args:
+        each: reward a call, >= 0; the authors'
+        largest: the most that calls can earn, >= 0; the authors'
+        fade: S, optimiser steps, >= 1; the README's, 200 in its scripts
     """
 
-    each: float = 0.1  # reward a call, >= 0; the authors'
-    largest: float = 1.0  # the most that calls can earn, >= 0; the authors'
-    fade: int = 100  # S, optimiser steps, >= 1; the README's, 200 in its scripts
+    each: float = 0.1
+    largest: float = 1.0
+    fade: int = 100
 
     def __post_init__(self) -> None:
         for name in ("each", "largest"):

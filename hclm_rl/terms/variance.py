@@ -18,16 +18,23 @@ class Variance(Term):
     z - mu, so longer states win too. `form="diagonal"`: H = 0.5 sum_j log(S_jj + eps) in nats, the log-det without
     correlations, force (z_i - mu) / (diag S + eps) / N. Several updates per rollout reuse mu and S of the sampling
     policy.
+
+    Args:
+        form: the paper's name is all we have; both forms are our reading of it
+        eps_relative: "diagonal": eps = eps_relative * tr(S) / D, measured at the first step, frozen; > 0
+
+    Attributes:
+        default_coef: None is published. Ours: at the testbed's start ||F|| is 0.65, so that coef * ||F|| is about that
+            of log_det at 1e-4 (||F|| = 1.22); it falls with the square of the states' scale, and form="diagonal" needs
+            about 1e-3 for it.
     """
 
     needs_scores: ClassVar[bool] = True
     needs_hidden: ClassVar[bool] = True
-    # None is published. Ours: at the testbed's start ||F|| is 0.65, so that coef * ||F|| is about that of log_det at
-    # 1e-4 (||F|| = 1.22); it falls with the square of the states' scale, and form="diagonal" needs about 1e-3 for it.
     default_coef: ClassVar[float] = 2e-4
 
-    form: Literal["trace", "diagonal"] = "trace"  # the paper's name is all we have; both forms are our reading of it
-    eps_relative: float = 1e-4  # "diagonal": eps = eps_relative * tr(S) / D, measured at the first step, frozen; > 0
+    form: Literal["trace", "diagonal"] = "trace"
+    eps_relative: float = 1e-4
 
     def __post_init__(self) -> None:
         if not self.eps_relative > 0:

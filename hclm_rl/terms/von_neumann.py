@@ -20,15 +20,20 @@ class VonNeumann(Term):
     empty direction gives no NaN, as differentiating eigenvalues would: but no force either. Directions only: longer
     states win nothing. UNCENTRED: a common mean makes C nearly rank one, and the force then turns states away from the
     mean first. One eigendecomposition of D x D per rollout; several updates per rollout reuse C of the sampling policy.
+
+    Args:
+        floor: of the eigenvalues inside the logarithm (they sum to 1), in (0, 1); ours
+
+    Attributes:
+        default_coef: The authors only ask for far below 0.5, on images. Ours: at the testbed's start ||F|| is 0.0035,
+            so that coef * ||F|| is about that of log_det at 1e-4 (||F|| = 1.22).
     """
 
     needs_scores: ClassVar[bool] = True
     needs_hidden: ClassVar[bool] = True
-    # The authors only ask for far below 0.5, on images. Ours: at the testbed's start ||F|| is 0.0035, so that
-    # coef * ||F|| is about that of log_det at 1e-4 (||F|| = 1.22).
     default_coef: ClassVar[float] = 3e-2
 
-    floor: float = 1e-12  # of the eigenvalues inside the logarithm (they sum to 1), in (0, 1); ours
+    floor: float = 1e-12
 
     def __post_init__(self) -> None:
         if not 0 < self.floor < 1:

@@ -1,5 +1,6 @@
 """`hclm-rl`: the list of methods, and how training is started."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import hclm_rl.commands.launch
 from hclm_rl import __version__, known_terms
 from hclm_rl.commands import cli
+from hclm_rl.recipe.config import find_term
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,15 +30,26 @@ KINDS = {
 OWN_TERM = '''"""Own: Somebody, 2026, example.org"""
 
 from dataclasses import dataclass
+from typing import ClassVar
 from hclm_rl import Effect, Term
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mine(Term):
     """Does
-    something."""
+    something.
 
-    share: float = 0.5  # of tokens
+    Args:
+        share: of
+            tokens
+
+    Attributes:
+        default_coef: as in: our runs
+    """
+
+    default_coef: ClassVar[float] = 0.1
+
+    share: float = 0.5
 
     def __call__(self, batch, memory):
         return Effect(loss=-batch.entropy)
@@ -91,7 +104,25 @@ def test_a_method_of_the_users_own_is_shown_by_dotted_path(
     out = capsys.readouterr().out
     assert "Somebody, 2026, example.org" in out and "Does something." in out and "of tokens" in out
     method = cli.find_method("own_terms.Mine")
-    assert (method.kinds, method.parameters[0]) == (["loss"], ("share", "float", "0.5", "of tokens"))
+    assert (method.name, method.kinds, method.docstring) == ("own_terms.Mine", ["loss"], "Does something.")
+    assert method.parameters == [
+        ("share", "float", "0.5", "of tokens"),
+        ("coef", "float | schedule", "0.1", "strength: a number or a schedule; as in: our runs"),
+    ]
+    (tmp_path / "own_terms.py").write_text(OWN_TERM.replace("share: of", "share of"))
+    with pytest.raises(ValueError, match=r"^Mine: a line below `Args:` must be `name: meaning`, got .*share of"):
+        cli.find_method("own_terms.Mine")
+
+
+def test_the_docstring_says_what_each_field_means_and_of_no_other():
+    for name in known_terms():
+        term = find_term(name)
+        fields = {field.name for field in dataclasses.fields(term)}
+        said = {each.arg_name for each in cli.SECTIONS.parse(term.__doc__).params if each.description}
+        silent, strange = sorted(fields - said), sorted(said - fields - {"default_coef"})
+        where = f"the docstring of {term.__name__} in hclm_rl/terms/{name}.py"
+        assert not silent, f"add `{silent[0]}: unit, range, where the default comes from` below `Args:` in {where}"
+        assert not strange, f"`{strange[0]}` below `Args:` is no field: take it out of {where}"
 
 
 @pytest.mark.parametrize(
