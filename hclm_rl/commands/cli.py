@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from hclm_rl.responses.names import look_here, nearest_first
+from hclm_rl.responses.names import look_here, nearest
 
 ALGORITHMS: Final = ("grpo", "rloo")
 # command -> (the module whose main(arguments) runs it, imported when called for; what it does)
@@ -146,8 +146,8 @@ def find_method(name: str) -> Method:
             raise ValueError(f"no module '{module}' for the method '{name}'")
         return read_method(name, Path(spec.origin), class_name)
     if name not in known_methods():
-        nearest = ", ".join(nearest_first(name, known_methods()))
-        raise ValueError(f"unknown method '{name}'; known are, the nearest first: {nearest}")
+        close = nearest(name, known_methods())
+        raise ValueError(f"unknown method '{name}'; the nearest are {close}; `hclm-rl methods` lists all")
     return read_method(name, TERMS / f"{name}.py", "".join(word.capitalize() for word in name.split("_")))
 
 

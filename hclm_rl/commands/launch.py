@@ -33,7 +33,7 @@ from ..recipe.arguments import (
 from ..recipe.config import GRPOConfig, RLOOConfig
 from ..recipe.refusals import is_fsdp1
 from ..responses.answers import final_text, own_last_words
-from ..responses.names import find_function, nearest_first
+from ..responses.names import find_function, nearest
 from ..testbed import Evaluation, Task, evaluate, find_task
 from ..testbed.policy import SHAPES, policy_path
 from ..testbed.sampling import measured
@@ -60,8 +60,8 @@ def find_reward(name: str) -> Reward:
         return getattr(rewards, name)
     if "." not in name:
         raise ValueError(
-            f"unknown reward function '{name}'; known are {', '.join(nearest_first(name, REWARDS))}, "
-            "and a dotted path names one of your own"
+            f"unknown reward function '{name}'; the nearest are {nearest(name, REWARDS)}; `hclm-rl grpo --help` lists "
+            "all; a dotted path names one of your own"
         )
     return find_function(name, "reward function")
 

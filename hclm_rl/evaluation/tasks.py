@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 
-from hclm_rl.responses.names import nearest_first
+from hclm_rl.responses.names import nearest
 
 Judge = Callable[[str], tuple[str | None, bool]]  # completion -> canonical answer (None: unread), whether it is right
 Prompt = str | list[dict[str, str]]  # text, or messages for a chat template
@@ -114,8 +114,7 @@ def from_gym(source: Source) -> Problems:
         raise ValueError("reasoning-gym is missing: pip install 'hclm-rl[eval]'") from None
     name = source.task.removeprefix(GYM)
     if name not in DATASETS:
-        nearest = ", ".join(nearest_first(name, DATASETS)[:5])
-        raise ValueError(f"reasoning-gym has no task '{name}'; the nearest are {nearest}")
+        raise ValueError(f"reasoning-gym has no task '{name}'; the nearest are {nearest(name, DATASETS)}")
     try:
         found = reasoning_gym.create_dataset(name, **{"size": source.limit or 100, "seed": 42, **source.kwargs})
     except (TypeError, AssertionError) as error:

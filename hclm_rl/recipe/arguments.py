@@ -13,12 +13,13 @@ import yaml
 from trl.scripts.utils import DatasetMixtureConfig, ScriptArguments, TrlParser
 from trl.trainer.model_config import ModelConfig
 
-from ..responses.names import nearest_first
+from ..responses.names import nearest
 from .config import GRPOConfig, RLOOConfig, fits, written
 
 Algorithm = Literal["grpo", "rloo"]
 Settings = tuple["RunArguments", GRPOConfig | RLOOConfig, ModelConfig, DatasetMixtureConfig]
 
+TASKS = ("arithmetic", "coins", "hidden_number", "products")
 REWARDS = ("accuracy_reward", "think_format_reward", "reasoning_accuracy_reward", "get_soft_overlong_punishment")
 
 
@@ -29,8 +30,8 @@ class RunArguments(ScriptArguments):
     task: str | None = field(
         default=None,
         metadata={
-            "help": "A task with its prompts, rewards and verifier: a name of hclm_rl/testbed such as `coins`, or the "
-            "dotted path of a function that returns a Task. It stands in place of a data set."
+            "help": f"A task with its prompts, rewards and verifier: {', '.join(TASKS)}, or the dotted path of a "
+            "function that returns a Task. It stands in place of a data set."
         },
     )
     task_kwargs: dict | str | None = field(
@@ -98,8 +99,7 @@ class RecipeParser(TrlParser):
         }
 
     def refuse_unknown(self, key: str, where: str) -> NoReturn:
-        nearest = ", ".join(nearest_first(key, self.known())[:4])
-        raise ValueError(f"unknown key '{key}' {where}; the nearest known ones are {nearest}")
+        raise ValueError(f"unknown key '{key}' {where}; the nearest known ones are {nearest(key, self.known())}")
 
     def set_defaults_with_config(self, **config: object) -> list[str]:
         known = self.known()

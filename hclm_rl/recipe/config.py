@@ -18,7 +18,7 @@ import trl
 from .. import terms
 from ..chain.chain import Chain, Link
 from ..chain.coefficients import KINDS, Coefficient, Constant, coefficient_from
-from ..responses.names import find, nearest_first
+from ..responses.names import find, nearest
 from ..types import Term
 from ..watch.trace import Trace
 
@@ -54,8 +54,8 @@ def find_term(name: str) -> type[Term]:
         found = getattr(importlib.import_module(f"{terms.__name__}.{name}"), class_name)
     else:
         raise ValueError(
-            f"unknown entropy term '{name}'; known are, the nearest first: "
-            f"{', '.join(nearest_first(name, known_terms()))}; a term of your own is named by its dotted path"
+            f"unknown entropy term '{name}'; the nearest are {nearest(name, known_terms())}; `hclm-rl methods` lists "
+            "all; a term of your own is named by its dotted path"
         )
     # its own fields: an undecorated subclass inherits those of Term, which are none
     if not (isinstance(found, type) and issubclass(found, Term) and "__dataclass_fields__" in vars(found)):
@@ -113,8 +113,10 @@ def build_term(name: str, parameters: Mapping[str, Any]) -> Term:
     known = [each.name for each in dataclasses.fields(term_class)]
     for key, value in parameters.items():
         if key not in known:
-            allowed = ", ".join(nearest_first(key, known)) or "none"
-            raise ValueError(f"{name} has no hyper-parameter '{key}'; it has, the nearest first: {allowed}")
+            raise ValueError(
+                f"{name} has no hyper-parameter '{key}'; the nearest are {nearest(key, [*known, 'coef', 'name'])}; "
+                f"`hclm-rl methods {name}` shows all"
+            )
         if not fits(value, annotations[key]):
             hint = ""
             if isinstance(value, str) and float in options_of(annotations[key]):
@@ -160,7 +162,7 @@ def build_link(entry: object) -> Link:
         return Link(name=name, term=checked_term(name, entry), coef=coefficient_from(entry.default_coef))
     if isinstance(entry, str):
         entry = {entry: {}}
-    if not isinstance(entry, Mapping) or len(entry) != 1:
+    if not isinstance(entry, Mapping) or len(entry) != 1 or not isinstance(next(iter(entry)), str):
         raise ValueError(
             f"an entry of entropy_terms is a name or one {{name: {{hyper-parameter: value}}}}, got {entry!r}; "
             "hyper-parameters are indented below the name, and each term starts with its own `-`"

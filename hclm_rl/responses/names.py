@@ -34,3 +34,8 @@ def find_function(path: str, what: str) -> Callable:
 def nearest_first(name: str, known: Iterable[str]) -> list[str]:
     """`known`, the most like `name` first."""
     return sorted(known, key=lambda other: -difflib.SequenceMatcher(None, name, other).ratio())
+
+
+def nearest(name: object, known: Iterable[str]) -> str:
+    """The three of `known` most like `name`, for a sentence; YAML reads some names as numbers or booleans."""
+    return ", ".join(nearest_first(str(name), known)[:3])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import datasets
 
-from hclm_rl.responses.names import look_here, nearest_first
+from hclm_rl.responses.names import look_here, nearest
 
 PACKAGE = "hclm_rl.testbed"
 
@@ -45,7 +45,7 @@ def find_task(name: str, **kwargs: object) -> Task:
     make_task = getattr(importlib.import_module(module_name), function_name, None) if found else None
     if make_task is None:
         raise ValueError(
-            f"no task {name!r}; known tasks, nearest first: {', '.join(_known_tasks(nearest_to=name))}; "
+            f"no task {name!r}; the nearest are {nearest(name, known_tasks())}; `hclm-rl grpo --help` lists all; "
             "or give the dotted path of a function that returns a Task"
         )
     task = make_task(**kwargs)
@@ -54,9 +54,9 @@ def find_task(name: str, **kwargs: object) -> Task:
     return task
 
 
-def _known_tasks(*, nearest_to: str) -> list[str]:
+def known_tasks() -> list[str]:
+    """The names of the tasks in hclm_rl/testbed."""
     modules = pkgutil.iter_modules(importlib.import_module(PACKAGE).__path__)
     found = [importlib.import_module(f"{PACKAGE}.{module.name}") for module in modules]
     makers = [vars(module)["make_task"] for module in found if "make_task" in vars(module)]
-    names = {maker.__module__.rpartition(".")[2] for maker in makers}  # where defined, not where imported
-    return nearest_first(nearest_to, names)
+    return sorted({maker.__module__.rpartition(".")[2] for maker in makers})  # where defined, not where imported

@@ -128,7 +128,7 @@ def test_the_docstring_says_what_each_field_means_and_of_no_other():
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
-        (["methods", "clipcov"], "hclm-rl: unknown method 'clipcov'; known are, the nearest first: clip_cov, "),
+        (["methods", "clipcov"], "hclm-rl: unknown method 'clipcov'; the nearest are clip_cov, "),
         (["methods", "nowhere.Term"], "hclm-rl: no module 'nowhere' for the method 'nowhere.Term'"),
         (
             ["grpo", "--accelerate_config", "cpus"],

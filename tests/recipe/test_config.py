@@ -116,13 +116,16 @@ def test_what_a_recipe_may_say(build, entries, links):
     assert build(entries) == Chain(tuple(links))
 
 
-NEAREST = "it has, the nearest first"
 WRONG = [
-    (["clipcov"], "unknown entropy term 'clipcov'; known are, the nearest first: clip_cov, "),
-    (["kl_cof"], "unknown entropy term 'kl_cof'; known are, the nearest first: kl_cov, "),
+    (["clipcov"], "unknown entropy term 'clipcov'; the nearest are clip_cov, "),
+    (["kl_cof"], "unknown entropy term 'kl_cof'; the nearest are kl_cov, "),
+    (["entropy_bonsu"], "the nearest are entropy_bonus, entropy_flow, entropy_balanced; `hclm-rl methods` lists all; "),
     (["nonsense"], "; a term of your own is named by its dotted path"),
-    ([{"clip_cov": {"ration": 0.1}}], f"clip_cov has no hyper-parameter 'ration'; {NEAREST}: ratio, "),
-    ([{"entropy_bonus": {"coeff": 0.1}}], "entropy_bonus has no hyper-parameter 'coeff'; "),
+    ([{"clip_cov": {"ration": 0.1}}], "clip_cov has no hyper-parameter 'ration'; the nearest are ratio, "),
+    ([{"clip_cov": {"ration": 0.1}}], "; `hclm-rl methods clip_cov` shows all"),
+    ([{"entropy_bonus": {"coeff": 0.1}}], "entropy_bonus has no hyper-parameter 'coeff'; the nearest are coef, name; "),
+    ([{"canon": {"coeff": 0.1}}], "canon has no hyper-parameter 'coeff'; the nearest are coef, "),
+    ([{"canon": {"nam": "c"}}], "canon has no hyper-parameter 'nam'; the nearest are name, "),
     ([{"clip_cov": {"needs_scores": False}}], "clip_cov has no hyper-parameter 'needs_scores'; "),
     ([{"clip_cov": {"ratio": 2.0}}], "clip_cov: ratio must be in (0, 1], got 2.0"),
     ([{"kl_cov": {"beta": -1}}], "kl_cov: beta must be >= 0, got -1.0"),
@@ -142,6 +145,8 @@ WRONG = [
     ([{"qae": 0.4}], "qae: its hyper-parameters are a mapping, as in {coef: 0.5}, got 0.4"),
     ([{"qae": {}, "kl_cov": {}}], "an entry of entropy_terms is a name or one {name: {hyper-parameter: value}}, got "),
     ([{"qae": None, "quantile_k": 0.4}], "hyper-parameters are indented below the name, and each term "),
+    ([{5: {}}], "an entry of entropy_terms is a name or one {name: {hyper-parameter: value}}, got {5: {}}"),
+    ([{"clip_cov": {True: 0.1}}], "clip_cov has no hyper-parameter 'True'; the nearest are "),  # YAML's `on: 0.1`
     ([5], "an entry of entropy_terms is a name or one {name: {hyper-parameter: value}}, got 5"),
     ("[{'qae': {}}]", "entropy_terms on the command line is JSON, as in '[{\"clip_cov\": {}}]'; "),
     ("qae", "entropy_terms on the command line is JSON"),

@@ -1,7 +1,9 @@
 import pytest
 
+from hclm_rl.recipe.arguments import TASKS
 from hclm_rl.testbed import find_task
 from hclm_rl.testbed.coins import make_task
+from hclm_rl.testbed.task import known_tasks
 
 
 def small_task():
@@ -17,8 +19,9 @@ def test_a_task_is_found_by_module_name_or_dotted_path():
     assert len(find_task(f"{__name__}.small_task").train_dataset) == 4
 
 
-def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(ValueError, match=r"no task 'coin'; known tasks, nearest first: coins"):
+def test_an_unknown_name_lists_the_nearest_and_the_help_all():
+    assert tuple(known_tasks()) == TASKS
+    with pytest.raises(ValueError, match=r"no task 'coin'; the nearest are coins, .*`hclm-rl grpo --help` lists all"):
         find_task("coin")
     # a module of the testbed that makes no task
     with pytest.raises(ValueError, match="no task 'sampling'"):
