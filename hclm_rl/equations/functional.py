@@ -61,10 +61,25 @@ def quantile(values: Float[Tensor, "M"], level: float) -> Scalar:
     return torch.lerp(lower, values.kthvalue(below + 2).values, position - below)
 
 
-def masked_quantile_threshold(x: Float[Tensor, "*S"], mask: Bool[Tensor, "*S"], level: float) -> Scalar:
-    """`quantile` of the values under the mask, detached: a threshold is a constant. +inf where the mask is empty."""
-    values = x.detach()[mask]
-    return quantile(values, level) if len(values) else x.new_tensor(math.inf)
+def row_quantile(values: Float[Tensor, "R M"], mask: Bool[Tensor, "R M"], level: float) -> Float[Tensor, "R"]:
+    """`quantile` of each row's values under the mask; NaN for a row without any, which nothing is above or below."""
+    return row_values_at(values, mask, level * exactly(mask.sum(dim=1) - 1))
+
+
+def row_values_at(
+    values: Float[Tensor, "R M"], mask: Bool[Tensor, "R M"], place: Float[Tensor, "R"]
+) -> Float[Tensor, "R"]:
+    """Each row's values under the mask, sorted from 0, at `place`, no further than the last; NaN for a row without any.
+
+    Linear between neighbours. `place` is in float64 (`exactly`).
+    """
+    ordered = torch.where(mask, values, torch.nan).sort(dim=1).values  # NaN sorts last
+    last = (mask.sum(dim=1) - 1).clamp(min=0)
+    below = place.floor().clamp(min=0)
+    part = (place - below).clamp(min=0).to(ordered)
+    below = below.long().to(last.device).minimum(last)
+    lower, upper = (ordered.gather(1, at.unsqueeze(1)).squeeze(1) for at in (below, (below + 1).minimum(last)))
+    return torch.lerp(lower, upper, part)
 
 
 def covariance_contributions(
@@ -96,14 +111,11 @@ def quantile_baseline(
     A NaN reward (unscored) leaves its group; a group without a scored reward gets NaN.
     Source: quantile advantage estimation, arXiv:2509.22611; the 1e-9 guards ceil(0.28 * 25) = 8 (it is 7).
     """
-    ordered = group_rewards.detach().sort(dim=-1).values  # NaN sorts last
-    last = ((~ordered.isnan()).sum(dim=-1, keepdim=True) - 1).clamp(min=0)
+    rewards = group_rewards.detach()
     if interpolate:
-        position = level * exactly(last)
-        part = (position - position.floor()).to(ordered)
-        below = position.long().to(last.device)
-        lower, upper = ordered.gather(-1, below), ordered.gather(-1, (below + 1).minimum(last))
-        return torch.lerp(lower, upper, part).squeeze(-1)
+        return row_quantile(rewards, ~rewards.isnan(), level)
+    ordered = rewards.sort(dim=-1).values  # NaN sorts last
+    last = ((~ordered.isnan()).sum(dim=-1, keepdim=True) - 1).clamp(min=0)
     index = (level * exactly(last + 1) - 1e-9).ceil().long().to(last.device) - 1
     return ordered.gather(-1, index.clamp(min=0).minimum(last)).squeeze(-1)
 

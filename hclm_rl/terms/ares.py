@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..equations.functional import in_double, quantile
+from ..equations.functional import in_double, quantile, row_quantile
 from ..types import Effect, Rollout, RolloutEffect, Term, TokenBatch
 
 DIFFICULTIES = ("easy", "medium", "hard")
@@ -129,7 +129,7 @@ class Ares(Term):
 
     def _theta(self, rollout: Rollout, ahead: Float[Tensor, "N T"], memory: dict) -> float:
         """The threshold of the batches before this one, of this one where it is the first; the memory moves on."""
-        quantiles = rollout.everywhere(torch.nanquantile(ahead, self.level, dim=1))
+        quantiles = rollout.everywhere(row_quantile(ahead, ~ahead.isnan(), self.level))
         quantiles = quantiles[~quantiles.isnan()]
         if not len(quantiles):
             return memory.get("theta", math.inf)

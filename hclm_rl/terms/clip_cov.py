@@ -4,11 +4,10 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
 
 from ..equations.flow import step_covariances
 from ..equations.functional import covariance_contributions
+from ..equations.selections import between, drawn, quota
 from ..types import Direction, Effect, Rollout, RolloutEffect, Term, TokenBatch
 
 
@@ -50,7 +49,8 @@ class ClipCov(Term):
             return RolloutEffect()
         # at the sampling policy every ratio is 1, so no token is out of PPO's range yet
         cov, mask = step_covariances(rollout)
-        is_candidate, is_dropped = self.draw(cov, mask, rollout.generator)
+        is_candidate = between(cov, mask, self.lower, self.upper)
+        is_dropped = drawn(is_candidate, quota(self.ratio, mask), rollout.generator)
         share = is_candidate.sum() / mask.sum().clamp(min=1)
         return RolloutEffect(columns={"is_dropped": rollout.here(is_dropped)}, metrics={"candidates": share})
 
@@ -61,24 +61,7 @@ class ClipCov(Term):
         clipped = ratio.clamp(1 - batch.clip_range[0], 1 + batch.clip_range[1])
         is_clipped = -batch.advantages * clipped > -batch.advantages * ratio
         cov = covariance_contributions(batch.logps, batch.advantages, batch.mask)
-        is_candidate, is_dropped = self.draw(cov, batch.mask, batch.generator, allowed=~is_clipped)
+        is_candidate = between(cov, batch.mask & ~is_clipped, self.lower, self.upper)
+        is_dropped = drawn(is_candidate, quota(self.ratio, batch.mask), batch.generator)
         share = is_candidate.sum() / batch.mask.sum().clamp(min=1)
         return Effect(advantages=torch.where(is_dropped, 0.0, batch.advantages), metrics={"candidates": share})
-
-    def draw(
-        self,
-        cov: Float[Tensor, "rows T"],
-        mask: Bool[Tensor, "rows T"],
-        generator: torch.Generator,
-        allowed: Bool[Tensor, "rows T"] | None = None,
-    ) -> tuple[Bool[Tensor, "rows T"], Bool[Tensor, "rows T"]]:
-        """The candidates, and those of them that are drawn, without replacement."""
-        is_candidate = mask & (self.lower < cov) & (cov < self.upper)
-        if allowed is not None:
-            is_candidate = is_candidate & allowed
-        positions = is_candidate.flatten().nonzero().squeeze(1)
-        quota = max(int(self.ratio * int(mask.sum())), 1)
-        drawn = torch.randperm(positions.numel(), generator=generator)[:quota].to(positions.device)
-        is_dropped = torch.zeros_like(is_candidate).flatten()
-        is_dropped[positions[drawn]] = True
-        return is_candidate, is_dropped.view_as(is_candidate)

@@ -8,7 +8,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ..equations.flow import discriminator, mean_discriminator
 from ..equations.functional import in_double, per_token
+from ..equations.selections import quota, smallest
 from ..types import Direction, Effect, Rollout, RolloutEffect, Term, TokenBatch
 
 EQUAL_BELOW = 1e-12  # deviation of S, in nats, below which the authors' Clip_B keeps all tokens
@@ -67,9 +69,9 @@ class DiscriminatorClip(Term):
 
     def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
         logps, entropy = (in_double(x) for x in rollout.scored())  # log p + H cancels where p is near 1
-        s = torch.where(rollout.mask, logps.exp() * (logps + entropy), 0)
+        s = torch.where(rollout.mask, discriminator(logps, entropy), 0)
         if self.over == "vocabulary":
-            s = torch.where(rollout.mask, s - rollout.over_vocab(expected_discriminator), 0)
+            s = torch.where(rollout.mask, s - rollout.over_vocab(mean_discriminator), 0)
         advantages = rollout.everywhere(per_token(rollout.advantages, rollout.mask))
         s, mask = rollout.everywhere(s), rollout.everywhere(rollout.mask)
         count = mask.sum().clamp(min=1)
@@ -101,15 +103,5 @@ class DiscriminatorClip(Term):
         if self.is_symmetric:
             is_outlier = is_outlier | (mask & (advantages > 0) & (s > bound))
         if self.over == "vocabulary" and is_outlier.sum() > self.max_frac * mask.sum():
-            lowest = torch.where(is_outlier, s, torch.inf).flatten().argsort(stable=True)
-            is_outlier = torch.zeros_like(is_outlier).flatten()
-            is_outlier[lowest[: max(int(self.max_frac * int(mask.sum())), 1)]] = True
-            is_outlier = is_outlier.view_as(mask)
+            is_outlier = smallest(s, is_outlier, quota(self.max_frac, mask))
         return is_outlier
-
-
-def expected_discriminator(logps: Float[Tensor, "n V"]) -> Float[Tensor, "n"]:
-    """N = sum_v p_v S_v = sum_v p_v^2 (log p_v + H), the mean of S under the distribution itself."""
-    p = logps.exp()
-    entropy = -(p * logps).sum(dim=-1, keepdim=True)
-    return (p * p * (logps + entropy)).sum(dim=-1)

@@ -1,6 +1,5 @@
 """Forking tokens: Wang et al., 2025, arXiv:2506.01939"""
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..equations.functional import kth_largest
+from ..equations.selections import largest, quota
 from ..types import Effect, Rollout, RolloutEffect, Term, TokenBatch
 
 
@@ -59,13 +58,6 @@ class ForkingTokens(Term):
 
     def _weight(self, entropy: Float[Tensor, "rows T"], mask: Bool[Tensor, "rows T"]) -> Float[Tensor, "rows T"]:
         """0 on the tokens left out; 1, or N / N_kept, on the others."""
-        values = entropy[mask]
-        if values.numel() == 0:
-            return torch.zeros_like(entropy)
-        wanted = max(1, math.ceil(self.share * values.numel() - 1e-9))  # 0.28 * 25 is 7.000000000000001
-        is_kept = mask & (entropy >= kth_largest(values, wanted))
-        if self.ties == "cut":
-            largest = torch.where(mask, entropy, -torch.inf).flatten().argsort(descending=True, stable=True)
-            is_kept = torch.zeros_like(mask).flatten().index_fill(0, largest[:wanted], True).view_as(mask)
-        scale = values.numel() / is_kept.sum() if self.normalise_by == "kept" else 1.0
+        is_kept = largest(entropy, mask, quota(self.share, mask, "up"), self.ties)
+        scale = int(mask.sum()) / is_kept.sum().clamp(min=1) if self.normalise_by == "kept" else 1.0
         return is_kept.float() * scale

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from ..equations.functional import exactly, in_double, per_token, widest
+from ..equations.functional import in_double, per_token, widest
+from ..equations.selections import above_own_quantile
 from ..responses.turns import BETWEEN, locate
 from ..types import Rollout, RolloutEffect, Term
 
@@ -97,13 +98,11 @@ class Hicra(Term):
 
     def _is_uncertain(self, rollout: Rollout) -> Bool[Tensor, "N T"]:
         """Above the entropy at place int((1 - top) n) of a response's n, in responses longer than the group's mean."""
-        entropy = torch.where(rollout.mask, rollout.scored()[1], torch.inf)
         length = rollout.mask.sum(dim=1)
-        place = ((1 - self.top) * exactly(length) + 1e-9).long().clamp(max=entropy.size(1) - 1)  # 0.7 * 10 is 7
-        threshold = entropy.sort(dim=1).values.gather(1, place.unsqueeze(1).to(entropy.device))
         groups = rollout.everywhere(length).view(-1, rollout.group_rewards.size(1))
         is_long = length > in_double(groups).mean(dim=1)[rollout.group]
-        return rollout.mask & (entropy > threshold) & is_long.unsqueeze(1)
+        is_highest = above_own_quantile(rollout.scored()[1], rollout.mask, 1 - self.top, "order")
+        return is_highest & is_long.unsqueeze(1)
 
 
 def words_of(text: str) -> tuple[str, ...]:

@@ -4,11 +4,10 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
 
 from ..equations.flow import step_covariances
 from ..equations.functional import covariance_contributions
+from ..equations.selections import largest, quota
 from ..types import Direction, Effect, Rollout, RolloutEffect, Term, TokenBatch
 
 
@@ -48,22 +47,13 @@ class KlCov(Term):
         if self.statistics == "micro_batch":
             return RolloutEffect()
         cov, mask = step_covariances(rollout)
-        return RolloutEffect(columns={"is_penalised": rollout.here(self._highest(cov, mask))})
+        return RolloutEffect(columns={"is_penalised": rollout.here(largest(cov, mask, quota(self.ratio, mask)))})
 
     def __call__(self, batch: TokenBatch, memory: dict) -> Effect:
         if self.statistics == "step":
             is_penalised = batch.columns["is_penalised"]
         else:
             cov = covariance_contributions(batch.logps, batch.advantages, batch.mask)
-            is_penalised = self._highest(cov, batch.mask)
+            is_penalised = largest(cov, batch.mask, quota(self.ratio, batch.mask))
         drift = torch.where(is_penalised, batch.logps - batch.old_logps, 0.0)
         return Effect(loss=self.beta * drift.abs(), metrics={"selected": is_penalised.float()})
-
-    def _highest(self, cov: Float[Tensor, "rows T"], mask: Bool[Tensor, "rows T"]) -> Bool[Tensor, "rows T"]:
-        count = int(mask.sum())
-        is_highest = torch.zeros_like(mask).flatten()
-        if count:
-            ranked = torch.where(mask, cov, -torch.inf).flatten()
-            # stable, so that of equal ones the first are taken, whatever the padding
-            is_highest[ranked.argsort(descending=True, stable=True)[: max(1, int(self.ratio * count))]] = True
-        return is_highest.view_as(mask)

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..equations.functional import masked_quantile_threshold, per_token
+from ..equations.functional import per_token
+from ..equations.selections import below_quantile
 from ..types import Direction, Effect, Rollout, RolloutEffect, Term, TokenBatch
 
 LARGEST_GAP = 20.0  # nats; far beyond where k3 reaches its bound, so that exp cannot overflow
@@ -93,7 +94,7 @@ class LpReg(Term):
         self, logps: Float[Tensor, "rows T"], is_negative: Bool[Tensor, "rows T"], mask: Bool[Tensor, "rows T"]
     ) -> Bool[Tensor, "rows T"]:
         if self.population == "all":
-            return is_negative & (logps.exp() < masked_quantile_threshold(logps.exp(), mask, self.rho))
+            return is_negative & below_quantile(logps.exp(), mask, self.rho)
         quota = int(self.rho * int(is_negative.sum()))
         is_selected = torch.zeros_like(mask).flatten()
         if quota > 1:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ..equations.functional import covariance_contributions, in_double, per_token, quantile
+from ..equations.selections import between, drawn, drawn_places, quota
 from ..responses.replay import Replay, kept_in, left_padded
 from ..types import Effect, Rollout, RolloutEffect, Term, TokenBatch, Transcript
-from .clip_cov import ClipCov
 
 LONGEST_KEPT = 10  # optimiser steps; the authors' cap
 
@@ -85,11 +85,11 @@ class SelfImitation(Term):
             replay = replay.rows(replay.step >= rollout.step - 1 - self.keep_steps)
             is_above = replay.reward > baseline
             # those that entered have an advantage above 0
-            good = (is_above if self.decay is None else torch.ones_like(is_above)).nonzero().squeeze(1)
+            is_good = is_above if self.decay is None else torch.ones_like(is_above)
             is_busy = rollout.everywhere(rollout.mask.any(dim=1))
             if is_above.sum() > 1.5 * self.buffer and is_busy.any():
-                replayed = min(self.buffer, 2 ** int(math.log2(len(good))))
-                chosen = good[torch.randperm(len(good), generator=rollout.generator)[:replayed].to(good.device)]
+                replayed = min(self.buffer, 2 ** int(math.log2(int(is_good.sum()))))
+                chosen = drawn_places(is_good, replayed, rollout.generator)
                 columns = self._columns(rollout, replay.rows(chosen), baseline, is_busy)
                 replay = replay.rows(replay.step < 0)
         self._remember(rollout, replay, memory)
@@ -124,8 +124,8 @@ class SelfImitation(Term):
         whole = self.width or chosen.ids.size(1)
         share = chosen.mask.sum() if self.average == "tokens" else whole * len(chosen)
         cov = covariance_contributions(chosen.logps, per_token(advantage, chosen.mask).contiguous(), chosen.mask)
-        clip = ClipCov(ratio=self.cov_ratio, lower=self.cov_lower, upper=self.cov_upper)
-        is_dropped = clip.draw(cov, chosen.mask, rollout.generator)[1]
+        is_candidate = between(cov, chosen.mask, self.cov_lower, self.cov_upper)
+        is_dropped = drawn(is_candidate, quota(self.cov_ratio, chosen.mask), rollout.generator)
         each = math.ceil(len(chosen) / int(is_busy.sum()))
         place = rollout.here(is_busy.cumsum(dim=0) - 1)
         number = place.unsqueeze(1) * each + torch.arange(each, device=place.device)

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..equations.functional import in_double, masked_quantile_threshold
+from ..equations.functional import in_double
+from ..equations.selections import above_own_quantile
 from ..types import Direction, Effect, Rollout, RolloutEffect, Term, TokenBatch
 
 ROUNDING = 1e-6  # a cumulated probability this close to p_top has reached it: float32 sums decide no boundary
@@ -95,8 +96,7 @@ class Siren(Term):
 
     def _peak_share(self, entropy: Float[Tensor, "rows T"], mask: Bool[Tensor, "rows T"]) -> Float[Tensor, "rows T"]:
         """1 / |peaks of the response| at its peaks, 0 elsewhere."""
-        thresholds = [masked_quantile_threshold(*row, self.tau) for row in zip(entropy, mask, strict=True)]
-        is_peak = mask & (entropy.detach() > torch.stack(thresholds).unsqueeze(1))
+        is_peak = above_own_quantile(entropy, mask, self.tau)
         return in_double(is_peak) / is_peak.sum(dim=1, keepdim=True).clamp(min=1)
 
 

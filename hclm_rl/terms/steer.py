@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ..equations.flow import discriminator, mean_discriminator
 from ..equations.functional import per_token, quantile
 from ..types import Effect, Quantiles, Rollout, RolloutEffect, Term, TokenBatch
-from .discriminator_clip import expected_discriminator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +66,9 @@ class Steer(Term):
         logps, entropy = rollout.scored()
         columns = {"entropy": torch.where(rollout.mask, entropy, 0)}
         if self.estimate == "exact":
-            s = logps.exp() * (logps + entropy)
-            columns["s"] = torch.where(rollout.mask, s - rollout.over_vocab(expected_discriminator), 0)
+            columns["s"] = torch.where(
+                rollout.mask, discriminator(logps, entropy) - rollout.over_vocab(mean_discriminator), 0
+            )
         if self.statistics == "micro_batch":
             return RolloutEffect(columns=columns)
         advantages = per_token(rollout.advantages, rollout.mask)

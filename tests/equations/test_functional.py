@@ -9,9 +9,10 @@ from hclm_rl.equations.functional import (
     covariance_contributions,
     kth_largest,
     masked_mean,
-    masked_quantile_threshold,
     quantile,
     quantile_baseline,
+    row_quantile,
+    row_values_at,
 )
 
 NAN = math.nan
@@ -67,12 +68,29 @@ def test_order_statistics_above_two_to_the_24():
     print(f"five order statistics of 2**24 + 11 values: {time.perf_counter() - began:.2f} s")
 
 
-def test_threshold_ignores_the_padding_and_keeps_nothing_of_nothing():
-    x = torch.tensor([[0.1, 1.2, 0.3, 0.05], [0.9, 0.2, NAN, 9.0]], requires_grad=True)
-    mask = torch.tensor([[True] * 4, [True, True, False, False]])
-    threshold = masked_quantile_threshold(x, mask, 0.8)
-    assert threshold.item() == pytest.approx(0.9) and not threshold.requires_grad
-    assert masked_quantile_threshold(x, torch.zeros_like(mask), 0.8).item() == math.inf
+ROWS = torch.tensor([[3.0, NAN, 1.0, 2.0, 5.0], [7.0, 4.0, NAN, NAN, NAN], [NAN] * 5])
+COUNTED = torch.tensor([[1, 0, 1, 1, 0], [1, 1, 0, 0, 0], [0] * 5]).bool()
+
+
+def test_a_rows_own_quantile():
+    # 1, 2, 3 at place 0.75 * 2 = 1.5, half way from 2 to 3; 4, 7 at 0.75; nothing at all
+    assert row_quantile(ROWS, COUNTED, 0.75).tolist() == [2.5, 6.25, pytest.approx(NAN, nan_ok=True)]
+    assert row_quantile(ROWS, COUNTED, 0.0).tolist()[:2] == [1.0, 4.0]
+    assert row_quantile(ROWS, COUNTED, 1.0).tolist()[:2] == [3.0, 7.0]
+
+
+def test_a_rows_value_at_a_place_is_no_further_than_its_last():
+    at = torch.tensor([1.25, 1.0, 0.0], dtype=torch.float64)
+    assert row_values_at(ROWS, COUNTED, at).tolist() == [2.25, 7.0, pytest.approx(NAN, nan_ok=True)]
+    assert row_values_at(ROWS, COUNTED, at + 2).tolist()[:2] == [3.0, 7.0]
+
+
+@pytest.mark.parametrize("level", [0.0, 0.05, 0.37, 0.8, 1.0])
+def test_a_rows_own_quantile_agrees_with_numpy(level):
+    source = torch.Generator().manual_seed(0)
+    values, mask = torch.randn(9, 20, generator=source).double(), torch.rand(9, 20, generator=source) < 0.6
+    expected = [np.quantile(row[kept].numpy(), level) for row, kept in zip(values, mask, strict=True)]
+    assert row_quantile(values, mask, level).tolist() == pytest.approx(expected, abs=1e-14)
 
 
 CARD_LOGPS = torch.tensor([[-0.1, -2.0, -0.5], [-3.0, -0.2, NAN]], dtype=torch.float64)

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hclm_rl.terms.discriminator_clip import DiscriminatorClip, expected_discriminator
+from hclm_rl.equations.flow import mean_discriminator
+from hclm_rl.terms.discriminator_clip import DiscriminatorClip
 
 from ..term_batches import card_step, first_stage, make_step, rollout, second_stage, surrogate
 
@@ -170,7 +171,7 @@ def with_vocabulary(advantages=A, tokens=TOKENS):
 def test_the_cards_expected_discriminator():
     table = torch.tensor([SHAPES[name] for name, _ in TOKENS], dtype=torch.float64).log()
     expected = [0.232029, 0.232029, 0.041589, 0.127799, 0.041589, 0.288988]
-    assert expected_discriminator(table).tolist() == pytest.approx(expected, abs=5e-7)
+    assert mean_discriminator(table).tolist() == pytest.approx(expected, abs=5e-7)
 
 
 def vocabulary(**settings) -> DiscriminatorClip:
@@ -227,7 +228,7 @@ def test_the_discriminator_is_the_change_of_the_entropy_per_unit_of_step():
         after = (p.log() + step).softmax(0)
         change = (-(after * after.log()).sum() - entropy).item() / 1e-6
         s = (p * (p.log() + entropy))[a]
-        expected = -(s - expected_discriminator(p.log().unsqueeze(0)))[0].item()
+        expected = -(s - mean_discriminator(p.log().unsqueeze(0)))[0].item()
         assert change == pytest.approx(expected, abs=1e-5)
 
 
