@@ -1,5 +1,6 @@
 """The documentation's examples run as they stand."""
 
+import math
 import re
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import yaml
 from hclm_rl.commands.cli import find_method
 from hclm_rl.recipe.config import build_chain
 
+from .term_batches import card_step, first_stage, second_stage
 from .tiny import make
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -26,7 +28,7 @@ def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / source.splitlines()[0].removeprefix("# ").split(",")[0]).write_text(source)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))  # find_term adds the folder, as TRL does for rewards
-    for module in ("floor", "rare"):
+    for module in ("floor", "rare", "surest"):
         monkeypatch.delitem(sys.modules, module, raising=False)
     return tmp_path
 
@@ -35,13 +37,31 @@ def test_the_smallest_term_is_under_twenty_lines(written: Path):
     assert len((written / "floor.py").read_text().splitlines()) < 20
 
 
+def test_a_selection_and_an_action_is_a_class_of_fifteen_lines(written: Path):
+    lines = (written / "surest.py").read_text().partition("@dataclass")[2].splitlines()
+    assert sum(bool(line) for line in lines) <= 15
+    [link] = build_chain([{"surest.DropSurest": {"share": 0.5}}]).links
+    # entropies 0.3, 0.1, 0.2 and 0.1, 0.4: half of five is two, and both of the least are dropped
+    logps = [[-1.0, -1.0, -1.0], [-1.0, -1.0, math.nan]]
+    view, batch = card_step(
+        mask=[[1, 1, 1], [1, 1, 0]],
+        logps=logps,
+        old_logps=logps,
+        entropy=[[0.3, 0.1, 0.2], [0.1, 0.4, math.nan]],
+        advantages=[[1.5, 1.5, 1.5], [-0.5, -0.5, math.nan]],
+    )
+    advantages = second_stage(link.term, batch, first_stage(link.term, view, {}), {}).advantages
+    assert advantages is not None and advantages[batch.mask].tolist() == [1.5, 0.0, 1.5, 0.0, -0.5]
+
+
 def test_the_recipe_of_the_smallest_term(written: Path, policy: str):
     [recipe] = blocks("extending.md", "yaml")
     terms = yaml.safe_load(recipe)["entropy_terms"]
-    trainer = make(policy, written, terms=[*terms, "rare.RareTokens"])
+    trainer = make(policy, written, terms=[*terms, "rare.RareTokens", "surest.DropSurest"])
     trainer.train()
     assert float(trainer.state.log_history[0]["EntropyFloor/coef"]) == 0.01
     assert 0 < float(trainer.state.log_history[0]["RareTokens/affected"]) < 1
+    assert 0 < float(trainer.state.log_history[0]["DropSurest/affected"]) < 1
 
 
 def test_the_command_line_shows_what_the_hyper_parameter_of_the_full_term_means(written: Path):
