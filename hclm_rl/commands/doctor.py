@@ -25,7 +25,7 @@ from ..recipe.arguments import Algorithm, parse, recipe_of, with_recipe_apart
 from ..recipe.config import GRPOConfig, RLOOConfig, build_chain, refuse_two_controls
 from ..recipe.conflicts import conflicts
 from ..recipe.refusals import is_on_policy, refuse_what_the_run_lacks
-from .launch import build_trainer
+from .loading import build_trainer
 
 CLEAR = 2.0  # standard errors from 0 at which the sign of the critical coefficient counts
 MARGIN = 1.1  # over the critical coefficient, the card's

@@ -11,198 +11,27 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-import datasets
 import torch
-from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedTokenizerBase, TrainerCallback
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import get_last_checkpoint
-from trl import rewards
-from trl.scripts.utils import DatasetMixtureConfig, get_dataset
-from trl.trainer.utils import get_peft_config, get_quantization_config
 
-from ..recipe.arguments import (
-    REWARDS,
-    Algorithm,
-    RunArguments,
-    Settings,
-    make_parser,
-    parse,
-    recipe_of,
-    with_recipe_apart,
-)
+from ..recipe.arguments import Algorithm, RunArguments, Settings, make_parser, parse, recipe_of, with_recipe_apart
 from ..recipe.config import GRPOConfig, RLOOConfig
-from ..recipe.refusals import is_fsdp1
 from ..responses.answers import final_text, own_last_words
-from ..responses.names import find_function, nearest
-from ..testbed import Evaluation, Task, evaluate, find_task
-from ..testbed.policy import SHAPES, policy_path
+from ..testbed import Evaluation, Task, evaluate
 from ..testbed.sampling import measured
 from ..trainer import GRPOTrainer, RLOOTrainer
 from ..watch.collapse import CollapseCallback
-from ..watch.report.runs import LOG_NAME, RECIPE_NAME, SUMMARY_NAME, read_log
+from ..watch.report.runs import LOG_NAME, RECIPE_NAME, SUMMARY_NAME
+from .callbacks import LogWriter, MeasureAtStart
+from .loading import TESTBED, build_trainer
 
 __all__ = ["LogWriter", "RunArguments", "main", "make_parser", "prepare", "run"]
 
-Splits = datasets.DatasetDict | datasets.IterableDatasetDict
-Reward = str | Callable[..., list[float | None]]
-
-TESTBED = "testbed"  # as model_name_or_path: the shipped policy of the task
 # gloo's thread drops the last collective's tensors under the GIL; if the interpreter ends before, both wait for ever
 SECONDS_TO_LET_GO = 0.2
 PACKAGES = ("trl", "transformers", "accelerate", "torch")
-
-
-def find_reward(name: str) -> Reward:
-    """TRL's function of that name, or the one at a dotted path."""
-    if name == "get_soft_overlong_punishment":  # the values of TRL's own script
-        return rewards.get_soft_overlong_punishment(max_completion_len=1280, soft_punish_cache=256)
-    if name in REWARDS:
-        return getattr(rewards, name)
-    if "." not in name:
-        raise ValueError(
-            f"unknown reward function '{name}'; the nearest are {nearest(name, REWARDS)}; `hclm-rl grpo --help` lists "
-            "all; a dotted path names one of your own"
-        )
-    return find_function(name, "reward function")
-
-
-def load_task(arguments: RunArguments) -> Task | None:
-    if not arguments.task:
-        return None
-    if arguments.dataset_name:
-        raise ValueError(f"the task '{arguments.task}' brings its own prompts: drop dataset_name, or drop task")
-    assert not isinstance(arguments.task_kwargs, str)
-    try:
-        return find_task(arguments.task, **(arguments.task_kwargs or {}))
-    except TypeError as error:
-        raise ValueError(f"task_kwargs of '{arguments.task}': {error}") from error
-
-
-def shipped_policy(task: str | None) -> str:
-    """The task's own; that of coins for any other (a task of the user's with its words, say)."""
-    return policy_path(task) if task in SHAPES else policy_path()
-
-
-def load_datasets(arguments: RunArguments, mixture: DatasetMixtureConfig) -> Splits:
-    """As in TRL's scripts."""
-    if mixture.datasets:
-        return get_dataset(mixture)
-    if not arguments.dataset_name:
-        raise ValueError("the data set is missing: set task (whose prompts are its own), dataset_name or datasets")
-    return datasets.load_dataset(
-        arguments.dataset_name, name=arguments.dataset_config, streaming=arguments.dataset_streaming
-    )
-
-
-def split_of(of: Splits, split: str, key: str) -> datasets.Dataset | datasets.IterableDataset:
-    if split not in of:
-        raise ValueError(f"the data set has no split '{split}', only {', '.join(map(str, of))}; set {key}")
-    return of[split]
-
-
-def build_trainer(
-    algorithm: Algorithm, settings: Settings, callbacks: list[TrainerCallback]
-) -> tuple[GRPOTrainer | RLOOTrainer, Task | None]:
-    """Everything up to the first step; a ValueError says what the recipe lacks, mostly before a model is loaded."""
-    arguments, config, model, mixture = settings
-    task = load_task(arguments)
-    reward_funcs = [find_reward(name) for name in arguments.reward_funcs or []] or (task.reward_funcs if task else [])
-    if not reward_funcs:
-        raise ValueError(f"the reward is missing: set reward_funcs ({', '.join(REWARDS)}, or a dotted path), or task")
-    if task is None:
-        loaded = load_datasets(arguments, mixture)
-        train = split_of(loaded, arguments.dataset_train_split, "dataset_train_split")
-        held_out = None
-        if config.eval_strategy != "no":
-            held_out = split_of(loaded, arguments.dataset_test_split, "dataset_test_split")
-    else:
-        train, held_out = task.train_dataset, task.eval_dataset if config.eval_strategy != "no" else None
-        longest = task.max_completion_length
-        config.max_completion_length = min(config.max_completion_length or longest, longest)
-    path = model.model_name_or_path or (TESTBED if arguments.task in SHAPES else None)
-    if path is None:
-        raise ValueError("the model is missing: set model_name_or_path (a folder, a name on the hub, or `testbed`)")
-    assert not isinstance(config.model_init_kwargs, str)
-    config.model_init_kwargs = {
-        "revision": model.model_revision,
-        "trust_remote_code": config.trust_remote_code,
-        "attn_implementation": model.attn_implementation,
-        "dtype": model.dtype,
-        **(config.model_init_kwargs or {}),
-    }
-    if arguments.eval_samples and is_fsdp1(config):
-        raise ValueError("eval_samples under FSDP1 was never tried: use FSDP2 (fsdp_version: 2), DDP or ZeRO")
-    environment = {}
-    if task is not None and task.environment is not None:
-        if algorithm != "grpo":
-            raise ValueError(f"the task '{arguments.task}' has tools, which TRL's RLOO trainer does not run: use grpo")
-        environment["environment_factory"] = task.environment
-    if config.world_size != int(os.environ.get("WORLD_SIZE", 1)):
-        raise ValueError(
-            f"{os.environ['WORLD_SIZE']} processes were started and this one sees {config.world_size}: start them with "
-            "one of recipes/accelerate"
-        )
-    try:
-        trainer = {"grpo": GRPOTrainer, "rloo": RLOOTrainer}[algorithm](
-            model=shipped_policy(arguments.task) if path == TESTBED else path,
-            reward_funcs=reward_funcs,
-            args=config,
-            train_dataset=train,
-            eval_dataset=held_out,
-            quantization_config=get_quantization_config(model),
-            peft_config=get_peft_config(model),
-            callbacks=callbacks,
-            **environment,
-        )
-    except OSError as error:  # as transformers says that there is no such model
-        raise ValueError(f"model_name_or_path '{path}' could not be loaded: {error}") from error
-    return trainer, task
-
-
-class LogWriter(TrainerCallback):
-    """Writes one JSON object per logged step, each line at once, so that a run can be watched and survives a crash."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
-        if state.is_world_process_zero:
-            # a resumed run repeats the steps after its checkpoint
-            kept = [entry for entry in read_log(self.path)[0] if entry["step"] <= state.global_step]
-            self.path.write_text("".join(json.dumps(entry) + "\n" for entry in kept if state.global_step))
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: object,
-    ) -> None:
-        if state.is_world_process_zero:
-            entry = {"step": state.global_step, "max_steps": state.max_steps, **(logs or {})}
-            with self.path.open("a") as file:
-                file.write(json.dumps(entry, default=float) + "\n")
-
-
-class MeasureAtStart(TrainerCallback):
-    """Measures once: as a callback when the model is wrapped for training, unless a run is resumed."""
-
-    def __init__(self, measure: Callable[[], dict | None]) -> None:
-        self.measure, self.found, self.seconds = measure, None, 0.0
-
-    def __call__(self) -> None:
-        start = time.perf_counter()
-        self.found = self.measure()
-        self.seconds = time.perf_counter() - start
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
-        if not state.global_step:
-            self()
 
 
 def is_sharded(trainer: GRPOTrainer | RLOOTrainer) -> bool:
@@ -279,6 +108,58 @@ def checkpoint_of(config: GRPOConfig | RLOOConfig) -> str | None:
     return found
 
 
+def open_folder(folder: Path, recipe: Path | None) -> None:
+    """Without the summary of a run before, with the recipe of this one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / SUMMARY_NAME).unlink(missing_ok=True)
+    if recipe:
+        (folder / RECIPE_NAME).write_text(recipe.read_text())
+
+
+def train_between_measures(
+    trainer: GRPOTrainer | RLOOTrainer,
+    task: Task | None,
+    arguments: RunArguments,
+    config: GRPOConfig | RLOOConfig,
+    checkpoint: str | None,
+) -> tuple[dict | None, dict | None, float]:
+    """(what was found before training, after it, seconds of training)"""
+    start = time.perf_counter()
+    before = MeasureAtStart(functools.partial(measure, trainer, task, arguments, config))
+    if is_sharded(trainer):
+        trainer.add_callback(before)  # until then the model is not sharded
+    else:
+        before()
+    trainer.train(resume_from_checkpoint=checkpoint)
+    seconds = time.perf_counter() - start - before.seconds
+    return before.found, measure(trainer, task, arguments, config), seconds
+
+
+def described(
+    algorithm: Algorithm, settings: Settings, overrides: str, trainer: GRPOTrainer | RLOOTrainer
+) -> dict[str, object]:
+    """What was run, as summary.json says it."""
+    arguments, config, model, _ = settings
+    terms = config.entropy_terms
+    return {
+        "algorithm": algorithm,
+        "model": model.model_name_or_path or TESTBED,
+        "task": arguments.task,
+        "terms": json.loads(terms) if isinstance(terms, str) else terms,
+        "overrides": overrides,
+        "seed": config.seed,
+        "steps": trainer.state.global_step,
+        "processes": trainer.accelerator.num_processes,
+    }
+
+
+def let_go(trainer: GRPOTrainer | RLOOTrainer) -> None:
+    """Of trackers and of the other processes."""
+    trainer.end()
+    if trainer.accelerator.num_processes > 1:
+        time.sleep(SECONDS_TO_LET_GO)
+
+
 def prepare(
     algorithm: Algorithm, settings: Settings, recipe: Path | None = None, overrides: str = ""
 ) -> Callable[[], dict]:
@@ -287,7 +168,7 @@ def prepare(
     `recipe` is copied into the run folder, `overrides` (what the command line adds to it) noted in the summary.
     """
     start = time.perf_counter()
-    arguments, config, model, _ = settings
+    arguments, config, *_ = settings
     folder = Path(config.output_dir or "trainer_output")
     checkpoint = checkpoint_of(config)
     callbacks: list[TrainerCallback] = [LogWriter(folder / LOG_NAME)]
@@ -300,33 +181,13 @@ def prepare(
     def rest() -> dict:
         is_main = trainer.accelerator.is_main_process
         if is_main:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / SUMMARY_NAME).unlink(missing_ok=True)
-            if recipe:
-                (folder / RECIPE_NAME).write_text(recipe.read_text())
-        trained_from = time.perf_counter()
-        before = MeasureAtStart(functools.partial(measure, trainer, task, arguments, config))
-        if is_sharded(trainer):
-            trainer.add_callback(before)  # until then the model is not sharded
-        else:
-            before()
-        trainer.train(resume_from_checkpoint=checkpoint)
-        train_seconds = time.perf_counter() - trained_from - before.seconds
-        after = measure(trainer, task, arguments, config)
+            open_folder(folder, recipe)
+        before, after, seconds = train_between_measures(trainer, task, arguments, config, checkpoint)
         summary = {
-            "algorithm": algorithm,
-            "model": model.model_name_or_path or TESTBED,
-            "task": arguments.task,
-            "terms": json.loads(config.entropy_terms)
-            if isinstance(config.entropy_terms, str)
-            else config.entropy_terms,
-            "overrides": overrides,
-            "seed": config.seed,
-            "steps": trainer.state.global_step,
-            "processes": trainer.accelerator.num_processes,
-            "before": before.found,
+            **described(algorithm, settings, overrides, trainer),
+            "before": before,
             "after": after,
-            "seconds": {"all": time.perf_counter() - start, "training": train_seconds},
+            "seconds": {"all": time.perf_counter() - start, "training": seconds},
             "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
         }
         if arguments.save_final:
@@ -335,9 +196,7 @@ def prepare(
             trainer.push_to_hub(dataset_name=arguments.dataset_name)
         if is_main:
             (folder / SUMMARY_NAME).write_text(json.dumps(summary, indent=1, default=repr) + "\n")
-        trainer.end()
-        if trainer.accelerator.num_processes > 1:
-            time.sleep(SECONDS_TO_LET_GO)
+        let_go(trainer)
         return summary
 
     return rest

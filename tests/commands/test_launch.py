@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from datasets import Dataset, DatasetDict
 
-from hclm_rl.commands import launch
-from hclm_rl.commands.launch import main, split_of
+from hclm_rl.commands import launch, loading
+from hclm_rl.commands.launch import main
+from hclm_rl.commands.loading import split_of
 from hclm_rl.recipe.arguments import parse
 
 ROOT = Path(__file__).parents[2]
@@ -122,7 +123,7 @@ def test_a_sharded_model_is_measured_once_it_is_wrapped_and_not_where_a_run_is_r
 
 
 def test_fsdp1_is_not_measured(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
-    monkeypatch.setattr(launch, "is_fsdp1", lambda config: True)
+    monkeypatch.setattr(loading, "is_fsdp1", lambda config: True)
     assert main("grpo", ["--config", str(recipe), "--output_dir", str(tmp_path / "run")]) == 2
     assert capsys.readouterr().err.startswith("hclm-rl grpo: eval_samples under FSDP1 was never tried: use FSDP2")
     assert not (tmp_path / "run").exists()
