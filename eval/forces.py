@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from hclm_rl.commands.doctor import mean_and_error, recommended
+from hclm_rl.commands.diagnosis import mean_and_error, recommended
 from hclm_rl.equations.forces import SURROGATES, step_force
 from hclm_rl.equations.spectra import effective_rank, spectrum
 

@@ -28,7 +28,8 @@ from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
-from hclm_rl.commands.doctor import examine, unsteadiness
+from hclm_rl.commands.diagnosis import unsteadiness
+from hclm_rl.commands.doctor import examine
 from hclm_rl.equations.forces import LEAST_LIVE, LEAST_RATIO, MOST_UNSTEADY, WORST_ALIGNMENT, regime
 
 TERMS = ("log_det", "variance", "feature_softmax", "coding_rate", "von_neumann")

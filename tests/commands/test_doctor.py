@@ -9,17 +9,9 @@ import pytest
 from hclm_rl import build_chain
 from hclm_rl.chain.coefficients import coefficient_from
 from hclm_rl.commands.cli import main
-from hclm_rl.commands.doctor import (
-    Force,
-    chain_mistakes,
-    examine,
-    force_of,
-    greatest_coef,
-    mean_and_error,
-    recommended,
-    target_mistakes,
-    token_mistakes,
-)
+from hclm_rl.commands.diagnosis import Force, force_of, mean_and_error, recommended
+from hclm_rl.commands.doctor import examine
+from hclm_rl.commands.mistakes import chain_mistakes, greatest_coef, target_mistakes, token_mistakes
 from hclm_rl.recipe.arguments import parse
 
 RECIPE = """\
