@@ -15,10 +15,9 @@ Rows come in any float type and are worked on in float32 (float64 stays). Statis
 injecting the detached force, the gradient of `(factor.force(z) * z).sum()`, never by differentiating the log-det.
 Norm inflation: <F, Zc> = dof > 0, so H also grows by scaling Z; use states after the final norm, or `remove_radial`.
 What follows from eigenvalues alone (predictive test, ranks) is in `spectra.py`, the other entropies with their forces
-in `surrogates.py`: three files for length, one subject.
+in `surrogates.py`, the same three from an N x N matrix in `gram.py`: four files for length, one subject.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -225,37 +224,6 @@ def log_det_force(z: Float[Tensor, "N D"], m: Moments, eps: float | Scalar) -> F
 def leverage(z: Float[Tensor, "N D"], m: Moments, eps: float | Scalar) -> Float[Tensor, "N"]:
     """l_i = zc_i^T A zc_i for rows z of a step with moments m. For more than one micro-batch keep the `Factor`."""
     return factor(m, eps).leverage(z)
-
-
-@dataclass(frozen=True)
-class GramFactor:
-    """The same three from K = Zc Zc^T / N when the whole step has fewer rows than dimensions (Sylvester)."""
-
-    cholesky: Float[Tensor, "N N"]  # of K + eps I
-    gram: Float[Tensor, "N N"]  # K
-    centred: Float[Tensor, "N D"]  # Zc
-    eps: float | Scalar
-
-    def log_det(self) -> Scalar:
-        """H = 0.5 logdet(K + eps I_N) + 0.5 (D - N) log eps, in nats."""
-        count, width = self.centred.shape
-        return self.cholesky.diagonal().log().sum() + 0.5 * (width - count) * math.log(self.eps)
-
-    def force(self) -> Float[Tensor, "N D"]:
-        """F = (K + eps I)^-1 Zc / N."""
-        return torch.cholesky_solve(self.centred, self.cholesky) / len(self.centred)
-
-    def leverage(self) -> Float[Tensor, "N"]:
-        """l_i = N [(K + eps I)^-1 K]_ii."""
-        return len(self.gram) * torch.cholesky_solve(self.gram, self.cholesky).diagonal()
-
-
-def gram_factor(z: Float[Tensor, "N D"], eps: float | Scalar) -> GramFactor:
-    """Factors the N x N side: N^2 D flops instead of N D^2. z must be the whole step, at least one row."""
-    z = at_least_float32(z.detach())
-    zc = z - z.mean(dim=0)
-    gram = gram_matrix(zc.T) / len(zc)
-    return GramFactor(cholesky(gram, eps), gram, zc, eps)
 
 
 def force_norm_per_token(force: Float[Tensor, "N D"]) -> Float[Tensor, "N"]:

@@ -15,7 +15,6 @@ from hclm_rl.equations.geometry import (
     factor,
     floor_from,
     force_norm_per_token,
-    gram_factor,
     gram_matrix,
     has_spread,
     influence,
@@ -28,6 +27,7 @@ from hclm_rl.equations.geometry import (
     reduce_moments,
     remove_radial,
 )
+from hclm_rl.equations.gram import gram_factor
 
 F64 = torch.float64
 # the worked example of the method card: mu = [3, 3], Zc = [[-2,-1],[0,-2],[-1,1],[3,2]], S = [[3.5,1.75],[1.75,2.5]]
