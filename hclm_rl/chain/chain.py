@@ -82,6 +82,30 @@ def blend(stock: Tensor, shaped: Tensor, coef: float) -> Tensor:
     return torch.lerp(stock, shaped.to(stock.dtype), coef)
 
 
+def with_rewards(
+    rollout: Rollout,
+    shaped: Tensor,
+    is_left_out: Tensor | None,
+    coef: float,
+    renormalise: Callable[[Tensor], tuple[Tensor, Tensor]],
+) -> Rollout:
+    """The rollout with shaped rewards, and with the advantages that the base algorithm has from them."""
+    rewards = blend(rollout.rewards, shaped, coef)
+    if is_left_out is not None:
+        rewards = rewards.masked_fill(is_left_out, torch.nan)
+    group_rewards = rollout.everywhere(rewards).view(-1, rollout.group_rewards.size(1))[rollout.group]
+    advantages, scale = renormalise(rewards)
+    return replace(rollout, rewards=rewards, group_rewards=group_rewards, advantages=advantages, reward_scale=scale)
+
+
+def with_advantages(rollout: Rollout, shaped: Tensor, coef: float) -> Rollout:
+    """The rollout with shaped advantages; those of padding stay."""
+    shaped = blend(rollout.advantages, shaped.detach(), coef)
+    if shaped.dim() == 2:
+        shaped = torch.where(rollout.mask, shaped, per_token(rollout.advantages, rollout.mask))
+    return replace(rollout, advantages=shaped)
+
+
 @dataclass(frozen=True)
 class Chain:
     """The links of a run, in order."""
@@ -149,18 +173,9 @@ class Chain:
                         f"'{link.name}' shapes rewards, which sets the advantages anew and would undo '{last_shaper}' "
                         "before it; put terms that shape rewards first"
                     )
-                rewards = blend(rollout.rewards, effect.rewards, coef)
-                if effect.is_left_out is not None:
-                    rewards = rewards.masked_fill(effect.is_left_out, torch.nan)
-                group_rewards = rollout.everywhere(rewards).view(-1, rollout.group_rewards.size(1))[rollout.group]
-                advantages, scale = renormalise(rewards)
-                rollout = replace(rollout, rewards=rewards, group_rewards=group_rewards)
-                rollout = replace(rollout, advantages=advantages, reward_scale=scale)
+                rollout = with_rewards(rollout, effect.rewards, effect.is_left_out, coef, renormalise)
             if effect.advantages is not None and coef:
-                shaped = blend(rollout.advantages, effect.advantages.detach(), coef)
-                if shaped.dim() == 2:
-                    shaped = torch.where(rollout.mask, shaped, per_token(rollout.advantages, rollout.mask))
-                rollout, last_shaper = replace(rollout, advantages=shaped), link.name
+                rollout, last_shaper = with_advantages(rollout, effect.advantages, coef), link.name
             changed = per_token(rollout.advantages, rollout.mask) != per_token(before, rollout.mask)
             affected[link.name] = changed & rollout.mask
             columns |= {f"{link.name}/{name}": column.detach() for name, column in effect.columns.items()}

@@ -103,6 +103,22 @@ def uniform_weights(of: Sides, low: float, high: float) -> tuple[float, float]:
     return 1.0, 1.0
 
 
+def least_that_reaches(misses: Callable[[float], bool], rounds: int) -> float:
+    """The least x > 0 that does not miss, from above by `rounds` bisections; 2^60 where no x up to there reaches."""
+    at = 1.0
+    for _ in range(60):  # an x beyond the solution
+        if not misses(at):
+            break
+        at *= 2
+    else:
+        return at
+    inside, outside = at, 0.0
+    for _ in range(rounds):
+        middle = (inside + outside) / 2
+        inside, outside = (inside, middle) if misses(middle) else (middle, outside)
+    return inside
+
+
 def least_weights(
     influence: Float[Tensor, "N T"],
     of: Sides,
@@ -134,18 +150,7 @@ def least_weights(
         reached = total((weights(x) * e).sum()).item() / count
         return reached < edge if net < low else reached > edge
 
-    at = 1.0
-    for _ in range(60):  # an x beyond the solution
-        if not misses(at):
-            break
-        at *= 2
-    else:
-        return weights(at).to(influence)
-    inside, outside = at, 0.0
-    for _ in range(rounds):
-        middle = (inside + outside) / 2
-        inside, outside = (inside, middle) if misses(middle) else (middle, outside)
-    return weights(inside).to(influence)
+    return weights(least_that_reaches(misses, rounds)).to(influence)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,10 +5,13 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from rich.console import Console
 from rich.markup import escape
+
+if TYPE_CHECKING:
+    from .verdict import Verdict
 
 
 class Parser(argparse.ArgumentParser):
@@ -60,7 +63,15 @@ def task_kwargs(text: str) -> dict:
     return found
 
 
-def main(arguments: Sequence[str]) -> int:
+def say(verdict: "Verdict", console: Console) -> None:
+    """The signals with their reasons, and what they come to."""
+    for signal in verdict.signals:
+        state = "not judged" if signal.is_given is None else "yes" if signal.is_given else "no"
+        console.print(f"{signal.name}: {state} ({signal.because})", markup=False, highlight=False)
+    console.print(f"Verdict: [bold]{escape(verdict.kind)}[/bold]")
+
+
+def main(arguments: Sequence[str]) -> int:  # long: most of it hands a flag on; imports wait for the extra
     options = parser().parse_args(list(arguments))
     try:
         from transformers.utils.logging import disable_progress_bar
@@ -107,10 +118,7 @@ def main(arguments: Sequence[str]) -> int:
         print(note, file=sys.stderr)
     if result.verdict:
         console.print(support_line(result), markup=False, highlight=False)
-        for signal in result.verdict.signals:
-            state = "not judged" if signal.is_given is None else "yes" if signal.is_given else "no"
-            console.print(f"{signal.name}: {state} ({signal.because})", markup=False, highlight=False)
-        console.print(f"Verdict: [bold]{escape(result.verdict.kind)}[/bold]")
+        say(result.verdict, console)
     print(written)
     print(write_page(result, options.out / "report.html"))
     return 0

@@ -123,7 +123,27 @@ def judged(problem: Problem, responses: Sequence[Response]) -> Samples:
     )
 
 
-def evaluate(
+def readable(
+    problems: Problems, tokenizer: PreTrainedTokenizerBase, is_chat: bool, refuses: Callable[[str], str | None]
+) -> tuple[list[Problem], list[str], list[Skipped]]:
+    """(the problems that every model can read, the texts of their prompts, the others)"""
+    kept, prompts, skipped = [], [], []
+    for problem in problems.problems:
+        try:
+            prompt = rendered(problem.prompt, tokenizer, is_chat)
+        except Exception as error:  # a template may raise whatever it likes, as for a role that it does not know
+            skipped.append(Skipped(id=problem.id, why=f"the chat template refuses it: {' '.join(str(error).split())}"))
+            continue
+        why = refuses(prompt)
+        if why:
+            skipped.append(Skipped(id=problem.id, why=why))
+        else:
+            kept.append(problem)
+            prompts.append(prompt)
+    return kept, prompts, skipped
+
+
+def evaluate(  # long: half of it is signature, docstring and the fields of Result
     model: str,
     problems: Problems,
     sampling: Sampling,
@@ -142,23 +162,14 @@ def evaluate(
     roles = {"model": model, **({"base": base} if base else {})}
     paths = {name: policy_path() if name == TESTBED else name for name in roles.values()}
     tokenizers = {name: load_tokenizer(paths[name]) for name in roles.values()}
-    contexts = {name: context_of(paths[name]) for name in roles.values()}
+    contexts, limit = {name: context_of(paths[name]) for name in roles.values()}, sampling.max_new_tokens
     is_chat = is_chat or any(not isinstance(problem.prompt, str) for problem in problems.problems)
     if is_chat and not tokenizers[model].chat_template:
         raise ValueError(f"the tokenizer of '{model}' has no chat template, which messages and --chat need")
-    kept, prompts, skipped = [], [], list(problems.skipped)
-    for problem in problems.problems:
-        try:
-            prompt = rendered(problem.prompt, tokenizers[model], is_chat)
-        except Exception as error:  # a template may raise whatever it likes, as for a role that it does not know
-            skipped.append(Skipped(id=problem.id, why=f"the chat template refuses it: {' '.join(str(error).split())}"))
-            continue
-        why = why_not(prompt, tokenizers, contexts, sampling.max_new_tokens, not is_chat)
-        if why:
-            skipped.append(Skipped(id=problem.id, why=why))
-        else:
-            kept.append(problem)
-            prompts.append(prompt)
+    kept, prompts, refused = readable(
+        problems, tokenizers[model], is_chat, lambda text: why_not(text, tokenizers, contexts, limit, not is_chat)
+    )
+    skipped = [*problems.skipped, *refused]
     if not kept:
         first = f"; the first one, {skipped[0]}" if skipped else ""
         raise ValueError(f"{problems.name} has no problem that can be evaluated{first}")

@@ -77,7 +77,7 @@ def before_answer(steps: Sequence[str], answer: str) -> list[str]:
 
 
 @torch.no_grad()
-def measure_utility(
+def measure_utility(  # long: one cache from its filling to its last use
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     question: str,

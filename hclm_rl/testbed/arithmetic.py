@@ -30,6 +30,7 @@ PROBLEMS = ("sums", "products", "gcd")
 MAX_COMPLETION_LENGTH = 8  # tokens; the longest right answer, a space, four digits and the newline, has 6
 DRAWS_PER_ROW = 100  # after so many draws for each row asked for, the space of questions is taken to be too small
 
+Key = tuple[str, int, int]
 INTEGER = re.compile(r"-?[1-9][0-9]*|0")
 
 
@@ -37,10 +38,10 @@ INTEGER = re.compile(r"-?[1-9][0-9]*|0")
 class Question:
     expression: str  # such as "6 * 2"
     answer: str  # canonical: "12", "-3", "0"
-    key: tuple[str, int, int]  # what is asked: operator and operands, sorted where their order does not matter
+    key: Key  # what is asked: operator and operands, sorted where their order does not matter
 
 
-def make_task(
+def make_task(  # long: a third is its docstring
     problem: str = "products",
     *,
     prompts: int = 400,
@@ -66,23 +67,9 @@ def make_task(
     if eval_split not in ("validation", "test"):
         raise ValueError(f"eval_split must be validation or test, got {eval_split!r}")
     rng = random.Random(seed)
-    held_out: dict[tuple[str, int, int], Question] = {}
-    validation: dict[tuple[str, int, int], Question] = {}
-    training: list[Question] = []
-    seen: set[tuple[str, int, int]] = set()  # of test and training, once these are complete
     # reasoning-gym draws question i from `seed + i`, so neighbouring seeds would share their questions
-    for question in _draw(problem, max_digits, rng.getrandbits(32), draws=DRAWS_PER_ROW * (prompts + eval_prompts)):
-        if len(held_out) < eval_prompts:
-            held_out.setdefault(question.key, question)
-        elif len(training) < prompts:
-            if question.key not in held_out:
-                training.append(question)
-        elif eval_split == "validation" and len(validation) < eval_prompts:
-            seen = seen or {each.key for each in training} | held_out.keys()
-            if question.key not in seen:
-                validation.setdefault(question.key, question)
-        else:
-            break
+    drawn = _draw(problem, max_digits, rng.getrandbits(32), draws=DRAWS_PER_ROW * (prompts + eval_prompts))
+    training, held_out, validation = _split(drawn, prompts, eval_prompts, eval_split == "validation")
     examples = list({question.key: question for question in training}.values())
     measured = held_out if eval_split == "test" else validation
     if len(training) < prompts or len(examples) <= shots or len(measured) < eval_prompts:
@@ -135,6 +122,29 @@ def _check(problem: str, prompts: int, eval_prompts: int, shots: int, max_digits
         raise ValueError(f"shots must be at least 1 (without one the model cannot know the format), got {shots}")
     if max_digits is not None and (problem == "gcd" or max_digits not in (1, 2)):
         raise ValueError(f"max_digits must be 1 or 2, for sums and products only, got {max_digits} for {problem}")
+
+
+def _split(
+    drawn: Iterable[Question], prompts: int, eval_prompts: int, validates: bool
+) -> tuple[list[Question], dict[Key, Question], dict[Key, Question]]:
+    """(training, test, validation) as far as the draws suffice; no key in two of them."""
+    held_out: dict[Key, Question] = {}
+    validation: dict[Key, Question] = {}
+    training: list[Question] = []
+    seen: set[Key] = set()  # of test and training, once these are complete
+    for question in drawn:
+        if len(held_out) < eval_prompts:
+            held_out.setdefault(question.key, question)
+        elif len(training) < prompts:
+            if question.key not in held_out:
+                training.append(question)
+        elif validates and len(validation) < eval_prompts:
+            seen = seen or {each.key for each in training} | held_out.keys()
+            if question.key not in seen:
+                validation.setdefault(question.key, question)
+        else:
+            break
+    return training, held_out, validation
 
 
 def _draw(problem: str, max_digits: int | None, seed: int, draws: int) -> Iterator[Question]:

@@ -83,12 +83,7 @@ def evaluate(
     entropy_sums: list[float] = []
     lengths: list[int] = []
     prompts = [row["prompt"] for row in rows for _ in range(samples)]
-    devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), plain_generation(model):
-        torch.default_generator.manual_seed(seed)
-        for device in devices:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
+    with own_draws(model, seed), plain_generation(model):
         for start in range(0, len(prompts), batch):
             completions, entropies, mask = sample_completions(
                 model, tokenizer, prompts[start : start + batch], task.max_completion_length, temperature
@@ -99,6 +94,18 @@ def evaluate(
             kept = [ids[:length] for ids, length in zip(completions.tolist(), tokens, strict=True)]
             texts += tokenizer.batch_decode(kept, skip_special_tokens=True)
     return measured(rows, task, samples, texts, entropy_sums, lengths)
+
+
+@contextmanager
+def own_draws(model: PreTrainedModel, seed: int) -> Iterator[None]:
+    """The global generators of the CPU and of the model's device begin at `seed`; after it they are as before."""
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.default_generator.manual_seed(seed)
+        for device in devices:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
 
 
 @contextmanager
@@ -161,27 +168,33 @@ def sample_completions(
     return completions, torch.stack(processor.entropies, dim=1), mask
 
 
+def _of_answers(row: Row, task: Task, texts: list[str]) -> dict[str, float]:
+    """What the answers in the responses to one prompt show."""
+    samples = len(texts)
+    answers = [task.answer(row, text) for text in texts]
+    is_right = [task.is_correct(row, text) for text in texts]
+    correct = {answer for answer, right in zip(answers, is_right, strict=True) if right and answer is not None}
+    return {
+        **{f"pass@{k}": pass_at_k(samples, sum(is_right), k) for k in PASS_KS if k <= samples},
+        **{f"maj@{k}": maj_at_k(answers, correct, k) for k in MAJ_KS if k <= samples},
+        "distinct_correct": float(distinct_correct(answers, correct)),
+        "answer_entropy": answer_entropy(answers),
+        "unanswered": sum(answer is None for answer in answers) / samples,
+    }
+
+
 def measured(
     rows: list[Row], task: Task, samples: int, texts: list[str], entropy_sums: list[float], lengths: list[int]
 ) -> Evaluation:
     """What responses, `samples` in a row for each prompt, show; of each its text, sum of entropies (nats), tokens."""
-    passes = [k for k in PASS_KS if k <= samples]
-    votes = [k for k in MAJ_KS if k <= samples]
     per_prompt: dict[str, list[float]] = {"token_entropy": []}
     prompt_tokens = []
     for index, row in enumerate(rows):
         of_prompt = slice(index * samples, (index + 1) * samples)
-        answers = [task.answer(row, text) for text in texts[of_prompt]]
-        is_right = [task.is_correct(row, text) for text in texts[of_prompt]]
-        correct = {answer for answer, right in zip(answers, is_right, strict=True) if right and answer is not None}
         prompt_tokens.append(sum(lengths[of_prompt]))
         values = {
             "token_entropy": sum(entropy_sums[of_prompt]) / prompt_tokens[-1],
-            **{f"pass@{k}": pass_at_k(samples, sum(is_right), k) for k in passes},
-            **{f"maj@{k}": maj_at_k(answers, correct, k) for k in votes},
-            "distinct_correct": float(distinct_correct(answers, correct)),
-            "answer_entropy": answer_entropy(answers),
-            "unanswered": sum(answer is None for answer in answers) / samples,
+            **_of_answers(row, task, texts[of_prompt]),
             "length": prompt_tokens[-1] / samples,
         }
         for name, value in values.items():
@@ -200,8 +213,8 @@ def measured(
         prompts=len(rows),
         samples=samples,
         token_entropy=means["token_entropy"],
-        pass_at={k: means[f"pass@{k}"] for k in passes},
-        maj_at={k: means[f"maj@{k}"] for k in votes},
+        pass_at={k: means[f"pass@{k}"] for k in PASS_KS if k <= samples},
+        maj_at={k: means[f"maj@{k}"] for k in MAJ_KS if k <= samples},
         distinct_correct=means["distinct_correct"],
         answer_entropy=means["answer_entropy"],
         unanswered=means["unanswered"],

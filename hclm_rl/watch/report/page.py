@@ -27,7 +27,7 @@ def recipes_of(runs: list[Run]) -> list[tuple[str, str]]:
     return [(" and ".join(of), recipe) for recipe, of in names.items()]
 
 
-def write_report(runs: dict[str, Path], out: Path, *, png: bool = False) -> Path:
+def write_report(runs: dict[str, Path], out: Path, *, png: bool = False) -> Path:  # long: one page, part by part
     """Writes the page of the run folders {name: folder} to the file `out`; a broken run is shown as far as it goes.
 
     Runs called "plain, seed 1", "plain, seed 2" are taken as seeds of one. With `png`, every figure is also a file
