@@ -4,6 +4,7 @@ accelerate turns FSDP and DeepSpeed on for accelerators alone; torch's FSDP2 and
 is put in place here is that choice and no more: sharding, gathering and reduction are the libraries' own.
 """
 
+import gc
 import json
 import os
 import subprocess
@@ -48,6 +49,7 @@ def leave() -> None:
 
 def start(kind: str, folder: Path) -> dict[str, Any]:
     """Before any trainer, by each process of "ddp", "fsdp2", "zero2" or "zero3"; gives the settings that runs need."""
+    gc.freeze()  # every training starts with a collection, see conftest.py
     if kind.startswith("zero"):
         stage = int(kind[-1])
         config = AUTO | {"zero_optimization": {"stage": stage, **ZERO}, "zero_allow_untested_optimizer": True}
