@@ -1,6 +1,7 @@
 """From names to objects: TRL's configs plus `entropy_terms`, and the recipe's words for terms and coefficients."""
 
 import dataclasses
+import functools
 import importlib
 import importlib.util
 import json
@@ -40,16 +41,21 @@ EVAL_PASS_HELP = (
 EVAL_THRESHOLD_HELP = "The first reward function's value from which on a response is right, for eval_pass_at_k."
 
 
+@functools.cache
+def _modules_of_terms() -> tuple[str, ...]:
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(terms.__path__)))
+
+
 def known_terms() -> list[str]:
     """The names of all terms that the library has: the modules in hclm_rl/terms."""
-    return sorted(module.name for module in pkgutil.iter_modules(terms.__path__))
+    return list(_modules_of_terms())
 
 
 def find_term(name: str) -> type[Term]:
     """The class behind a recipe's name: `clip_cov` is terms/clip_cov.py's ClipCov, `my_lab.floor.Floor` is itself."""
     if "." in name:
         found = find(name, "entropy term")
-    elif name in known_terms():
+    elif name in _modules_of_terms():
         class_name = "".join(word.capitalize() for word in name.split("_"))
         found = getattr(importlib.import_module(f"{terms.__name__}.{name}"), class_name)
     else:
