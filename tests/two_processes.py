@@ -1,4 +1,4 @@
-"""Run by torch.distributed.run in test_trainer_invariance.py: trains every case on two processes, writes weights."""
+"""Run by torch.distributed.run in trainer/test_invariance.py: trains every case on two processes, writes weights."""
 
 import json
 import sys
@@ -30,7 +30,9 @@ def main(policy: str, out: Path, cases: dict[str, dict], kind: str) -> None:
         runs[f"stock {loss}"] = {"ours": False, **off_policy}
         runs[f"empty {loss}"] = off_policy
         runs[f"zero {loss}"] = {"terms": [{term: {"coef": 0.0}} for term in cases], **off_policy}
-    if kind != "ddp":
+    if kind == "ddp":
+        runs["traced"] = {"terms": ["information_force"], "fixed": True, "loss_type": "dapo", "trace_steps": [1]}
+    else:
         adam = {"terms": ["force_reweight", {"log_det": {"coef": 0.1}}], "optim": "adamw_torch", "max_steps": 4}
         runs["through"] = adam | {"save_strategy": "steps", "save_steps": 2}
         runs["resumed"] = adam

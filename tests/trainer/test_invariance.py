@@ -14,9 +14,10 @@ from hclm_rl.commands import launch
 from hclm_rl.commands.cli import find_method
 from hclm_rl.recipe.arguments import parse
 from hclm_rl.recipe.config import find_term
+from hclm_rl.watch.trace import read_trace
 
 from ..cpu_processes import run_by_two
-from ..tiny import LOSSES, WITH_TOOLS, largest_difference, weights_after
+from ..tiny import LOSSES, WITH_TOOLS, largest_difference, make, weights_after
 from ..two_processes import NOTHING_ON_ONE
 
 WHOLE = {"per_device_train_batch_size": 8}
@@ -251,8 +252,6 @@ def test_two_processes_without_terms_or_at_coef_zero_are_trl_bit_for_bit(chain: 
 
 
 def test_two_processes_log_the_same_metrics_as_one(two_processes: Path, policy: str, tmp_path: Path):
-    from ..tiny import make
-
     both = json.loads((two_processes / "metrics.json").read_text())
     trainer = make(policy, tmp_path, terms=["information_force"], fixed=True, loss_type="dapo", **WHOLE)
     trainer.train()
@@ -261,3 +260,14 @@ def test_two_processes_log_the_same_metrics_as_one(two_processes: Path, policy: 
     assert len(names) > 10
     for name in names:
         assert float(both[name]) == pytest.approx(float(one[name]), rel=2e-4, abs=1e-6), name
+
+
+def test_two_processes_trace_what_one_traces(two_processes: Path, policy: str, tmp_path: Path):
+    make(policy, tmp_path, terms=["information_force"], fixed=True, loss_type="dapo", trace_steps=[1]).train()
+    one, two = (read_trace(folder, 1).to_pydict() for folder in (tmp_path, two_processes / "traced"))
+    assert one.keys() == two.keys()
+    for name in one:
+        if isinstance(one[name][0], float):
+            assert two[name] == pytest.approx(one[name], rel=1e-3, abs=1e-5), name
+        else:
+            assert two[name] == one[name], name

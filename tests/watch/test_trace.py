@@ -1,4 +1,4 @@
-"""The trace of single tokens: what it holds, that it changes nothing, that two processes write what one writes."""
+"""The trace of single tokens: what it holds, that it changes nothing; trainer/test_invariance.py has two processes."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,6 @@ from hclm_rl import Effect, Quantiles, Rollout, RolloutEffect, Term, TokenBatch
 from hclm_rl.equations.functional import quantile
 from hclm_rl.watch.trace import Trace, file_of, read_trace, token_texts, traced_steps
 
-from ..cpu_processes import run_by_two
 from ..tiny import largest_difference, low_words, make, weights_after, weights_of
 
 CORE = ["prompt", "response", "position", "id", "token", "prompt_text", "reward", "logp", "old_logp", "entropy"]
@@ -104,18 +103,6 @@ def test_several_generation_batches_in_a_step_keep_apart(policy: str, tmp_path: 
     of = traced(tmp_path, 1)
     assert set(zip(of["response"], of["prompt"], strict=True)) == {(r, r // 4) for r in range(8)}
     assert len(set(zip(of["response"], of["position"], strict=True))) == len(of["id"])
-
-
-def test_two_processes_write_what_one_writes(policy: str, tmp_path: Path):
-    run_by_two("tests.two_processes_traced", policy, str(tmp_path / "two"))
-    make(policy, tmp_path / "one", terms=["information_force"], fixed=True, loss_type="dapo", trace_steps=[1]).train()
-    one, two = (traced(tmp_path / name, 1) for name in ("one", "two"))
-    assert one.keys() == two.keys()
-    for name in one:
-        if isinstance(one[name][0], float):
-            assert two[name] == pytest.approx(one[name], rel=1e-3, abs=1e-5), name
-        else:
-            assert two[name] == one[name], name
 
 
 def test_what_is_no_step_is_refused_before_a_model_is_loaded():
