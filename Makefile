@@ -9,8 +9,8 @@ TORCH ?= $(shell sed -n 's/^\(torch==[^ ]*\).*/\1/p' requirements.lock)
 # Where no NVIDIA driver is found, torch's CPU build from its own index: the plain one brings gigabytes of CUDA libraries.
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-# One worker a file, so that what a file's tests share is made once.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow and not gpu'
+# One worker a file, so that what a file's tests share is made once; files in the order of tests/conftest.py.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow and not gpu'
 
 .PHONY: quickstart test test-newest check bench install lock
 
