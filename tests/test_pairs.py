@@ -10,7 +10,7 @@ import torch
 
 from hclm_rl import build_chain
 from hclm_rl.chain.state import ChainState
-from hclm_rl.trainer.mixin import _Run
+from hclm_rl.trainer.run import Run as _Run
 
 from .tiny import make, weights_of
 from .trainer.test_invariance import STRONG, all_terms_in_order

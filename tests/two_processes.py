@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from hclm_rl.commands.launch import run as launch
 from hclm_rl.recipe.arguments import parse
+from hclm_rl.trainer.head import output_head
 
 from .cpu_processes import leave, start, whole_weights
 from .tiny import LOSSES, WITH_TOOLS, make
@@ -59,10 +60,10 @@ def main(policy: str, out: Path, cases: dict[str, dict], kind: str) -> None:
 
 def read_head(trainer: Any, weights: dict[str, torch.Tensor]) -> None:
     """A sharded head is gathered where there is no gradient, and refused where there is."""
-    with torch.no_grad(), trainer._hclm_head() as head:
+    with torch.no_grad(), output_head(trainer) as head:
         assert torch.equal(head.weight, weights["lm_head.weight"])
     try:
-        with trainer._hclm_head():
+        with output_head(trainer):
             raise AssertionError("a sharded head was read with gradient")
     except ValueError as error:
         assert "shards the output head again" in str(error)

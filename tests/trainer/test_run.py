@@ -191,7 +191,7 @@ def test_an_inert_term_is_said_at_the_start(policy: str, tmp_path: Path, caplog:
 
 
 def test_an_idle_term_is_said_once(policy: str, tmp_path: Path, caplog, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("hclm_rl.trainer.mixin.IDLE_STEPS_BEFORE_WARNING", 2)
+    monkeypatch.setattr("hclm_rl.trainer.step.IDLE_STEPS_BEFORE_WARNING", 2)
     with caplog.at_level(logging.WARNING):
         make(policy, tmp_path, terms=[{"clip_cov": {"lower": 900.0, "upper": 901.0}}], max_steps=5).train()
     assert caplog.text.count("'clip_cov' has affected no token for 2 optimiser steps") == 1

@@ -34,7 +34,7 @@ def test_the_version_of_trl():
 )
 def test_signatures_that_are_overridden(trainer: type, name: str, parameters: list[str]):
     found = list(inspect.signature(inspect.unwrap(getattr(trainer, name))).parameters)
-    assert found == parameters, f"TRL changed {trainer.__name__}.{name}: {found}; hclm_rl/trainer.py overrides it"
+    assert found == parameters, f"TRL changed {trainer.__name__}.{name}: {found}; hclm_rl/trainer/mixin.py overrides it"
 
 
 @pytest.mark.parametrize("trainer", TRAINERS)

@@ -1,0 +1,66 @@
+"""The model's output head, from which terms read the whole next-token distribution."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate.utils import is_peft_model
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from transformers import PretrainedConfig, PreTrainedModel
+from trl.trainer.utils import maybe_gather_lm_head_ctx
+
+from ..equations.vocab import Head, over_vocab, slope_along
+
+
+def language_model(trainer: Any) -> PreTrainedModel:
+    """The policy without wrappers and adapters."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    return model.get_base_model() if is_peft_model(model) else model
+
+
+def over_vocab_of(trainer: Any, functional: Callable[[Tensor], Tensor], states: Tensor, mask: Tensor) -> Tensor:
+    """`over_vocab` of a batch with these hidden states."""
+    with output_head(trainer) as head:
+        return over_vocab(functional, states, head, mask=mask)
+
+
+def slope_of(trainer: Any, direction: Tensor, states: Tensor, ids: Tensor) -> Tensor:
+    """`slope` of a batch with these hidden states and tokens."""
+    with output_head(trainer) as head:
+        return slope_along(direction, states, ids, head)
+
+
+@contextmanager
+def output_head(trainer: Any) -> Iterator[Head]:
+    """The output head with the factors that TRL's fused forward applies; whole inside, also where it is sharded.
+
+    All processes must enter it alike: ZeRO-3 gathers the head here. FSDP2 leaves it whole after a forward pass;
+    where it did not, it is gathered without gradient alone.
+    """
+    model: Any = language_model(trainer)
+    head = model.get_output_embeddings()
+    weight, bias = head.weight, head.bias
+    with maybe_gather_lm_head_ctx(weight, bias):
+        if isinstance(weight, DTensor):
+            if torch.is_grad_enabled():
+                raise ValueError(
+                    f"{', '.join(trainer._hclm.chain.needs_vocab_gradient)}: reads the whole next-token distribution "
+                    "with gradient, and FSDP shards the output head again after the forward pass: leave it out of "
+                    "the wrapped classes, or use DDP"
+                )
+            weight, bias = weight.full_tensor(), None if bias is None else bias.full_tensor()
+        yield Head(weight=weight, bias=bias, temperature=trainer.temperature, **factors(model.config))
+
+
+def factors(model_config: PretrainedConfig) -> dict[str, Any]:
+    """What stands between the head's projection and the logits, as TRL's fused forward reads it: `Head`'s fields."""
+    config = model_config.get_text_config()
+    multipliers = ("logit_scale", "output_multiplier", "lm_head_multiplier")  # of Cohere, Muse, Falcon-H1
+    given = [getattr(config, name, None) for name in multipliers]
+    divisor = getattr(config, "logits_scaling", None)  # of Granite; HyperCLOVA X multiplies by it
+    if divisor is not None:
+        given.append(divisor if config.model_type == "hyperclovax" else 1 / divisor)
+    scale = next((float(value) for value in given if value is not None), 1.0)
+    return {"scale": scale, "softcap": getattr(config, "final_logit_softcapping", None)}

@@ -1,0 +1,131 @@
+"""What is watched in the model while TRL runs it: hidden states, attention, the gradient through the output head."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..chain.chain import Outcome
+from ..recipe.refusals import NOTHING
+from ..types import Attention
+from .head import language_model
+from .tracing import record
+
+
+@dataclass
+class Seen:
+    """What the hooks kept of one pass, an element a forward call; at position i is what predicts token i + 1."""
+
+    states: list[Tensor] = field(default_factory=list)  # (B, L, D), the backbone's last
+    through_head: list[Tensor] = field(default_factory=list)  # (B, L, D), the alias that the head read
+    # (B, heads, queries) of every layer, and the width of its sliding window
+    attention: list[tuple[Tensor, int | None]] = field(default_factory=list)
+
+    def hidden(self, width: int) -> Tensor | None:
+        """The states that predicted the last `width` tokens."""
+        return torch.cat([states[:, -width - 1 : -1] for states in self.states]) if self.states else None
+
+    def spread(self, width: int, attention_mask: Tensor) -> Attention | None:
+        """The attention that predicted the last `width` tokens."""
+        if not self.attention:
+            return None
+        visible = attention_mask.long().cumsum(dim=1)  # causal: the keys up to the query, but for the padding
+        own = [heads[:, :, -width - 1 : -1] for heads, _ in self.attention]
+        up_to = visible[:, None, -width - 1 : -1]
+        in_window = [up_to.clamp(max=window or visible.size(1)) for _, window in self.attention]
+        return Attention(
+            entropy=torch.cat(own, dim=1),
+            visible=torch.cat([n.expand_as(heads) for n, heads in zip(in_window, own, strict=True)], dim=1),
+            width=visible.size(1),
+        )
+
+
+@contextmanager
+def watching(trainer: Any, is_training_pass: bool) -> Iterator[Seen]:
+    """Keeps what the terms read of the passes inside, and no more."""
+    chain, seen = trainer._hclm.chain, Seen()
+    hooks = []
+    try:
+        if chain.needs_hidden or chain.needs_vocab:
+            hooks.append(watch_hidden(trainer, seen))
+        if chain.needs_attention and is_training_pass:
+            hooks += watch_attention(trainer, seen)
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def watch_hidden(trainer: Any, seen: Seen) -> Any:
+    """Keeps the backbone's last hidden states; the head reads an alias, whose gradient is the head's alone."""
+
+    def keep(module: torch.nn.Module, args: Any, output: Any) -> Any:
+        seen.states.append(output.last_hidden_state)
+        output.last_hidden_state = output.last_hidden_state.view_as(output.last_hidden_state)
+        seen.through_head.append(output.last_hidden_state)
+        return output
+
+    return language_model(trainer).base_model.register_forward_hook(keep)
+
+
+def watch_attention(trainer: Any, seen: Seen) -> list:
+    """Keeps the attention entropies of every layer and the width of its sliding window.
+
+    Without gradient where it checkpoints.
+    """
+    model = language_model(trainer)
+    config = model.config.get_text_config()
+    window, layers = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
+
+    def keep(module: Any, args: Any, output: Any) -> None:
+        weights = (output[1].detach() if model.is_gradient_checkpointing else output[1]).float()
+        weights = torch.where(weights > 0, weights, 1.0)  # 0 log 0 is 0, and so is its gradient
+        is_sliding = not layers or layers[module.layer_idx] == "sliding_attention"  # all layers, as Mistral's
+        seen.attention.append((-(weights * weights.log()).sum(dim=-1), window if is_sliding else None))
+
+    modules = [each for each in model.modules() if type(each).__name__.endswith("Attention")]
+    return [each.register_forward_hook(keep) for each in modules]
+
+
+def watch_gradient(trainer: Any, outcome: Outcome, through_head: Tensor, mask: Tensor) -> None:
+    """Hands the gradient through the output head to the terms that asked for it, in the backward pass."""
+    width = mask.size(1)
+
+    def receive(gradient: Tensor) -> None:
+        # processes are averaged afterwards, and what float16 scales the loss by is taken out again
+        scaler = trainer.accelerator.scaler
+        scale = trainer.accelerator.num_processes * (1.0 if scaler is None else scaler.get_scale())
+        own = gradient[:, -width - 1 : -1].float() / scale
+        for link, callback in outcome.on_hidden_gradient.items():
+            for name, metric in callback(own.detach()).items():
+                record(trainer, f"{link}/{name}", metric, mask)
+        hook.remove()  # a callback may hold the batch, whose graph holds this hook: without this, a leak
+
+    hook = through_head.register_hook(receive)
+
+
+def refuse_other_attention(trainer: Any) -> None:
+    """Terms that read attention, in a model that does not keep it or throws it away."""
+    links = [link for link in trainer._hclm.chain.links if link.term.needs_attention]
+    if not links:
+        return
+    config = language_model(trainer).config
+    names, given = ", ".join(link.name for link in links), config._attn_implementation
+    if given != "eager":
+        raise ValueError(
+            f"{names}: reads attention probabilities, which attn_implementation '{given}' does not keep: set "
+            "attn_implementation: eager (in Python model_init_kwargs={'attn_implementation': 'eager'})"
+        )
+    if "chunked_attention" in (getattr(config.get_text_config(), "layer_types", None) or ()):
+        raise ValueError(
+            f"{names}: reads attention probabilities, and how many keys a query sees in this model's chunked "
+            "attention is not known here; use a model with full or sliding attention"
+        )
+    if trainer.args.gradient_checkpointing and any(link.coef != NOTHING for link in links):
+        raise ValueError(
+            f"{names}: regularises attention probabilities, which gradient checkpointing throws away: set "
+            "gradient_checkpointing: false, or coef: 0 to log them only"
+        )

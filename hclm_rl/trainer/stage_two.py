@@ -1,0 +1,100 @@
+"""The loss, and stage 2: the chain reads a micro-batch in the middle of TRL's loss."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..equations.functional import per_token, split_token_weights
+from ..recipe.refusals import is_on_policy
+from ..types import Attention, TokenBatch, last_layer
+from .head import over_vocab_of
+from .hooks import Seen, watch_gradient
+from .run import AFFECTED, COLUMN, Scores, generator, mask_of, progress, strengths
+from .scoring import score
+from .stage_one import catch_up
+from .tracing import open_trace, record
+
+
+def stage_two(trainer: Any, model: Any, scores: Scores, seen: Seen, attention: Attention | None) -> Tensor:
+    """Runs the chain on a micro-batch; shapes the advantages of the armed inputs, gives TRL its log-probs."""
+    run, inputs = trainer._hclm, trainer._hclm.inputs
+    if run.deferred is not None:
+        catch_up(trainer, inputs, scores)
+    batch = token_batch(trainer, model, inputs, scores, attention)
+    affected = {key.removeprefix(AFFECTED): value for key, value in inputs.items() if key.startswith(AFFECTED)}
+    with torch.autocast(scores.logps.device.type, enabled=False):
+        generators = functools.partial(generator, trainer, f"micro-batch {run.micro_batches}")
+        outcome = run.chain(batch, run.state.memory, strengths(trainer).coefs, generators, affected)
+    run.outcome = outcome
+    shaped = inputs["advantages"] if outcome.advantages is None else outcome.advantages
+    if run.trace.wants(trainer.state.global_step + 1):
+        open_trace(trainer, inputs, batch, shaped)
+    run.metrics.add("hclm_entropy", scores.entropy, batch.mask)
+    for name, metric in outcome.metrics.items():
+        record(trainer, name, metric, batch.mask)
+    if outcome.on_hidden_gradient:
+        watch_gradient(trainer, outcome, seen.through_head[0], batch.mask)
+    return hand_to_trl(trainer, inputs, shaped, batch)
+
+
+def token_batch(
+    trainer: Any, model: Any, inputs: Mapping[str, Any], scores: Scores, attention: Attention | None
+) -> TokenBatch:
+    """The micro-batch as terms see it."""
+    logps, hidden, chain = scores.logps, scores.hidden, trainer._hclm.chain
+    mask = mask_of(inputs)
+    old_logps = inputs.get("old_per_token_logps", inputs.get("hclm/old_logps"))
+    reads: dict[str, Any] = {} if attention is None else {"attention": lambda: attention}
+    if hidden is not None:
+        reads["hidden"] = last_layer(hidden)
+    if chain.needs_vocab_gradient and hidden is not None:
+        reads["over_vocab"] = lambda functional: over_vocab_of(trainer, functional, hidden, mask)
+    if chain.needs_rescoring:
+        reads["score"] = functools.partial(score, trainer, model)
+    return TokenBatch(
+        ids=inputs["completion_ids"],
+        mask=mask,
+        logps=logps,
+        # RLOO scores them in a pass of its own, whose dropout and rounding differ, also where the policy does not
+        old_logps=logps.detach() if old_logps is None or is_on_policy(trainer.args) else old_logps,
+        ref_logps=inputs.get("ref_per_token_logps"),
+        entropy=scores.entropy,
+        advantages=per_token(inputs["advantages"], mask),
+        rewards=inputs["hclm/rewards"],
+        group_rewards=inputs["hclm/group_rewards"],
+        columns={key.removeprefix(COLUMN): value for key, value in inputs.items() if key.startswith(COLUMN)},
+        shared=trainer._hclm.shared,
+        clip_range=(trainer.epsilon_low, trainer.epsilon_high),
+        progress=progress(trainer),
+        step=trainer.state.global_step,
+        share=trainer.current_gradient_accumulation_steps / trainer.args.steps_per_generation,
+        **reads,
+    )
+
+
+def hand_to_trl(trainer: Any, inputs: dict[str, Any], shaped: Tensor, batch: TokenBatch) -> Tensor:
+    """Puts the shaped advantages where TRL's loss reads them; gives the log-probs that it goes on with."""
+    logps = batch.logps
+    if shaped.dim() == 1:
+        return logps
+    if trainer._hclm_is_sequence_level():
+        shaped, weights = split_token_weights(shaped, batch.mask)
+        if (weights != 1).any():
+            trainer._hclm_refuse_weighted_kl()
+            logps = logps.detach() + weights * (logps - logps.detach())
+    inputs["advantages"] = shaped
+    return logps
+
+
+def share_of_step(trainer: Any, loss: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+    """A token loss as its share of the mean over all tokens of the optimiser step, a scalar one of its mean."""
+    accumulation = trainer.current_gradient_accumulation_steps
+    undo = 1.0 if trainer.loss_is_scaled_for_ga else accumulation  # RLOO's loss is divided once more afterwards
+    if loss.dim() == 0:
+        return loss / accumulation * undo
+    items = inputs["hclm/items"].clamp(min=1.0) / trainer.accelerator.num_processes
+    normaliser = items * accumulation / trainer.args.steps_per_generation
+    return torch.where(mask_of(inputs), loss, 0).sum() / normaliser * undo

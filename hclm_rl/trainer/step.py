@@ -1,0 +1,58 @@
+"""The end of an optimiser step, and what a checkpoint keeps of the terms."""
+
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+from ..chain.state import JSON_NAME, ChainState
+from .run import strengths
+from .tracing import write_trace
+
+logger = logging.getLogger(__name__)
+
+IDLE_STEPS_BEFORE_WARNING = 50  # optimiser steps in which a link affected no token
+
+
+def end_step(trainer: Any) -> None:
+    """Logs the step, moves the controllers, counts idle steps, writes the trace."""
+    run, now = trainer._hclm, strengths(trainer)
+    metrics = run.metrics.flush(trainer.accelerator)
+    entropy = metrics.pop("hclm_entropy")
+    for link in run.chain.links:
+        coef, sampled = now.coefs[link.name], now.sampled_entropy
+        metrics[f"{link.name}/coef"] = coef
+        # a controller that gates by the entropy at sampling moves by the same one
+        measured = sampled if link.coef.needs_entropy and sampled is not None else entropy
+        if not math.isnan(measured):
+            run.state.controller[link.name] = link.coef.update(measured, run.state.controller[link.name])
+        is_idle = metrics[f"{link.name}/affected"] == 0 and coef != 0 and not link.term.is_diagnostic
+        run.state.idle_steps[link.name] = run.state.idle_steps[link.name] + 1 if is_idle else 0
+        if run.state.idle_steps[link.name] == IDLE_STEPS_BEFORE_WARNING and trainer.accelerator.is_main_process:
+            logger.warning(
+                "the entropy term '%s' has affected no token for %d optimiser steps",
+                link.name,
+                IDLE_STEPS_BEFORE_WARNING,
+            )
+    for name, value in metrics.items():
+        trainer._metrics["train"][name].append(value)
+    run.micro_batches = 0
+    step = trainer.state.global_step + 1
+    if run.trace.wants(step):
+        write_trace(trainer, step)
+
+
+def save_state(trainer: Any, checkpoint: Path) -> None:
+    """The terms' state, beside the weights."""
+    if trainer._hclm.chain.links and trainer.args.should_save:
+        trainer._hclm.state.save(checkpoint)
+
+
+def load_state(trainer: Any, checkpoint: str | None) -> None:
+    """The terms' state of a checkpoint that is resumed; one that has none is said."""
+    if not (trainer._hclm.chain.links and checkpoint):
+        return
+    if (Path(checkpoint) / JSON_NAME).exists():
+        trainer._hclm.state = ChainState.load(Path(checkpoint), trainer._hclm.chain, trainer.accelerator.device)
+    else:
+        logger.warning("%s has no %s: the entropy terms start afresh", checkpoint, JSON_NAME)
