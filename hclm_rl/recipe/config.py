@@ -245,20 +245,32 @@ def refuse_two_controls(config: "GRPOConfig", chain: Chain) -> None:
 
 @dataclass
 class EntropyFields:
-    """What both configs add to TRL's.
+    """What both configs add to TRL's. All are checked when the config is made, before any model is loaded.
 
     Args:
         entropy_terms (`list` or `str`, *optional*):
-            Entropy-control terms, from left to right; see docs/extending.md for all forms. Checked here, before any
-            model is loaded.
+            Entropy-control terms, from left to right: each sees the advantages that those before it left. An entry is
+            a name (`"clip_cov"`); a name with hyper-parameters (`{"clip_cov": {"ratio": 0.002}}`), among which `coef`
+            is the strength (a number, or a schedule such as `{"kind": "linear", "start": 0.01, "end": 0.0}`) and
+            `name` the name in logs; or, in Python, a term or a `Link`. A dotted path (`"my_lab.floor.Floor"`) names a
+            class of your own. Text is read as JSON, as on the command line:
+            `--entropy_terms '[{"clip_cov": {}}, "information_force"]'`. Without any, the run is TRL's bit for bit.
+            `hclm-rl methods` lists the names; docs/extending.md has all forms.
         trace_steps (`list[int]`, *optional*):
-            Optimiser steps, counted from 1 as in the log, whose tokens are written to `<output_dir>/trace`.
+            Optimiser steps, counted from 1 as in the log, in which every response token is written down with its
+            log-prob, entropy, advantages and what the terms say of it: `[1, 10]` writes
+            `<output_dir>/trace/step-00001.parquet` and `step-00010.parquet`. Works without terms and does not change
+            training; see docs/report.md.
         trace_every (`int`, *optional*):
-            The same for every so many steps.
+            The same for every so many steps: 100 writes steps 100, 200, 300. Both together write either's steps.
         eval_pass_at_k (`bool`, *optional*, defaults to `False`):
-            Whether `evaluate()` also gives pass@k with intervals; see docs/evaluation.md.
+            Whether `evaluate()` also gives pass@k: with `num_generations_eval=16` the metrics `eval_pass@1`, `@2`,
+            `@4`, `@8` and `@16`, each with `/lower` and `/upper`, the ends of its 95-percent interval over the prompts.
+            `metric_for_best_model="eval_pass@16"` keeps the checkpoint of the widest coverage. Needs the extra `eval`
+            (`pip install 'hclm-rl[eval]'`); see docs/evaluation.md.
         eval_pass_threshold (`float`, *optional*, defaults to `1.0`):
-            Value of the first reward function from which on a response is right.
+            Value of the first reward function from which on a response is right: 1.0 for a reward of 0 or 1, 0.5 where
+            half the marks will do. Read with `eval_pass_at_k` alone.
     """
 
     entropy_terms: list | str | None = field(default=None, metadata={"help": ENTROPY_TERMS_HELP})
@@ -286,7 +298,16 @@ class EntropyFields:
 
 @dataclass
 class GRPOConfig(EntropyFields, trl.GRPOConfig):
-    """TRL's GRPOConfig plus `entropy_terms`, the trace, and pass@k in evaluation: see EntropyFields."""
+    """TRL's GRPOConfig plus `entropy_terms`, the trace, and pass@k in evaluation.
+
+    The fields of TRL's are as they were: https://huggingface.co/docs/trl/grpo_trainer#trl.GRPOConfig. Those that
+    are new (`entropy_terms`, `trace_steps`, `trace_every`, `eval_pass_at_k`, `eval_pass_threshold`) are described in
+    `EntropyFields`.
+
+    ```python
+    >>> GRPOConfig(output_dir="out", entropy_terms=[{"entropy_bonus": {"coef": 0.01}}], trace_every=100)
+    ```
+    """
 
     def checked(self) -> Chain:
         chain = super().checked()
@@ -297,4 +318,13 @@ class GRPOConfig(EntropyFields, trl.GRPOConfig):
 
 @dataclass
 class RLOOConfig(EntropyFields, trl.RLOOConfig):
-    """TRL's RLOOConfig plus `entropy_terms`, the trace, and pass@k in evaluation: see EntropyFields."""
+    """TRL's RLOOConfig plus `entropy_terms`, the trace, and pass@k in evaluation.
+
+    The fields of TRL's are as they were: https://huggingface.co/docs/trl/rloo_trainer#trl.RLOOConfig. Those that
+    are new (`entropy_terms`, `trace_steps`, `trace_every`, `eval_pass_at_k`, `eval_pass_threshold`) are described in
+    `EntropyFields`.
+
+    ```python
+    >>> RLOOConfig(output_dir="out", entropy_terms=[{"entropy_bonus": {"coef": 0.01}}], trace_every=100)
+    ```
+    """

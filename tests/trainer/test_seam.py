@@ -1,15 +1,23 @@
 """What hclm_rl leans on in TRL, transformers and accelerate: when one of them moves, this says where."""
 
 import inspect
+import json
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import trl
 from packaging.version import Version
 from transformers import PreTrainedModel, Trainer
 
+import hclm_rl
 from hclm_rl.trainer.mixin import EntropyTermsMixin
 
 TRAINERS = [trl.GRPOTrainer, trl.RLOOTrainer]
+ROOT = Path(__file__).parents[2]
+OURS = {trl.GRPOTrainer: hclm_rl.GRPOTrainer, trl.RLOOTrainer: hclm_rl.RLOOTrainer}
 
 
 def test_the_version_of_trl():
@@ -38,6 +46,64 @@ def test_signatures_that_are_overridden(trainer: type, name: str, parameters: li
 
 
 @pytest.mark.parametrize("trainer", TRAINERS)
+def test_our_trainers_take_what_trls_take(trainer: type):
+    """Names, order, kinds, defaults and annotations; an argument that TRL adds must be handed on."""
+    theirs = list(inspect.signature(trainer.__init__).parameters.values())
+    *ours, entropy_terms = inspect.signature(OURS[trainer].__init__).parameters.values()
+    assert ours == theirs, f"TRL changed {trainer.__name__}.__init__: hclm_rl/trainer names its parameters one by one"
+    assert (entropy_terms.name, entropy_terms.kind) == ("entropy_terms", inspect.Parameter.KEYWORD_ONLY)
+    assert entropy_terms.default is None
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_what_our_trainers_take_goes_to_trl_unchanged(trainer: type, monkeypatch: pytest.MonkeyPatch):
+    class Got(Exception):
+        pass
+
+    def init(self: object, **given: object) -> None:
+        raise Got(given)
+
+    monkeypatch.setattr(EntropyTermsMixin, "__init__", init)
+    names = [name for name in inspect.signature(OURS[trainer].__init__).parameters if name != "self"]
+    takes = inspect.unwrap(OURS[trainer].__init__)  # past the type checks of the tests: anything will do
+    with pytest.raises(Got) as caught:
+        takes(object.__new__(OURS[trainer]), **{name: f"of {name}" for name in names})
+    assert caught.value.args[0] == {name: f"of {name}" for name in names}
+
+
+@pytest.mark.parametrize("trainer", [*OURS.values()])
+def test_every_argument_is_described(trainer: type):
+    described = [line.split(" (")[0].strip() for line in inspect.getdoc(trainer).splitlines() if line[:4] == "    "]
+    named = [name for name in inspect.signature(trainer.__init__).parameters if name != "self"]
+    assert [line for line in described if line in named] == named
+
+
+@pytest.mark.parametrize("config", [hclm_rl.GRPOConfig, hclm_rl.RLOOConfig])
+def test_every_new_field_is_described(config: type):
+    new = [
+        each.name for each in fields(config) if each.name not in {theirs.name for theirs in fields(config.__mro__[2])}
+    ]
+    assert len(new) == 5
+    for name in new:
+        assert f"`{name}`" in config.__doc__ and f"    {name} (`" in config.__mro__[1].__doc__
+
+
+@pytest.mark.slow  # pyright reads torch and TRL first
+def test_an_editor_knows_a_wrong_keyword(tmp_path: Path):
+    file = tmp_path / "train.py"
+    file.write_text(
+        "from hclm_rl import GRPOTrainer\n"
+        'GRPOTrainer("model", "judge", entropy_terms=["clip_cov", {"entropy_bonus": {"coef": 0.1}}])\n'
+        'GRPOTrainer("model", "judge", entropy_term=["clip_cov"])\n'
+    )
+    (tmp_path / "pyrightconfig.json").write_text(json.dumps({"extraPaths": [str(ROOT)], "typeCheckingMode": "basic"}))
+    check = [sys.executable, "-m", "pyright", "--outputjson", "--pythonpath", sys.executable, "-p", str(tmp_path)]
+    said = json.loads(subprocess.run(check, capture_output=True, text=True).stdout)["generalDiagnostics"]
+    errors = [(each["range"]["start"]["line"] + 1, each["message"]) for each in said if each["severity"] == "error"]
+    assert errors == [(3, 'No parameter named "entropy_term"')]
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
 def test_the_scoring_method_takes_what_our_own_pass_gives_it(trainer: type):
     found = list(inspect.signature(inspect.unwrap(trainer._get_per_token_logps_and_entropies)).parameters)
     expected = ["self", "model", "input_ids", "attention_mask", "logits_to_keep", "batch_size", "compute_entropy"]
@@ -63,7 +129,7 @@ def test_every_override_exists_upstream():
 
 
 def test_no_name_of_ours_collides():
-    ours = [name for name in vars(EntropyTermsMixin) if name.startswith("_hclm")]
+    ours = [name for each in (EntropyTermsMixin, *OURS.values()) for name in vars(each) if name.startswith("_hclm")]
     for trainer in [*TRAINERS, Trainer]:
         assert not [name for name in ours if hasattr(trainer, name)]
 
