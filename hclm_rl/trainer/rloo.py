@@ -32,9 +32,9 @@ class RLOOTrainer(EntropyTermsMixin, trl.RLOOTrainer):
     """REINFORCE Leave-One-Out with `entropy_terms`: TRL's RLOOTrainer and one argument more.
 
     RLOO (arXiv:2402.14740) compares each response with the mean of the others to the same prompt. Terms shape its
-    rewards or advantages, or add a loss. RLOO's ratio is that of a whole response, so a token
-    weight acts on the gradient of the token's log-prob. Terms that shape rewards need `beta=0`,
-    `normalize_advantages=False` and no `reward_clip_range`.
+    rewards or advantages, or add a loss. RLOO's ratio is that of a whole response, so a token weight acts on the
+    gradient of the token's log-prob. Terms that shape rewards need `beta=0`, `normalize_advantages=False` and no
+    `reward_clip_range`.
     TRL's own page says more of its part: https://huggingface.co/docs/trl/rloo_trainer
 
     Example:
