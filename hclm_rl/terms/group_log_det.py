@@ -78,10 +78,7 @@ class GroupLogDet(Term):
     def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
         mask, states = rollout.mask, rollout.hidden()
         lengths = mask.sum(dim=1)
-        # row by row: a sum over the padding would depend on the width of the batch
-        rows = zip(states, mask, strict=True)
-        sums = torch.stack([in_double(at_least_float32(z[is_own])).sum(dim=0) for z, is_own in rows])
-        pooled = sums / lengths.clamp(min=1).unsqueeze(1)
+        pooled = mean_states(states, mask)
         advantages = mean_advantage(rollout.advantages, mask)
         counts = (lengths > 0) & ~rollout.rewards.isnan()
 
@@ -109,12 +106,7 @@ class GroupLogDet(Term):
         }
         shaped, columns = None, {}
         if self.acts != "force":
-            weights = self.weights(leverage, a, is_in & (a > 0))
-            if not self.right_only:
-                weights = weights * self.weights(leverage, a, is_in & (a < 0), inverse=True)
-            if self.zero_sum:
-                weights = torch.where(is_in & (a < 0), change_of_sum(weights, torch.where(is_in, a, 0)), weights)
-            of_row = weights.flatten()[own].to(rollout.advantages)
+            of_row = self.all_weights(leverage, a, is_in).flatten()[own].to(rollout.advantages)
             shaped = rollout.advantages * (of_row if rollout.advantages.dim() == 1 else of_row.unsqueeze(1))
         if self.acts != "advantage":
             force = torch.cholesky_solve(group.centred, lower) / group.count.clamp(min=1).view(-1, 1, 1)
@@ -123,6 +115,17 @@ class GroupLogDet(Term):
             scale = tokens / has_two.sum() / lengths.clamp(min=1).unsqueeze(1)
             columns["force"] = (force.flatten(0, 1)[own] * scale).to(at_least_float32(states[:0]).dtype)
         return RolloutEffect(advantages=shaped, columns=columns, metrics=metrics)
+
+    def all_weights(
+        self, leverage: Float[Tensor, "P G"], a: Float[Tensor, "P G"], is_in: Bool[Tensor, "P G"]
+    ) -> Float[Tensor, "P G"]:
+        """w of every response: of the right ones, of the wrong ones unless `right_only`, balanced where `zero_sum`."""
+        weights = self.weights(leverage, a, is_in & (a > 0))
+        if not self.right_only:
+            weights = weights * self.weights(leverage, a, is_in & (a < 0), inverse=True)
+        if self.zero_sum:
+            weights = torch.where(is_in & (a < 0), change_of_sum(weights, torch.where(is_in, a, 0)), weights)
+        return weights
 
     def weights(
         self, leverage: Float[Tensor, "P G"], a: Float[Tensor, "P G"], side: Bool[Tensor, "P G"], inverse: bool = False
@@ -152,6 +155,14 @@ def change_of_sum(weights: Float[Tensor, "P G"], a: Float[Tensor, "P G"]) -> Flo
     """By what factor the weights change the sum of each group's A > 0; 1 where there is none."""
     before, after = ((w * a.clamp(min=0)).sum(dim=1, keepdim=True) for w in (1, weights))
     return torch.where(before > 0, after / before, 1)
+
+
+def mean_states(states: Float[Tensor, "N T D"], mask: Bool[Tensor, "N T"]) -> Float[Tensor, "N D"]:
+    """The mean state of each response's tokens."""
+    # row by row: a sum over the padding would depend on the width of the batch
+    rows = zip(states, mask, strict=True)
+    sums = torch.stack([in_double(at_least_float32(z[is_own])).sum(dim=0) for z, is_own in rows])
+    return sums / mask.sum(dim=1).clamp(min=1).unsqueeze(1)
 
 
 def mean_advantage(advantages: Float[Tensor, "N"] | Float[Tensor, "N T"], mask: Bool[Tensor, "N T"]) -> Tensor:
