@@ -14,10 +14,24 @@ from hclm_rl.recipe.arguments import parse
 from hclm_rl.trainer.head import output_head
 
 from .cpu_processes import leave, start, whole_weights
-from .tiny import LOSSES, WITH_TOOLS, make
+from .tiny import LOSSES, WITH_TOOLS, make, prompts
 
 # the second process has no token that counts; its collective calls must be those of the first all the same
 NOTHING_ON_ONE = {"fixed": "truncated", "mask_truncated_completions": True, "loss_type": "dapo"}
+
+
+def evaluated(policy: str, out: Path, responses_at_once: int) -> dict[str, float]:
+    """The metrics of five prompts, four responses each: no whole number of batches on two processes."""
+    trainer = make(
+        policy,
+        out,
+        fixed=True,
+        trainer={"eval_dataset": prompts(5)},
+        per_device_eval_batch_size=responses_at_once,
+        eval_pass_at_k=True,
+        eval_pass_threshold=0.5,
+    )
+    return trainer.evaluate()
 
 
 def main(policy: str, out: Path, cases: dict[str, dict], kind: str) -> None:
@@ -48,6 +62,10 @@ def main(policy: str, out: Path, cases: dict[str, dict], kind: str) -> None:
             save_file(weights, out / f"{name}.safetensors")
             if name == "information_force":
                 (out / "metrics.json").write_text(json.dumps(trainer.state.log_history[0]))
+    if kind == "ddp":
+        found = evaluated(policy, out / "evaluated", 4)
+        if PartialState().is_main_process:
+            (out / "evaluated.json").write_text(json.dumps(found))
     if kind == "fsdp2":
         trainer.model.reshard()  # as a forward pass leaves it where the head's group is sharded again
         read_head(trainer, weights)

@@ -1,6 +1,5 @@
-"""pass@k in TRL's own evaluation."""
+"""pass@k in TRL's own evaluation; trainer/test_invariance.py has two processes."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +7,7 @@ import pytest
 
 import hclm_rl
 from hclm_rl.evaluation.training import pass_metrics
-from tests.cpu_processes import run_by_two
 from tests.tiny import CONFIGS, largest_difference, low_words, make, prompts, weights_of
-
-from .evaluates import metrics
 
 
 def test_metrics_of_two_prompts():
@@ -51,14 +47,6 @@ def test_evaluation_counts_the_responses_of_each_prompt(algorithm: str, policy: 
     assert found["eval_pass@1"] == pytest.approx(sum(counts) / 20)
     assert found["eval_pass@4"] == pytest.approx(sum(count > 0 for count in counts) / 5)
     assert found["eval_pass@1/lower"] < found["eval_pass@1"] < found["eval_pass@1/upper"]
-
-
-def test_two_processes_evaluate_as_one(policy: str, tmp_path: Path):
-    run_by_two("tests.evaluation.evaluates", policy, str(tmp_path))
-    both = json.loads((tmp_path / "metrics.json").read_text())
-    passes = {name: value for name, value in metrics(policy, tmp_path, 8).items() if "pass@" in name}
-    assert len(passes) == 9
-    assert {name: both[name] for name in passes} == pytest.approx(passes)
 
 
 def test_it_is_logged_by_name_of_the_data_set_and_leaves_training_as_it_is(policy: str, tmp_path: Path):

@@ -18,7 +18,7 @@ from hclm_rl.watch.trace import read_trace
 
 from ..cpu_processes import run_by_two
 from ..tiny import LOSSES, WITH_TOOLS, largest_difference, make, weights_after
-from ..two_processes import NOTHING_ON_ONE
+from ..two_processes import NOTHING_ON_ONE, evaluated
 
 WHOLE = {"per_device_train_batch_size": 8}
 CUT = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
@@ -271,3 +271,10 @@ def test_two_processes_trace_what_one_traces(two_processes: Path, policy: str, t
             assert two[name] == pytest.approx(one[name], rel=1e-3, abs=1e-5), name
         else:
             assert two[name] == one[name], name
+
+
+def test_two_processes_evaluate_as_one(two_processes: Path, policy: str, tmp_path: Path):
+    both = json.loads((two_processes / "evaluated.json").read_text())
+    passes = {name: value for name, value in evaluated(policy, tmp_path, 8).items() if "pass@" in name}
+    assert len(passes) == 9
+    assert {name: both[name] for name in passes} == pytest.approx(passes)
