@@ -14,7 +14,8 @@ from trl.scripts.utils import DatasetMixtureConfig, ScriptArguments, TrlParser
 from trl.trainer.model_config import ModelConfig
 
 from ..responses.names import nearest
-from .config import GRPOConfig, RLOOConfig, fits, written
+from .config import GRPOConfig, RLOOConfig
+from .values import fits, written
 
 Algorithm = Literal["grpo", "rloo"]
 Settings = tuple["RunArguments", GRPOConfig | RLOOConfig, ModelConfig, DatasetMixtureConfig]

@@ -7,7 +7,6 @@ import importlib.util
 import json
 import math
 import pkgutil
-import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from ..chain.coefficients import KINDS, Coefficient, Constant, coefficient_from
 from ..responses.names import find, nearest
 from ..types import Term
 from ..watch.trace import Trace
+from .values import fits, options_of, stored, written
 
 ENTROPY_TERMS_HELP = (
     "Entropy-control terms, from left to right: a list of names, each alone or with its hyper-parameters, "
@@ -69,49 +69,6 @@ def find_term(name: str) -> type[Term]:
     return found
 
 
-def options_of(annotation: object) -> tuple[object, ...]:
-    """The parts of a union, or the annotation alone."""
-    is_union = typing.get_origin(annotation) in (types.UnionType, typing.Union)
-    return typing.get_args(annotation) if is_union else (annotation,)
-
-
-def fits(value: object, annotation: object) -> bool:
-    """Whether a YAML value may stand where `annotation` is declared; an int stands for a float, a bool for neither."""
-    for option in options_of(annotation):
-        origin, arguments = typing.get_origin(option), typing.get_args(option)
-        if origin is typing.Literal and value in arguments:
-            return True
-        if origin in (tuple, list) and isinstance(value, (list, tuple)):
-            item = arguments[0] if arguments else object
-            return all(fits(element, item) for element in value)
-        if option is type(None) and value is None:
-            return True
-        if option is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-            return True
-        if option is int and isinstance(value, int) and not isinstance(value, bool):
-            return True
-        if isinstance(option, type) and option not in (int, float) and isinstance(value, option):
-            return True
-    return False
-
-
-def stored(value: object, annotation: object) -> object:
-    """A YAML value as a frozen dataclass holds it: a list as a tuple, a whole number as a float where one is meant."""
-    if isinstance(value, list):
-        return tuple(value)
-    options = options_of(annotation)
-    if isinstance(value, int) and not isinstance(value, bool) and float in options and int not in options:
-        return float(value)
-    return value
-
-
-def written(annotation: object) -> str:
-    """An annotation in a user's words."""
-    if typing.get_origin(annotation) is typing.Literal:
-        return "one of " + ", ".join(repr(value) for value in typing.get_args(annotation))
-    return annotation.__name__ if isinstance(annotation, type) else str(annotation)
-
-
 def build_term(name: str, parameters: Mapping[str, Any]) -> Term:
     """The term with its hyper-parameters; raises one sentence with the culprit and what is allowed."""
     term_class = find_term(name)
@@ -139,7 +96,7 @@ def build_term(name: str, parameters: Mapping[str, Any]) -> Term:
         raise ValueError(f"{name} needs {', '.join(missing)}; got {', '.join(parameters) or 'nothing'}")
     try:
         term = term_class(**{key: stored(value, annotations[key]) for key, value in parameters.items()})
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise ValueError(f"{name}: {error}") from error
     return checked_term(name, term)
 

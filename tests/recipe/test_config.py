@@ -3,9 +3,9 @@
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Optional
+from typing import Any, Literal, Optional
 
 import pytest
 from trl import TrlParser
@@ -46,6 +46,18 @@ class Floor(Term):
     weights: tuple[float, ...] = ()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Wide(Term):
+    """Fields of the kinds that no term of the library has."""
+
+    anything: Any = None
+    pair: tuple[int, str] = (1, "a")
+    pairs: tuple[tuple[float, float], ...] = ()
+    either: tuple[float, ...] | tuple[str, ...] = ()
+    table: dict[str, float] = field(default_factory=dict)
+    read: Callable[[str], int] = len
+
+
 class Undecorated(Term):
     """Forgot @dataclass, so its fields would be none."""
 
@@ -81,6 +93,21 @@ def the_link(name: str, term: Term, coef: object = None) -> Link:
 @pytest.mark.parametrize(
     "entries, links",
     [
+        ([f"{HERE}.Wide"], [the_link("Wide", Wide())]),
+        (
+            [
+                {
+                    f"{HERE}.Wide": {
+                        "anything": 3,
+                        "pair": [2, "b"],
+                        "pairs": [[1, 2]],
+                        "either": ["a"],
+                        "table": {"a": 1},
+                    }
+                }
+            ],
+            [the_link("Wide", Wide(anything=3, pair=(2, "b"), pairs=([1, 2],), either=("a",), table={"a": 1}))],
+        ),
         (None, []),
         ([], []),
         (["qae"], [the_link("qae", Qae())]),
@@ -131,6 +158,7 @@ WRONG = [
     ([{"kl_cov": {"beta": -1}}], "kl_cov: beta must be >= 0, got -1.0"),
     ([{"clip_cov": {"ratio": "1e-6"}}], "ratio must be float, got str '1e-6'; YAML reads 1e-6 as text, write 1.0e-6"),
     ([{f"{HERE}.Floor": {"level": 1.0, "cap": "1e-6"}}], "cap must be float | None, got str '1e-6'; YAML reads"),
+    ([{"clip_cov": {"lower": 10**400}}], "clip_cov: int too large to convert to float"),
     ([{"clip_cov": {"ratio": True}}], "clip_cov: ratio must be float, got bool True"),
     ([{"information_force": {"spectrum_every": 2.5}}], "information_force: spectrum_every must be int, got float 2.5"),
     ([{"information_force": {"spectrum_every": True}}], "information_force: spectrum_every must be int, got bool True"),
@@ -138,6 +166,11 @@ WRONG = [
     ([{"clip_cov": {"statistics": "batch"}}], "statistics must be one of 'step', 'micro_batch', got str 'batch'"),
     ([{f"{HERE}.Floor": {"level": 1.0, "weights": [1.0, "a"]}}], "weights must be tuple[float, ...], got list [1.0, "),
     ([{f"{HERE}.Floor": {"patience": 1}}], f"{HERE}.Floor needs level; got patience"),
+    ([{f"{HERE}.Wide": {"pair": ["b", 2]}}], "pair must be tuple[int, str], got list ['b', 2]"),
+    ([{f"{HERE}.Wide": {"pair": [2]}}], "pair must be tuple[int, str], got list [2]"),
+    ([{f"{HERE}.Wide": {"either": [1.0, "a"]}}], "either must be tuple[float, ...] | tuple[str, ...], got list [1.0, "),
+    ([{f"{HERE}.Wide": {"table": [1]}}], "table must be dict[str, float], got list [1]"),
+    ([{f"{HERE}.Wide": {"read": 3}}], "read must be "),
     ([f"{HERE}.Floor"], f"{HERE}.Floor needs level; got nothing"),
     (["qae", "qae"], "two entropy terms are called 'qae'; give one of them another name, as in `- qae: {name: qae_2}`"),
     ([{"qae": {"name": "a/b"}}], "the name of an entropy term must be text without '/', got 'a/b'"),
