@@ -18,10 +18,12 @@ from .tiny import save_tiny_policy
 LONGEST = [
     "trainer/test_invariance.py",
     "trainer/test_identity.py",
-    "test_contract.py",
-    "trainer/test_run.py",
-    "commands/test_doctor.py",
     "commands/test_launch.py",
+    "eval/test_leaderboard.py",
+    "commands/test_doctor.py",
+    "trainer/test_run.py",
+    "test_contract.py",
+    "test_gradient_flow.py",
     "watch/test_report.py",
 ]
 
