@@ -60,7 +60,7 @@ def test_two_payments_agree_iff_they_pay_the_same_coins():
 def test_rules_are_patterns_or_dotted_paths():
     assert extractor(r"= (\d+)")("1 + 1 = 2, so 2 + 2 = 4.") == "4"  # the last match
     assert extractor(r"= (\d+)")("none") is None
-    assert extractor("tests.test_answers.without_first_word")("a b c") == ("b", "c")
+    assert extractor("tests.responses.test_answers.without_first_word")("a b c") == ("b", "c")
     # printed alike, so the same
     assert answer_of("a b c", without_first_word) == "('b', 'c')" and answer_of("a", without_first_word) is None
 
