@@ -1,10 +1,13 @@
 """Responses of a model, batch by batch, each kept on disk as soon as it is there.
 
-A run that is killed loses at most the batch it was at, and a second run with the same settings generates nothing.
+A run that is killed loses at most the batch it was at, and a second run with the same settings generates nothing. Runs
+that share a file at the same time each append whole batches, which say what they answer.
 """
 
+import fcntl
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -194,22 +197,36 @@ def cache_file(folder: Path, model: str, prompts: Sequence[str], sampling: Sampl
     return folder / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.jsonl"
 
 
-def read_batches(path: Path) -> list[list[Response]]:
-    """The whole batches in the file; what a killed run left unfinished is cut off."""
+def hash_of(prompts: Sequence[str]) -> str:
+    return hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()
+
+
+def read_batches(path: Path, asked: Sequence[Sequence[str]]) -> dict[int, list[Response]]:
+    """Number of the batch -> responses, of the batches that are whole and answer the prompts of that number."""
+    found: dict[int, list[Response]] = {}
     if not path.is_file():
-        return []
-    batches, good = [], 0
-    with path.open("rb") as file:
-        for line in file:
-            try:
-                batches.append([Response(**each) for each in json.loads(line)])
-            except (ValueError, TypeError):
-                break
-            good += len(line)
-    if good < path.stat().st_size:
-        with path.open("r+b") as file:
-            file.truncate(good)
-    return batches
+        return found
+    for line in path.read_bytes().splitlines():
+        try:
+            row = json.loads(line)
+            number, responses = row["batch"], [Response(**each) for each in row["responses"]]
+            is_ours = number >= 0 and row["prompts"] == hash_of(asked[number]) and len(responses) == len(asked[number])
+        except (ValueError, TypeError, LookupError):  # cut off, or of another version
+            continue
+        if is_ours:
+            found.setdefault(number, responses)  # the first, as all who read the file at any time
+    return found
+
+
+def append(path: Path, line: str) -> None:
+    """Adds the line whole, whoever else writes; cuts off what a killed run left unfinished."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # until the file is closed
+        if file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)
+        file.write(line.encode() + b"\n")
 
 
 def sample(
@@ -223,19 +240,18 @@ def sample(
 
     Each batch has a seed of its own, so a resumed run draws what the uninterrupted one would have drawn.
     """
-    asked = [prompt for prompt in prompts for _ in range(sampling.samples)]
-    starts = range(0, len(asked), sampling.batch)
-    batches = read_batches(cache)
-    on_batch(len(batches), len(starts))
-    if len(batches) < len(starts):
+    repeated = [prompt for prompt in prompts for _ in range(sampling.samples)]
+    asked = [repeated[start : start + sampling.batch] for start in range(0, len(repeated), sampling.batch)]
+    batches = read_batches(cache, asked)
+    on_batch(len(batches), len(asked))
+    missing = [number for number in range(len(asked)) if number not in batches]
+    if missing:
         generator = make_generator()
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        with cache.open("a", encoding="utf-8") as file:
-            for number, start in list(enumerate(starts))[len(batches) :]:
-                seed = int.from_bytes(hashlib.sha256(f"{sampling.seed}/{number}".encode()).digest()[:4], "big")
-                batches.append(generator(asked[start : start + sampling.batch], sampling, seed))
-                file.write(json.dumps([asdict(response) for response in batches[-1]]) + "\n")
-                file.flush()
-                on_batch(len(batches), len(starts))
-    responses = [response for batch in batches for response in batch]
+        for number in missing:
+            seed = int.from_bytes(hashlib.sha256(f"{sampling.seed}/{number}".encode()).digest()[:4], "big")
+            batches[number] = generator(asked[number], sampling, seed)
+            responses = [asdict(response) for response in batches[number]]
+            append(cache, json.dumps({"batch": number, "prompts": hash_of(asked[number]), "responses": responses}))
+            on_batch(len(batches), len(asked))
+    responses = [response for number in range(len(asked)) for response in batches[number]]
     return [responses[i * sampling.samples : (i + 1) * sampling.samples] for i in range(len(prompts))]

@@ -1,10 +1,12 @@
 """Responses: their entropies, and what a killed run leaves behind."""
 
 import dataclasses
+import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import types
 from pathlib import Path
@@ -93,6 +95,56 @@ def test_a_killed_run_goes_on_where_it_was(generator: TransformersGenerator, pro
     assert cache.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 
+def says(prompts: list[str], sampling: Sampling, seed: int) -> list[Response]:
+    return [Response(text=f"answer to {prompt}", tokens=3, entropy=0.1, is_truncated=False) for prompt in prompts]
+
+
+QUESTIONS = [f"question {i}" for i in range(4)]
+PAIRS = Sampling(samples=2, batch=2)
+
+
+def test_runs_that_share_a_cache_keep_their_answers_apart(tmp_path: Path):
+    cache = tmp_path / "shared.jsonl"
+    together = threading.Barrier(3)
+
+    def says_at_once(prompts: list[str], sampling: Sampling, seed: int) -> list[Response]:
+        together.wait(timeout=60)  # every run has read the empty file, and each batch is appended three times at once
+        return says(prompts, sampling, seed)
+
+    found = []
+    runs = [
+        threading.Thread(target=lambda: found.append(sample(lambda: says_at_once, QUESTIONS, PAIRS, cache)))
+        for _ in range(3)
+    ]
+    for run in runs:
+        run.start()
+    for run in runs:
+        run.join()
+    right = [[Response(text=f"answer to {q}", tokens=3, entropy=0.1, is_truncated=False)] * 2 for q in QUESTIONS]
+    assert found == [right] * 3
+    assert len(cache.read_text().splitlines()) == 12
+    assert sample(lambda: says_at_once, QUESTIONS, PAIRS, cache) == right  # and nothing is generated
+
+
+def test_a_batch_of_other_prompts_is_generated_again(tmp_path: Path):
+    cache = tmp_path / "c.jsonl"
+    right = sample(lambda: says, QUESTIONS, PAIRS, cache)
+    lines = [json.loads(line) for line in cache.read_text().splitlines()]
+    lines[0]["batch"], lines[2]["batch"] = 2, 0  # as if written by a run that counted otherwise
+    lines[1]["responses"].pop()
+    old_version = [each["responses"] for each in lines]
+    rows = [*old_version, *lines, {"batch": 99, "prompts": "", "responses": []}, 7]
+    cache.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = []
+
+    def counts(prompts: list[str], sampling: Sampling, seed: int) -> list[Response]:
+        made.append(prompts[0])
+        return says(prompts, sampling, seed)
+
+    assert sample(lambda: counts, QUESTIONS, PAIRS, cache) == right
+    assert made == ["question 0", "question 1", "question 2"]  # the fourth batch was whole and in its place
+
+
 def test_a_second_run_loads_no_model(generator: TransformersGenerator, prompts: list[str], tmp_path: Path):
     seen = []
     first = sample(lambda: generator, prompts, SAMPLING, tmp_path / "c.jsonl", lambda *x: seen.append(x))
@@ -171,7 +223,7 @@ def test_a_process_that_is_killed_loses_at_most_one_batch(tmp_path: Path):
         time.sleep(0.02)
     started.send_signal(signal.SIGKILL)
     started.wait()
-    kept = [part for part in found[0].read_bytes().split(b"\n") if part.endswith(b"]")]
+    kept = found[0].read_bytes().split(b"\n")[:-1]
     assert 0 < len(kept) < 96
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     finished = found[0].read_bytes().splitlines()
