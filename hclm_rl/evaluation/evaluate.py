@@ -7,6 +7,7 @@ from pathlib import Path
 
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
+from hclm_rl.responses.limits import Unjudged
 from hclm_rl.testbed.policy import policy_path
 
 from .compare import Comparison, Samples, compare, estimates
@@ -109,6 +110,20 @@ def why_not(
     return None
 
 
+def over_limits(samples: dict[str, list[Samples]], names: dict[str, str]) -> list[str]:
+    """A sentence for each model with answers that went over the limits of judging."""
+    notes = []
+    for role, of in samples.items():
+        answers = [answer for each in of for answer in each.answers]
+        over = sum(isinstance(answer, Unjudged) for answer in answers)
+        if over:
+            notes.append(
+                f"'{names[role]}': {over} of {len(answers)} responses went over the limits of judging "
+                "and count as wrong, each distinct text as an answer of its own."
+            )
+    return notes
+
+
 def judged(problem: Problem, responses: Sequence[Response]) -> Samples:
     known = {text: problem.judge(text) for text in {response.text for response in responses}}
     entropies = [response.entropy for response in responses if response.entropy is not None]
@@ -185,7 +200,7 @@ def evaluate(  # long: half of it is signature, docstring and the fields of Resu
             lambda done, total, role=role: on_batch(role, done, total),
         )
         samples[role] = [judged(problem, each) for problem, each in zip(kept, responses, strict=True)]
-    notes, same_tokenizer = [], True
+    notes, same_tokenizer = over_limits(samples, roles), True
     if base and tokenizers[base].get_vocab() != tokenizers[model].get_vocab():
         same_tokenizer = False
         notes.append(

@@ -5,13 +5,15 @@ What cannot be used is left out with one sentence that names its line or row; th
 
 import functools
 import json
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from decimal import Decimal
 from pathlib import Path
 
+from hclm_rl.responses.limits import LENGTH, OverLimits, Unjudged, within_limits
 from hclm_rl.responses.names import nearest
+from hclm_rl.responses.readers import between_tags
+
+from .math_judge import MathJudge
 
 Judge = Callable[[str], tuple[str | None, bool]]  # completion -> canonical answer (None: unread), whether it is right
 Prompt = str | list[dict[str, str]]  # text, or messages for a chat template
@@ -19,8 +21,6 @@ Prompt = str | list[dict[str, str]]  # text, or messages for a chat template
 GYM, DATASET = "gym:", "dataset:"
 GYM_INSTRUCTION = "\nPut the final answer, and nothing else, between <answer> and </answer>."
 MAX_NEW_TOKENS = 512  # where the task does not say how long an answer is
-LARGEST_POWER = 100
-LARGEST_EXPONENT = 400  # of a number that is written with one
 FORMS = f"{GYM}NAME is a task of reasoning-gym, {DATASET}NAME a data set, PATH.jsonl a file"
 
 
@@ -115,23 +115,26 @@ def from_gym(source: Source) -> Problems:
     name = source.task.removeprefix(GYM)
     if name not in DATASETS:
         raise ValueError(f"reasoning-gym has no task '{name}'; the nearest are {nearest(name, DATASETS)}")
+    kwargs = {"size": source.limit or 100, "seed": 42, **source.kwargs}
     try:
-        found = reasoning_gym.create_dataset(name, **{"size": source.limit or 100, "seed": 42, **source.kwargs})
+        found = reasoning_gym.create_dataset(name, **kwargs)
     except (TypeError, AssertionError) as error:
         raise ValueError(f"task_kwargs of '{source.task}': {error}") from error
+    from .gym_scores import is_right
 
-    def judge(entry: dict, completion: str) -> tuple[str | None, bool]:
-        given = re.findall(r"<answer>(.*?)</answer>", completion, flags=re.DOTALL)
-        answer = " ".join(given[-1].split()) if given else ""
+    def judge(row: int, completion: str) -> tuple[str | None, bool]:
+        answer = " ".join((between_tags(completion, "<answer>", "</answer>") or "").split())
         if not answer:
             return None, False
+        if len(answer) > LENGTH:
+            return Unjudged(answer), False
         try:
-            return answer, found.score_answer(answer, entry) >= 1  # scores below 1 are for the form, or for being near
-        except Exception:  # some scorers raise where the answer is not of their form
-            return answer, False
+            return answer, bool(within_limits(is_right, name, json.dumps(kwargs), row, answer))
+        except OverLimits:
+            return Unjudged(answer), False
 
     problems = [
-        Problem(id=f"row {i}", prompt=entry["question"] + GYM_INSTRUCTION, judge=functools.partial(judge, entry))
+        Problem(id=f"row {i}", prompt=entry["question"] + GYM_INSTRUCTION, judge=functools.partial(judge, i))
         for i, entry in enumerate(found)
     ]
     return Problems(name=source.task, problems=problems[: source.limit], max_new_tokens=MAX_NEW_TOKENS)
@@ -205,19 +208,8 @@ def problem_of(id: str, row: Mapping, source: Source) -> Problem | str:
         return f"'{source.prompt_column}' must be text, or messages with role and content"
     if isinstance(answer, bool) or not isinstance(answer, str | int | float):
         return f"'{source.answer_column}' must be text or a number, got {type(answer).__name__}"
-    text = without_exponent(str(answer))
-    gold = MathJudge.reading(text)
-    if gold is None:
-        return f"the answer {text[:60]!r} does not parse as mathematics"
-    return Problem(id=id, prompt=prompt, judge=gold)
-
-
-def without_exponent(answer: str) -> str:
-    """5e-05, as Python writes small and large floats, as 0.00005: math-verify takes the e for a number of its own."""
-    if not re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d{1,4}", answer):
-        return answer
-    number = Decimal(answer)
-    return format(number, "f") if abs(number.adjusted()) <= LARGEST_EXPONENT else answer
+    judge = MathJudge.of(str(answer))
+    return judge if isinstance(judge, str) else Problem(id=id, prompt=prompt, judge=judge)
 
 
 def is_text(prompt: object) -> bool:
@@ -230,71 +222,3 @@ def is_messages(prompt: object) -> bool:
         and bool(prompt)
         and all(isinstance(each, dict) and {"role", "content"} <= each.keys() for each in prompt)
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class MathJudge:
-    """Reads a completion's final answer with math-verify and compares it with the reference answer.
-
-    Right answers all carry the reference's name, so 0.5 and 1/2 are one answer; wrong ones are told apart by their
-    value, floats as fractions.
-    """
-
-    reference: list
-    name: str
-
-    @classmethod
-    def reading(cls, answer: str) -> "MathJudge | None":
-        """None if the reference answer does not parse. Of GSM8K's answers the part after #### counts."""
-        try:
-            from math_verify import parse
-        except ImportError:
-            raise ValueError("math-verify is missing: pip install 'hclm-rl[eval]'") from None
-        answer = answer.rpartition("####")[2].strip()
-        without_commands = re.sub(r"\\[A-Za-z]+", "", answer)
-        is_prose = re.search(r"[A-Za-z]{2,}", without_commands)  # read as mathematics, "no" would be n times o
-        reference = [] if is_prose or "$" in answer else parse(f"${answer}$")
-        reference = reference or parse(answer)
-        is_read = bool(reference) and not isinstance(reference[0], str)  # text alone: only another spelling of it fits
-        return cls(reference=reference, name=canonical(reference)) if is_read else None
-
-    def __call__(self, completion: str) -> tuple[str | None, bool]:
-        from math_verify import parse, verify
-
-        parsed = parse(completion)
-        if not parsed:
-            return None, False
-        if verify(self.reference, parsed):
-            return self.name, True
-        answer = canonical(parsed)
-        return f"{answer}, otherwise written" if answer == self.name else answer, False
-
-
-def canonical(parsed: list) -> str:
-    """One spelling for what math-verify read: floats as fractions, fractions reduced, where that cannot take long."""
-    try:
-        return spelled(parsed[0])
-    except Exception:  # whatever sympy raises: no response may end the evaluation; math-verify keeps the text beside
-        return str(parsed[-1])
-
-
-def spelled(value: object) -> str:
-    import sympy
-
-    if not isinstance(value, sympy.Basic) or not all(map(is_quick, sympy.preorder_traversal(value))):
-        return str(value)  # 9^9^9, 50!! and (1 + 0.06/365)^3650 stay as they are
-    exact = value.xreplace({number: sympy.Rational(str(number)) for number in value.atoms(sympy.Float)})
-    return str(exact.doit())
-
-
-def is_quick(node: object) -> bool:
-    """Whether a part of an expression can be evaluated at once: no factorial, no sum over many, no tower of powers."""
-    import sympy
-    from sympy.functions.combinatorial.factorials import CombinatorialFunction
-
-    if isinstance(node, sympy.Pow):
-        is_small = node.exp.is_Rational and abs(node.exp) <= LARGEST_POWER
-        is_tower = any(abs(inside.exp) != 1 for inside in node.base.atoms(sympy.Pow))
-        return node.exp == -1 or (is_small and not is_tower)
-    slow = (sympy.Integral, sympy.Sum, sympy.Product, sympy.Limit, sympy.gamma, sympy.binomial, CombinatorialFunction)
-    return not isinstance(node, slow)

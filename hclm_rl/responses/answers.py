@@ -1,25 +1,29 @@
 """What a response answers and which answers are the same, for terms that compare the responses of a group.
 
 A rule that finds the answer is named in a recipe: a regular expression with one group (the last match counts), or the
-dotted path of a function `text -> answer`, None where there is none. Answers are compared as text, so what the function
-returns must print alike where it is equal.
+dotted path of a function `text -> answer`, None where there is none. Answers are compared as text.
 """
 
 import functools
 import importlib.util
+import logging
 import re
-import threading
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 
+import regex
 import torch
 
 from ..types import Rollout
+from .limits import OverLimits
+from .mathematics import equal
 from .names import find_function
+from .readers import after_thought, boxed, has_box, minus_signs
 
 DEFAULT = "hclm_rl.answers.boxed_or_numbers"
-LATEX_TYPOGRAPHY = re.compile(r"\\left(?![a-zA-Z])|\\right(?![a-zA-Z])|\\[!,;:]")
+LATEX_TYPOGRAPHY = re.compile(r"\\left(?![a-zA-Z])|\\right(?![a-zA-Z])|(?<!\\)\\[!,;:]|(?<=\d)\{,\}(?=\d)")
+PATTERN_SECONDS = 1.0  # for one response
 
-Extract = Callable[[str], Hashable | None]
+Extract = Callable[[str], str | None]
 Same = Callable[[str, str], bool]
 
 
@@ -38,57 +42,71 @@ def own_last_words(completion: Sequence[dict]) -> str:
     return final_text(completion) if completion and completion[-1].get("role") == "assistant" else ""
 
 
-def boxed(text: str) -> str | None:
-    r"""What is in the last \boxed{...}, braces balanced; None without one or where it is not closed."""
-    start = text.rfind(r"\boxed{")
-    if start < 0:
-        return None
-    inside, depth = start + len(r"\boxed{"), 1
-    for at in range(inside, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[at], 0)
-        if depth == 0:
-            return text[inside:at]
-    return None
-
-
 def boxed_or_numbers(text: str) -> str | None:
     r"""What is in the last \boxed{...}; without one the whole text, if it is nothing but whole numbers, as a row of
     coins and remainders of the task `coins` is: two such rows that are both right agree iff they pay the same coins."""
-    if r"\boxed{" in text:
-        return boxed(text)
-    words = text.split()
+    said = after_thought(text)
+    if has_box(said):
+        return boxed(said)
+    words = minus_signs(said).split()
     return " ".join(words) if words and all(re.fullmatch(r"-?[0-9]+", word) for word in words) else None
 
 
 def extractor(how: str) -> Extract:
     """The rule of that name; raises one sentence where it is none."""
     if re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", how):
-        return find_function(how, "function that finds answers")
+        return checked(how, find_function(how, "function that finds answers"))
     try:
-        pattern = re.compile(how)
-    except re.error as error:
+        re.compile(how)  # the syntax is that of `re`, the clock that of `regex`
+        pattern = regex.compile(how)
+    except (re.error, regex.error) as error:
         raise ValueError(f"answer is no regular expression ({error}) and no dotted path, got {how!r}") from error
     if pattern.groups != 1:
         raise ValueError(f"answer must have one group, which holds the answer, got {how!r} with {pattern.groups}")
 
     def last_match(text: str) -> str | None:
-        found = pattern.findall(text)
+        try:
+            found = pattern.findall(text, timeout=PATTERN_SECONDS)
+        except TimeoutError:
+            logging.getLogger(__name__).warning(
+                "the answer pattern %r was stopped after %g s on a response of %d characters, which counts as without "
+                "an answer",
+                how,
+                PATTERN_SECONDS,
+                len(text),
+            )
+            return None
         return found[-1] if found else None
 
     return last_match
 
 
+def checked(name: str, find: Callable[[str], object]) -> Extract:
+    """A stranger's function, which must return text or None."""
+
+    @functools.wraps(find)
+    def text_or_none(text: str) -> str | None:
+        found = find(text)
+        if found is None or isinstance(found, str):
+            return found
+        raise ValueError(f"answer function '{name}' must return text or None, got {type(found).__name__} {found!r:.80}")
+
+    return text_or_none
+
+
 def normalised(answer: str) -> str:
-    """Without what does not change its meaning: space runs, dollar signs around it, a full stop, LaTeX typography."""
-    answer = LATEX_TYPOGRAPHY.sub("", answer).replace(r"\dfrac", r"\frac").replace(r"\tfrac", r"\frac")
+    """Without what does not change its meaning: space runs, dollar signs around it, a full stop, LaTeX typography, the
+    parentheses of a choice (C); with the hyphen for every minus sign."""
+    answer = LATEX_TYPOGRAPHY.sub("", minus_signs(answer)).replace(r"\dfrac", r"\frac").replace(r"\tfrac", r"\frac")
     answer = re.sub(r"\\(?:text|mathrm)\{([^{}]*)\}", r"\1", answer)
-    return " ".join(answer.split()).removesuffix(".").strip("$").removesuffix(".").strip()
+    answer = " ".join(answer.split()).removesuffix(".").strip("$").removesuffix(".").strip()
+    return re.sub(r"^\(([A-Z])\)$", r"\1", answer)
 
 
 def answer_of(said: str | Sequence[dict], extract: Extract) -> str | None:
     """The normalised answer of a completion; None where there is none, it is empty or a tool had the last word."""
     found = extract(said if isinstance(said, str) else own_last_words(said))
-    return None if found is None else normalised(str(found)) or None
+    return None if found is None else normalised(found) or None
 
 
 def as_whole(answer: str) -> re.Pattern[str]:
@@ -111,12 +129,28 @@ def equivalence(name: str) -> Same:
 
 @functools.lru_cache(maxsize=65536)
 def same_in_mathematics(first: str, second: str) -> bool:
-    from math_verify import parse, verify
+    """What goes over the limits is the same as its own text alone. Each answer meets a 1 before it meets others, so
+    that one which cannot be computed with costs its time once and not once for each of the group."""
+    if first == second:
+        return True
+    if not (can_be_compared(first) and can_be_compared(second)):
+        return False
+    try:
+        return equal(first, second)
+    except OverLimits:
+        return False
 
-    # its clock is a signal, which only the main thread may set
-    seconds = 5 if threading.current_thread() is threading.main_thread() else None
-    one, other = (parse(rf"\boxed{{{answer}}}", parsing_timeout=seconds) for answer in (first, second))  # type: ignore[arg-type]
-    return first == second or verify(one, other, timeout_seconds=seconds)
+
+@functools.lru_cache(maxsize=65536)
+def can_be_compared(answer: str) -> bool:
+    try:
+        equal("1", answer)
+    except OverLimits as error:
+        logging.getLogger(__name__).warning(
+            "the answer %.60r went over the limits of judging (%s): it equals nothing but its own text", answer, error
+        )
+        return False
+    return True
 
 
 def clusters(answers: Sequence[str | None], same: Same) -> list[int]:
@@ -161,9 +195,14 @@ def repeats(question: str, answer: str, share: float) -> bool:
     if answer.lower() in question.lower():
         return True
     asked, said = (re.findall(r"\w+", text.lower()) for text in (question, answer))
-    common = [0] * (len(asked) + 1)
+    # the longest common subsequence, 64 cells of its table at a time: the zeros in `row` are the steps up in the row
+    # (Hyyro, 2004, "Bit-parallel LCS-length computation revisited")
+    places: dict[str, int] = {}
+    for at, word in enumerate(asked):
+        places[word] = places.get(word, 0) | 1 << at
+    row = full = (1 << len(asked)) - 1
     for word in said:
-        before = 0  # the cell to the left in the row above
-        for at, other in enumerate(asked, 1):
-            before, common[at] = common[at], before + 1 if word == other else max(common[at], common[at - 1])
-    return bool(said) and common[-1] / len(said) > share
+        matched = row & places.get(word, 0)
+        row = (row + matched | row - matched) & full
+    common = len(asked) - row.bit_count()
+    return bool(said) and common / len(said) > share

@@ -7,7 +7,11 @@ from pathlib import Path
 import datasets
 import pytest
 
-from hclm_rl.evaluation.tasks import MathJudge, Problems, Source, canonical, load, without_exponent
+from hclm_rl.evaluation.math_judge import MathJudge, without_exponent
+from hclm_rl.evaluation.tasks import Problems, Source, load
+from hclm_rl.responses import limits
+from hclm_rl.responses.limits import Unjudged
+from hclm_rl.responses.mathematics import canonical
 
 pytest.importorskip("math_verify")
 
@@ -118,11 +122,29 @@ def test_a_tower_of_powers_is_left_as_it_stands():
         "1" * 5000,
     ],
 )
-def test_no_response_ends_the_evaluation(said: str):
+def test_no_response_ends_the_evaluation(said: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(limits, "SECONDS", 0.5)
     start = time.perf_counter()
     answer, is_right = reading("42")(rf"\boxed{{{said}}}")
     assert not is_right and (answer is None or isinstance(answer, str))
-    assert time.perf_counter() - start < 30  # math-verify's own clock is 5 s for each of its steps
+    assert time.perf_counter() - start < 30
+
+
+def test_what_goes_over_the_limits_is_its_text_and_is_known_as_such(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(limits, "SECONDS", 0.5)
+    judge = reading("42")
+    bombs = [f"9^{{9^{{{n}^9}}}}" for n in (8, 9)] + ["7" * 1001, "1+" * 3000 + "1"]
+    found = [judge(rf"<think>x</think>\boxed{{{bomb}}}") for bomb in bombs]
+    assert found == [(bomb, False) for bomb in bombs]
+    assert all(isinstance(answer, Unjudged) for answer, _ in found)
+    assert judge(r"\boxed{42}") == ("42", True) and not isinstance(judge(r"\boxed{7}")[0], Unjudged)
+
+
+@pytest.mark.parametrize("text", ["$ " * 50_000, "1 " * 50_000, "answer" * 20_000, "<answer>" * 20_000])
+def test_a_long_response_costs_no_more_than_its_end(text: str):
+    start = time.perf_counter()
+    reading("42")(text)
+    assert time.perf_counter() - start < 30  # the limit is 3 s of processor time
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,9 @@
 """Which answer a text gives, and which answers are the same; expectations read off the texts by eye."""
 
+import random
+import threading
+import time
+
 import pytest
 import torch
 
@@ -16,14 +20,28 @@ from hclm_rl.responses.answers import (
     final_text,
     normalised,
     repeats,
+    same_in_mathematics,
 )
+from hclm_rl.responses.limits import OverLimits
 from hclm_rl.testbed import coins
 
 from ..term_batches import Processes, make_step, rollout
 
 
+def in_a_thread(call):
+    found = []
+    thread = threading.Thread(target=lambda: found.append(call()))
+    thread.start()
+    thread.join()
+    return found[0]
+
+
 def without_first_word(text: str):
-    return tuple(text.split()[1:]) or None
+    return " ".join(text.split()[1:]) or None
+
+
+def words(text: str):
+    return tuple(text.split())
 
 
 @pytest.mark.parametrize(
@@ -33,6 +51,14 @@ def without_first_word(text: str):
         (r"\boxed{1} no, \boxed{\frac{1}{2}}.", r"\frac{1}{2}"),
         (r"\boxed{a{b}", None),
         (r"\boxed{}", ""),
+        (r"first \boxed{7}, then \boxed{9", None),  # the last one is not closed
+        (r"\fbox{5}", "5"),
+        (r"\boxed {5}", "5"),
+        (r"\boxed{\left\{x : x > 0\right.} and } after", r"\left\{x : x > 0\right."),  # a printed brace groups nothing
+        (r"\boxed{a \\{b}}", r"a \\{b}"),  # a new line, then a brace that groups
+        (r"<think>\boxed{4}</think> so it is 5", None),
+        (r"<think>\boxed{4}</think> so it is \boxed{5}", "5"),
+        (r"\boxed{4}</think> ", "4"),  # nothing is said after it
         ("4", None),
     ],
 )
@@ -45,6 +71,18 @@ def test_numbers_alone_are_an_answer_and_numbers_in_words_are_none():
     assert boxed_or_numbers("-12") == "-12"
     assert [boxed_or_numbers(text) for text in ("", "  ", "it is 4", "4.5", "²")] == [None] * 5
     assert boxed_or_numbers(r"4 \boxed{5}") == "5" and boxed_or_numbers(r"4 5 \boxed{6") is None
+
+
+def test_the_answer_after_a_thought_counts():
+    assert boxed_or_numbers(r"<think>\boxed{4}</think> 5 6") == "5 6"
+    assert boxed_or_numbers("<think>4 5</think>\N{MINUS SIGN}12") == "-12"
+
+
+@pytest.mark.parametrize("text", [r"\boxed{" * 20_000, "\\boxed" * 30_000, "{" * 200_000, "</think>" * 30_000])
+def test_a_long_text_is_read_in_one_pass(text):
+    start = time.perf_counter()
+    assert boxed(text) is None and boxed_or_numbers(text) is None
+    assert time.perf_counter() - start < 2  # quadratic, it would take minutes
 
 
 def test_two_payments_agree_iff_they_pay_the_same_coins():
@@ -60,9 +98,23 @@ def test_two_payments_agree_iff_they_pay_the_same_coins():
 def test_rules_are_patterns_or_dotted_paths():
     assert extractor(r"= (\d+)")("1 + 1 = 2, so 2 + 2 = 4.") == "4"  # the last match
     assert extractor(r"= (\d+)")("none") is None
-    assert extractor("tests.responses.test_answers.without_first_word")("a b c") == ("b", "c")
-    # printed alike, so the same
-    assert answer_of("a b c", without_first_word) == "('b', 'c')" and answer_of("a", without_first_word) is None
+    own = extractor("tests.responses.test_answers.without_first_word")
+    assert own("a b c") == "b c" and own("a") is None
+
+
+def test_what_a_function_finds_is_text_or_none():
+    sentence = r"answer function 'tests.responses.test_answers.words' must return text or None, got tuple \('a', 'b'\)"
+    with pytest.raises(ValueError, match=sentence):
+        extractor("tests.responses.test_answers.words")("a b")
+
+
+def test_a_pattern_has_a_second(monkeypatch, caplog):
+    monkeypatch.setattr(answers, "PATTERN_SECONDS", 0.05)
+    find = extractor(r"(?:a+)+(b)")  # tries every way to cut the row of a
+    start = time.perf_counter()
+    found = in_a_thread(lambda: [find("a" * 5000), find("aab")])
+    assert found == [None, "b"] and time.perf_counter() - start < 5
+    assert "was stopped after 0.05 s on a response of 5000 characters" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -114,6 +166,12 @@ def test_an_empty_chat_has_no_answer():
         (r"\left( 1,\! 2 \right)", "( 1, 2 )"),
         (r"\dfrac{1}{2}", r"\frac{1}{2}"),
         ("\\leftarrow", "\\leftarrow"),
+        ("\N{MINUS SIGN}5", "-5"),
+        ("(C)", "C"),
+        (r"\text{(C)}.", "C"),
+        ("(CD)", "(CD)"),
+        (r"12\,345", "12345"),
+        ("12{,}345", "12345"),
         ("  ", None),
         ("$$", None),
     ],
@@ -135,6 +193,27 @@ def test_equal_as_mathematics():
     same = equivalence("math_verify")
     assert same("1/2", "0.5") and same(r"\frac{1}{2}", "0.5") and same("4", "4")
     assert not same("1/2", "2") and not same("x", "y")
+    assert in_a_thread(lambda: same("3/4", "0.75"))
+
+
+def test_what_cannot_be_compared_in_time_costs_it_once(monkeypatch):
+    pytest.importorskip("math_verify")
+    asked = []
+
+    def equal(first, second):
+        asked.append((first, second))
+        if "bomb" in (first, second):
+            raise OverLimits("SIGPROF")
+        return float(first) == float(second)
+
+    monkeypatch.setattr(answers, "equal", equal)
+    same_in_mathematics.cache_clear()
+    answers.can_be_compared.cache_clear()
+    group = ["1", "bomb", "1.0", "2", "2.0", "bomb", "3"]
+    assert clusters(group, same_in_mathematics) == [0, 1, 0, 2, 2, 1, 3]
+    assert sum("bomb" in pair for pair in asked) == 1
+    same_in_mathematics.cache_clear()
+    answers.can_be_compared.cache_clear()
 
 
 def test_mathematics_without_its_package(monkeypatch):
@@ -171,6 +250,31 @@ def test_answers_of_a_group_that_two_processes_share():
 )
 def test_answers_that_repeat_the_question(answer, share, is_repeat):
     assert repeats("What is 2 + 2?", answer, share) == is_repeat
+
+
+def test_the_common_words_are_those_of_the_table():
+    """The table of Wagner and Fischer, cell by cell."""
+    draw = random.Random(0)
+    for _ in range(200):
+        asked, said = (draw.choices("abcd", k=draw.randint(1, 12)) for _ in range(2))
+        table = [[0] * (len(asked) + 1)]
+        for word in said:
+            row = [0]
+            for at, other in enumerate(asked):
+                row.append(table[-1][at] + 1 if word == other else max(row[-1], table[-1][at + 1]))
+            table.append(row)
+        share, one = table[-1][-1] / len(said), 1 / len(said)
+        question, answer = " ".join(asked), " ".join(said)
+        if answer not in question:
+            assert not repeats(question, answer, share) and repeats(question, answer, share - one / 2)
+
+
+def test_long_answers_are_compared_with_long_questions_quickly():
+    question, answer = (" ".join(str(i * step) for i in range(5000)) for step in (2, 3))
+    start = time.perf_counter()
+    # multiples of 6 below 10,000: 1,667 of the 5,000 words
+    assert repeats(question, answer, 0.333) and not repeats(question, answer, 0.334)
+    assert time.perf_counter() - start < 2  # 2 x 25 million cells one by one took 5 s
 
 
 @pytest.mark.parametrize(
