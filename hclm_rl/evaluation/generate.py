@@ -201,7 +201,7 @@ def hash_of(prompts: Sequence[str]) -> str:
     return hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()
 
 
-def read_batches(path: Path, asked: Sequence[Sequence[str]]) -> dict[int, list[Response]]:
+def read_batches(path: Path, asked: list[list[str]]) -> dict[int, list[Response]]:
     """Number of the batch -> responses, of the batches that are whole and answer the prompts of that number."""
     found: dict[int, list[Response]] = {}
     if not path.is_file():
@@ -240,8 +240,10 @@ def sample(
 
     Each batch has a seed of its own, so a resumed run draws what the uninterrupted one would have drawn.
     """
-    repeated = [prompt for prompt in prompts for _ in range(sampling.samples)]
-    asked = [repeated[start : start + sampling.batch] for start in range(0, len(repeated), sampling.batch)]
+    repeated: list[str] = [prompt for prompt in prompts for _ in range(sampling.samples)]
+    asked: list[list[str]] = [
+        repeated[start : start + sampling.batch] for start in range(0, len(repeated), sampling.batch)
+    ]
     batches = read_batches(cache, asked)
     on_batch(len(batches), len(asked))
     missing = [number for number in range(len(asked)) if number not in batches]

@@ -10,6 +10,10 @@ from transformers import AutoModelForCausalLM
 
 from hclm_rl.commands import cli
 from hclm_rl.evaluation import generate
+from hclm_rl.evaluation.evaluate import judged, over_limits
+from hclm_rl.evaluation.generate import Response
+from hclm_rl.evaluation.tasks import Problem
+from hclm_rl.responses.limits import Unjudged
 from hclm_rl.testbed.policy import policy_path
 
 LINE = ["eval", "testbed", "--task", "coins", "--samples", "8", "--problems", "6", "--batch", "32"]
@@ -149,3 +153,17 @@ def test_a_missing_extra_is_one_sentence(monkeypatch: pytest.MonkeyPatch, capsys
     monkeypatch.setitem(sys.modules, "scipy", None)
     assert cli.main(LINE) == 2
     assert capsys.readouterr().err == "hclm-rl: hclm-rl eval needs scipy: pip install 'hclm-rl[eval]'\n"
+
+
+def test_responses_over_the_limits_are_counted():
+    bomb = Response(text="bomb", tokens=1, entropy=None, is_truncated=False)
+    plain = Response(text="1", tokens=1, entropy=None, is_truncated=False)
+    problem = Problem(
+        id="row 0", prompt="?", judge=lambda text: (Unjudged(text) if text == "bomb" else text, text == "1")
+    )
+    found = [judged(problem, [bomb, plain, bomb]), judged(problem, [plain] * 3)]
+    assert over_limits({"model": found, "base": [found[1]]}, {"model": "mine", "base": "theirs"}) == [
+        "'mine': 2 of 6 responses went over the limits of judging "
+        "and count as wrong, each distinct text as an answer of its own."
+    ]
+    assert found[0].answers == ("bomb", "1", "bomb") and found[0].is_right == (False, True, False)

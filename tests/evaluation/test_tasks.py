@@ -173,6 +173,47 @@ def test_prose_is_no_reference(answer: str):
     assert MathJudge.reading(answer) is None
 
 
+def test_references_of_several_answers_are_read_whole_or_left_out(tmp_path: Path):
+    answers = [
+        "1331 and 1728",
+        r"x=1 \text{ or } x=2",
+        "7 hours 30 minutes",
+        "3:30 p.m.",
+        "10 to 12",
+        "10-12",
+        "8" * 1001,
+    ]
+    path = write(tmp_path / "several.jsonl", *({"prompt": "?", "answer": answer} for answer in answers))
+    found = load(Source(task=str(path)))
+    several = "holds several numbers among words, which are not compared as mathematics"
+    assert skipped(found) == [
+        f"line 3: the answer '7 hours 30 minutes' {several}",
+        f"line 5: the answer '10 to 12' {several}",
+        "line 6: the answer '10-12' may be a range or a difference",
+        f"line 7: the answer '{'8' * 60}' goes over the limits of judging (more than 1000 digits)",
+    ]
+    tries = [(r"1331 \text{ and } 1728", "1728"), (r"x=1 \text{ or } x=2", "2"), ("3:30", "3")]
+    judges = [problem.judge for problem in found.problems]
+    for judge, (whole, part) in zip(judges, tries, strict=True):
+        assert judge(rf"\boxed{{{whole}}}")[1] and not judge(rf"\boxed{{{part}}}")[1]
+
+
+@pytest.mark.parametrize(
+    ("completion", "found"),
+    [
+        (r"First \boxed{7}. On checking I get \boxed{9", (None, False)),
+        (r"<think>\boxed{7}</think>The answer is 9.", ("9", False)),
+        (r"<think>\boxed{9}</think>The answer is 7.", ("7", True)),
+        (r"\boxed{}", (None, False)),
+        (r"\fbox{7}, which I would not print as \}", ("7", True)),
+        (r"\boxed{\left\{7\right\}}", ("7", True)),
+        (r"\boxed{7 \text{ hours } 30 \text{ minutes}}", ("7 hours 30 minutes", False)),
+    ],
+)
+def test_the_last_box_is_the_answer(completion: str, found: tuple):
+    assert reading("7")(completion) == found
+
+
 def test_a_task_of_reasoning_gym():
     pytest.importorskip("reasoning_gym")
     found = load(Source(task="gym:chain_sum", kwargs={"seed": 3}, limit=2))
@@ -184,6 +225,16 @@ def test_a_task_of_reasoning_gym():
     assert judge(f"first <answer>0.5</answer>, no: <answer> {right} </answer>") == (right, True)
     assert judge("<answer>0.5</answer>") == ("0.5", False)
     assert judge(right) == judge("<answer> </answer>") == (None, False)
+
+
+def test_a_scorer_has_a_clock(monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("reasoning_gym")
+    judge = load(Source(task="gym:countdown", limit=1)).problems[0].judge
+    assert judge("<answer>1</answer>") == ("1", False)  # the scorer is imported before the clock is short
+    monkeypatch.setattr(limits, "SECONDS", 0.3)
+    for bomb in ("9**9**9", "1+" * 3000 + "1"):
+        answer, is_right = judge(f"<answer>{bomb}</answer>")
+        assert (answer, is_right, isinstance(answer, Unjudged)) == (bomb, False, True)
 
 
 @pytest.mark.parametrize(("task", "said"), [("prime_factorization", "2 x 3"), ("game_of_life", "{}"), ("boxnet", "42")])
