@@ -111,7 +111,7 @@ def test_frozen_layers_and_impossible_bounds_are_refused(policy: str):
     model.requires_grad_(True)
     with sigma_reparam(model), pytest.raises(ValueError, match=r"'.*q_proj' is parametrised already"):
         sigma_reparam(model).__enter__()
-    with pytest.raises(ValueError, match="norm must be >= 0 and finite and keys at least 2, got -1.0 and 4"):
+    with pytest.raises(ValueError, match=r"norm must be >= 0 and finite and keys at least 2, got -1\.0 and 4"):
         attention_entropy_bound(-1.0, 4)
 
 
