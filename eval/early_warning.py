@@ -20,23 +20,22 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol, TypeVar
 
 from many_runs import Job, read, run_all, train
 from rich.console import Console
 from rich.table import Table
 
-from hclm_rl.watch.collapse import CollapseDetector
+from hclm_rl.watch.collapse import CollapseDetector, Verdict
 
 COLLAPSED = 0.2  # share of the start
 SMOOTH, START = 10, 5  # optimiser steps
-LEVELS = {"collapsing": ("collapsing",), "warning": ("warning", "collapsing")}
+LEVELS = {"collapsing": ("collapsing", "collapsed"), "warning": ("warning", "collapsing", "collapsed")}
 GRID = {
-    "collapsing_below": (0.22, 0.25, 0.28, 0.3, 0.33),
-    "warning_below": (0.45, 0.5, 0.55, 0.6),
-    "horizon": (1, 30, 50, 80),
-    "memory": (10, 20),
-    "window": (40, 60),
+    "warning_below": (0.4, 0.5, 0.6),
+    "patience": (0.4, 0.5, 0.6, 0.75, 1.0),
+    "least_score": (2.5, 3.0, 3.5),
+    "warm_up": (5, 10),
 }
 GAUGES = ["entropy_flow", "information_force"]
 BONUS = {"entropy_bonus": {"coef": {"kind": "step_to_target", "target": 0.25, "delta": 0.01, "maximum": 0.3}}}
@@ -44,6 +43,15 @@ BONUS = {"entropy_bonus": {"coef": {"kind": "step_to_target", "target": 0.25, "d
 Log = Sequence[Mapping[str, float]]  # entries with `step` and `entropy`, ascending
 Runs = Mapping[str, Log]
 Level = Literal["collapsing", "warning"]
+
+
+class Detector(Protocol):
+    """What judges a log."""
+
+    def judge(self, log: Log) -> list[tuple[int, Verdict]]: ...
+
+
+Judge = TypeVar("Judge", bound=Detector)
 
 
 def jobs(seeds: Sequence[int], steps: int) -> list[Job]:
@@ -97,7 +105,7 @@ def collapse_step(log: Log) -> int | None:
     return None
 
 
-def alarms(log: Log, detector: CollapseDetector, level: Level = "collapsing") -> list[int]:
+def alarms(log: Log, detector: Detector, level: Level = "collapsing") -> list[int]:
     """The steps at which the detector begins to say it."""
     found, was_on = [], False
     for step, verdict in detector.judge(log):
@@ -130,7 +138,7 @@ class Score:
         return statistics.median(self.leads) if self.leads else float("nan")
 
 
-def score(runs: Runs, truth: Mapping[str, int | None], detector: CollapseDetector, level: Level) -> Score:
+def score(runs: Runs, truth: Mapping[str, int | None], detector: Detector, level: Level) -> Score:
     leads, lasting, alarmed, missed, false, steps = [], [], [], 0, 0, 0
     for name, log in runs.items():
         found, collapsed = alarms(log, detector, level), truth[name]
@@ -167,19 +175,13 @@ def halves(truth: Mapping[str, int | None], by: Literal["runs", "settings"] = "r
     return one, set(truth) - one
 
 
-def alone(runs: Runs) -> Runs:
-    """The entropy without the other logged signs."""
-    return {name: [{"step": e["step"], "entropy": e["entropy"]} for e in log] for name, log in runs.items()}
-
-
 def grid(points: Mapping[str, Sequence[float]]) -> list[CollapseDetector]:
     found = [dict(zip(points, values, strict=True)) for values in itertools.product(*points.values())]
-    return [CollapseDetector(**each) for each in found if each["collapsing_below"] <= each["warning_below"]]  # type: ignore[arg-type]
+    collapsed = CollapseDetector().collapsed
+    return [CollapseDetector(**each) for each in found if each.get("warning_below", 1) > collapsed]  # type: ignore[arg-type]
 
 
-def choose(
-    runs: Runs, truth: Mapping[str, int | None], detectors: Iterable[CollapseDetector], most_false: float
-) -> CollapseDetector:
+def choose(runs: Runs, truth: Mapping[str, int | None], detectors: Iterable[Judge], most_false: float) -> Judge:
     """Of those with no more than `most_false` alarms per 1,000 healthy steps: fewest missed, then the longest lead.
 
     Where none keeps to that, the one with the fewest false alarms. Of equals the first.
@@ -211,23 +213,21 @@ def tabulate(runs: Runs, by: Literal["runs", "settings"], most_false: float) -> 
     truth = {name: collapse_step(log) for name, log in runs.items()}
     first, second = ({name: runs[name] for name in sorted(names)} for names in halves(truth, by))
     shipped = CollapseDetector()
-    chosen = choose(alone(first), truth, grid(GRID), most_false)  # `collapsing` reads the entropy alone
+    chosen = choose(first, truth, grid(GRID), most_false)
     collapsing = sorted(step for step in truth.values() if step is not None)
     table = Table(title=f"{len(collapsing)} collapsing runs, {len(runs) - len(collapsing)} others; halves by {by}")
     columns = ("thresholds", "runs", "lead", "lasting lead", "missed", "healthy runs alarmed", "false per 1,000 steps")
     for column in columns:
         table.add_column(column)
-    lines: list[tuple[str, CollapseDetector, Level, bool]] = [
-        ("set on the first half: collapsing", chosen, "collapsing", True),
-        ("shipped: collapsing", shipped, "collapsing", True),
-        ("shipped: collapsing, entropy alone", shipped, "collapsing", False),
-        ("set on the first half: warning", chosen, "warning", True),
-        ("shipped: warning", shipped, "warning", True),
-        ("shipped: warning, entropy alone", shipped, "warning", False),
+    lines: list[tuple[str, CollapseDetector, Level]] = [
+        ("set on the first half: collapsing", chosen, "collapsing"),
+        ("shipped: collapsing", shipped, "collapsing"),
+        ("set on the first half: warning", chosen, "warning"),
+        ("shipped: warning", shipped, "warning"),
     ]
-    for label, detector, level, has_signs in lines:
+    for label, detector, level in lines:
         for where, half in (("first half", first), ("second half", second)):
-            of = score(half if has_signs else alone(half), truth, detector, level)
+            of = score(half, truth, detector, level)
             table.add_row(*row(label, where, of))
     false = sorted(
         {*score(runs, truth, shipped, "collapsing").alarmed, *score(runs, truth, chosen, "collapsing").alarmed}

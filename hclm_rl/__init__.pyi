@@ -21,7 +21,7 @@ from .types import Term as Term
 from .types import TokenBatch as TokenBatch
 from .types import Total as Total
 from .types import Transcript as Transcript
-from .watch.collapse import CollapseCallback as CollapseCallback
+from .watch.callback import CollapseCallback as CollapseCallback
 from .watch.collapse import CollapseDetector as CollapseDetector
 
 __version__: str

@@ -1,3 +1,4 @@
-"""The public names of watch/collapse.py: sees a collapse of the entropy coming."""
+"""The public names of watch/collapse.py and watch/callback.py: sees a collapse of the entropy coming."""
 
+from .watch.callback import CollapseCallback as CollapseCallback
 from .watch.collapse import *  # noqa: F403

@@ -114,13 +114,13 @@ class OnCollapse:
 
     Carries a `CollapseDetector` (collapse.py) of its own, fed with the entropy of each optimiser step. On at the first
     verdict of `since` or worse (never for exploding, which also switches it off); off again once the smoothed entropy
-    is above `until` of its start.
+    is above `until` of the detector's reference.
     """
 
     active: float  # the coefficient while it is on
     idle: float = 0.0  # and while it is not
     since: Literal["warning", "collapsing"] = "warning"
-    until: float = 0.7  # share of the start, above the detector's warning_below
+    until: float = 0.7  # share of the reference, above the detector's warning_below
     detector: Mapping[str, float] | None = None  # fields of CollapseDetector that differ from its defaults
 
     def __post_init__(self) -> None:
@@ -158,7 +158,7 @@ class OnCollapse:
         seen = {name: value for name, value in state.items() if name != "is_on"}
         verdict, seen = self._watch().update({"entropy": entropy}, int(seen.get("step", 0)) + 1, seen)
         is_on = bool(state["is_on"])
-        if verdict.state == "exploding" or (is_on and seen["level"] > self.until * seen["start"]):
+        if verdict.state == "exploding" or (is_on and seen["level"] > self.until * seen.get("reference", math.inf)):
             is_on = False
         elif STATES.index(self.since) <= verdict.number:
             is_on = True

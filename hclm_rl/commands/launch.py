@@ -22,7 +22,7 @@ from ..responses.answers import final_text, own_last_words
 from ..testbed import Evaluation, Task, evaluate
 from ..testbed.sampling import measured
 from ..trainer import GRPOTrainer, RLOOTrainer
-from ..watch.collapse import CollapseCallback
+from ..watch.callback import CollapseCallback
 from ..watch.report.runs import LOG_NAME, RECIPE_NAME, SUMMARY_NAME
 from .callbacks import LogWriter, MeasureAtStart
 from .loading import TESTBED, build_trainer

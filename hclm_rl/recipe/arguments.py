@@ -50,7 +50,8 @@ class RunArguments(ScriptArguments):
     watch_collapse: Literal["off", "warn", "stop"] = field(
         default="warn",
         metadata={
-            "help": "Log collapse/state and warn when the entropy collapses or explodes; stop: end training then."
+            "help": "Log collapse/state and warn when the entropy goes astray; stop: end training once it has "
+            "collapsed or explodes."
         },
     )
     save_final: bool = field(default=True, metadata={"help": "Whether to write the trained model into output_dir."})

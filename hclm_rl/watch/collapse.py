@@ -1,75 +1,109 @@
 """Sees a collapse of the policy's entropy coming, from what a run logs
 
 The detector reads one log entry at a time and keeps plain numbers, so it works in training (`CollapseCallback`, and as
-the coefficient `on_collapse`) and on the log of a finished run (`judge`). Its thresholds were set on one half of 64
-runs of the testbed and are reported on the other (docs/results.md).
+the coefficient `on_collapse`) and on the log of a finished run (`judge`; on anyone's log, `hclm-rl watch`). How early
+and how falsely it speaks: docs/results.md. What its words mean: docs/words.md.
 """
 
-import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Literal, get_args
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from .history import LEAST, State, add_noise, last_time_above, mean_of, push
+from .signs import Signs, number
+from .trend import mann_kendall, resting_point, theil_sen
 
-logger = logging.getLogger(__name__)
-
-STATES = ("healthy", "warning", "collapsing", "exploding")
-State = dict[str, float]
+Word = Literal["healthy", "warning", "collapsing", "exploding", "collapsed"]
+Level = tuple[float, float]  # nats, and their standard error
+STATES: tuple[Word, ...] = get_args(Word)  # a state's number is its place here, in logs and in checkpoints
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What the detector says after a step."""
+    """What the detector says after a step. The state is one of the entropy's curve alone."""
 
-    state: Literal["healthy", "warning", "collapsing", "exploding"]
-    causes: tuple[str, ...]  # sentences, the strongest first; none where it is healthy
+    state: Word
+    causes: tuple[str, ...] = ()  # sentences about the entropy; none where it is healthy
+    signs: tuple[str, ...] = ()  # and about what else is logged: they stand beside the state and do not change it
 
     @property
     def number(self) -> int:
-        """As it is logged: 0 healthy, 1 warning, 2 collapsing, 3 exploding."""
+        """As it is logged: 0 healthy, 1 warning, 2 collapsing, 3 exploding, 4 collapsed."""
         return STATES.index(self.state)
+
+    @property
+    def severity(self) -> int:
+        """By how bad it is: healthy, warning, collapsing, then exploding and collapsed alike."""
+        return min(self.number, 3)
+
+    @property
+    def is_alarm(self) -> bool:
+        """Whether it is worse than a warning."""
+        return self.severity > 1
+
+    @property
+    def told(self) -> str:
+        """All in one sentence."""
+        return "; ".join((f"the entropy: {self.state}", *self.causes, *self.signs))
+
+    @property
+    def ends(self) -> bool:
+        """Whether a run that stops at a collapse stops here: it is over, and not only foreseen."""
+        return self.state in ("collapsed", "exploding")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trend:
+    """Of a window of the history."""
+
+    slope: float  # of log entropy, per unit of time
+    level: float  # nats, of the line at the window's end
+    span: float  # time
+    steps: float  # optimiser steps
 
 
 @dataclass(frozen=True, kw_only=True)
 class CollapseDetector:
-    """Says healthy, warning, collapsing or exploding from logged quantities.
+    """Says healthy, warning, collapsing, collapsed or exploding from the curve of the entropy.
 
-    Level: the entropy, smoothed over `memory` steps, as a share of its start (the mean over the first `reference`
-    steps). Slope: that of log entropy, by a line over the last `window` steps, older ones forgotten exponentially.
-    Collapsing: the level is below `collapsing_below`, or below `warning_below` while the slope takes it to `collapsed`
-    within `horizon` steps. Warning: below `warning_below`, or one of the other signs. Exploding: above
-    `exploding_above` and rising. The other signs, where the run logs them: the flow of entropy_flow or force_reweight,
-    summed over `horizon`, passes `collapsed`; responses of a group alike (`distinct` under `least_distinct` of its
-    start); the log-det's force dying (`rho` under `least_force` of its start); more than `most_clipped` of the tokens
-    clipped.
+    Reference: the highest level since `warm_up`, less two standard errors of it. Collapsed: surely under `collapsed`
+    of the reference, or under `least_nats`. Collapsing: below `warning_below` the entropy falls (Mann-Kendall's score
+    and Theil and Sen's line over the recent part of the fall), does not come to rest above `collapsed`, and at its
+    pace is there within `patience` of the time in which it came down from nine tenths of the reference, and before
+    `max_steps`, where the log names them. Time counts in learning rate x steps where the rate is logged, else in
+    steps. A reward that falls with the entropy makes the patience half as long again, one that rises a tenth shorter.
+    Once it has said so it asks for a new low before it says so again. Warning: below `warning_below`. Exploding: above
+    `exploding_above` of the start and above `ample_nats`, and rising.
     """
 
-    collapsed: float = 0.2  # share of the start that counts as collapse, in (0, 1)
-    collapsing_below: float = 0.25  # share of the start
-    warning_below: float = 0.5  # share of the start
-    exploding_above: float = 1.5  # shares of the start
-    horizon: int = 120  # optimiser steps
-    memory: int = 10  # optimiser steps
-    window: int = 40  # optimiser steps
-    reference: int = 5  # optimiser steps
-    least_distinct: float = 0.5  # share of its start
-    least_force: float = 0.1  # share of its start
-    most_clipped: float = 0.3  # of the tokens
+    collapsed: float = 0.2  # share of the reference that counts as collapse, in (0, 1)
+    warning_below: float = 0.5  # share of the reference
+    exploding_above: float = 2.0  # shares of the start
+    least_nats: float = 0.03  # collapsed whatever the reference is
+    ample_nats: float = 1.0  # above it nothing is collapsed, and below it nothing explodes
+    patience: float = 0.6  # share of the time that the fall has taken
+    least_score: float = 3.0  # Mann-Kendall's z from which on a trend is one
+    least_fall: float = 0.1  # change of log entropy over the window without which a trend is none
+    warm_up: int = 5  # optimiser steps that are not looked at: formats are learnt in them
+    memory: int = 10  # optimiser steps over which the level is smoothed
+    signs: Signs = field(default_factory=Signs)
 
     def __post_init__(self) -> None:
-        if not 0 < self.collapsed < self.collapsing_below <= self.warning_below < 1 < self.exploding_above:
+        if not 0 < self.collapsed < self.warning_below < 1 < self.exploding_above:
             raise ValueError(
-                "0 < collapsed < collapsing_below <= warning_below < 1 < exploding_above must hold, got "
-                f"{self.collapsed}, {self.collapsing_below}, {self.warning_below}, {self.exploding_above}"
+                "0 < collapsed < warning_below < 1 < exploding_above must hold, got "
+                f"{self.collapsed}, {self.warning_below}, {self.exploding_above}"
             )
-        for name in ("horizon", "memory", "window", "reference"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1 optimiser step, got {getattr(self, name)}")
-        for name in ("least_distinct", "least_force", "most_clipped"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        if not 0 <= self.least_nats < self.ample_nats:
+            raise ValueError(f"0 <= least_nats < ample_nats must hold, got {self.least_nats}, {self.ample_nats}")
+        if self.warm_up < 0 or self.memory < 1:
+            raise ValueError(
+                f"warm_up must be at least 0 and memory at least 1 optimiser step, got {self.warm_up}, {self.memory}"
+            )
+        for name in ("patience", "least_score", "least_fall"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
 
     def initial_state(self) -> State:
         """Before the first step."""
@@ -81,80 +115,171 @@ class CollapseDetector:
         An entry without an entropy, or of a step seen before (a resumed run), changes nothing.
         """
         entropy = number(logs.get("entropy"))
-        if entropy is None or not entropy >= 0 or step <= state.get("step", -1):
-            return Verdict(state=STATES[int(state.get("verdict", 0))], causes=()), state
+        if entropy is None or entropy < 0 or step <= state.get("step", -1):
+            return Verdict(state=STATES[int(state.get("verdict", 0))]), state
         new = dict(state)
-        steps = max(step - int(new.get("step", 0)), 1)
+        steps = max(step - int(new.get("step", step - 1)), 1)
         new["step"] = step
-        fit_line(new, math.log(max(entropy, 1e-12)), steps, 1 - 1 / self.window)
-        if new.get("seen", 0) < self.reference:
-            counts = min(steps, self.reference - new.get("seen", 0))
-            new["seen"] = new.get("seen", 0) + counts
-            new["start"] = new.get("start", 0.0) + (entropy - new.get("start", 0.0)) * counts / new["seen"]
+        first = new.setdefault("first", step)
+        if "seen" in new:  # written by version 0.1.0's first detector, whose reference was the start
+            new["reference"] = max(new.get("start", 0.0), self.least_nats)
+            del new["seen"]
+        if entropy == 0 and "level" not in new:
+            return Verdict(state="warning", causes=("the entropy is 0: no token counts, or every one is certain",)), new
         keep = (1 - 1 / self.memory) ** steps
         new["level"] = keep * new.get("level", entropy) + (1 - keep) * entropy
-        collapsing, causes = self.by_entropy(new)
-        is_exploding = new["level"] > self.exploding_above * new["start"] and slope(new) > 0
-        signs = self.other_signs(logs, new, steps)
-        if is_exploding:
-            share = new["level"] / new["start"]
-            verdict = Verdict(
-                state="exploding", causes=(f"the entropy is {share:.1f} times its start and rises", *signs)
+        rate = number(logs.get("learning_rate"))
+        new["rate"] = new.get("rate", 1.0) if rate is None else rate
+        new["now"] = new.get("now", 0.0) + new["rate"] * steps
+        levels = self.remember(logs, entropy, steps, new) if step - first >= self.warm_up else []
+        is_warm = "reference" in new
+        signs = self.signs.update(logs, steps, new["level"] - self.limit(new) if is_warm else math.inf, new)
+        word, causes = self.word(logs, levels, new) if is_warm else ("healthy", ())
+        new["verdict"] = STATES.index(word)
+        return Verdict(state=word, causes=causes, signs=signs), new
+
+    def remember(self, logs: Mapping[str, object], entropy: float, steps: int, state: State) -> list[Level]:
+        """Adds the entry to the history, keeps the reference; the levels of the scales that grew.
+
+        Those are the means of the last 4 entries and of the last 8 bins of every such scale, with their errors.
+        """
+        add_noise(state, state.get("last", entropy), entropy)
+        state["last"], state["spacing"] = entropy, steps
+        push(state, "time", state["now"])
+        grown = push(state, "entropy", entropy)
+        if (reward := number(logs.get("reward"))) is not None:
+            push(state, "reward", reward)
+        levels = [mean_of(state, 0, 4), *(mean_of(state, scale, LEAST) for scale in range(grown))]
+        if levels[0]:
+            sure = max(mean - error for mean, error in filter(None, levels))
+            state["reference"] = max(sure, state.get("reference", 0.0), self.least_nats)
+        if "start" not in state and len(state["entropy"][0]) >= LEAST:
+            state["start"] = sum(levels[1] or (0, 0))
+        state["grown"] = grown
+        return list(filter(None, levels))
+
+    def limit(self, state: State) -> float:
+        """Nats under which it is collapsed."""
+        return max(self.collapsed * state["reference"], self.least_nats)
+
+    def word(self, logs: Mapping[str, object], levels: list[Level], state: State) -> tuple[Word, tuple[str, ...]]:
+        """The state, and sentences that say why."""
+        level, share, was = state["level"], state["level"] / state["reference"], STATES[int(state.get("verdict", 0))]
+        told = f"the entropy is {level:.2g} nats, {100 * share:.0f} % of its reference"
+        left = self.steps_to_collapse(logs, levels, state)
+        if self.is_collapsed(levels, was == "collapsed", state):
+            return "collapsed", (told,)
+        if self.is_exploding(state):
+            return "exploding", (
+                f"the entropy is {level:.2g} nats, {level / state['start']:.1f} times its start and rises",
             )
-        elif collapsing:
-            verdict = Verdict(state="collapsing", causes=(*causes, *signs))
-        elif causes or signs:
-            verdict = Verdict(state="warning", causes=(*causes, *signs))
-        else:
-            verdict = Verdict(state="healthy", causes=())
-        new["verdict"] = verdict.number
-        return verdict, new
+        if left is not None:
+            return "collapsing", (f"{told}, and at its pace collapsed in {left:.0f} steps",)
+        if share < self.warning_below * (1.1 if was == "warning" else 1.0):
+            return "warning", (told,)
+        return "healthy", ()
 
-    def by_entropy(self, state: State) -> tuple[bool, tuple[str, ...]]:
-        """Whether it collapses by level and slope, and the sentences."""
-        if state["seen"] < self.reference or state["start"] <= 0:
-            return False, ()
-        share, pace = state["level"] / state["start"], slope(state)
-        if share >= self.warning_below:
-            return False, ()
-        left = (math.log(share) - math.log(self.collapsed)) / -pace if pace < 0 and share > 0 else math.inf
-        told = f"the entropy is at {100 * share:.0f} % of its start"
-        is_on = state.get("verdict") == STATES.index("collapsing")
-        # hysteresis: it goes on until the level has risen by a tenth, or the slope has clearly flattened
-        below, within = (
-            (1.1 * self.collapsing_below, 4 * self.horizon) if is_on else (self.collapsing_below, self.horizon)
+    def is_collapsed(self, levels: list[Level], was: bool, state: State) -> bool:
+        """A level is three standard errors below the limit, and the smoothed one near it; until half above it again."""
+        limit = self.limit(state)
+        if was:
+            return state["level"] < 1.5 * limit
+        return state["level"] < min(2.5 * limit, self.ample_nats) and any(
+            mean + 3 * error < limit for mean, error in levels
         )
-        if share < below or left < within:
-            reach = f" and at its slope reaches {100 * self.collapsed:.0f} % in {max(left, 0):.0f} steps"
-            return True, (told + (reach if left < within else ""),)
-        return False, (told,)
 
-    def other_signs(self, logs: Mapping[str, object], state: State, steps: int) -> tuple[str, ...]:
-        """Sentences of what else the run logs; keeps what it needs in `state`."""
-        told = []
-        for name, value in logs.items():
-            noun = name.rpartition("/")[2]
-            value = number(value)
-            if value is None:
-                continue
-            if noun in ("distinct", "rho", "predicted_change"):
-                keep = (1 - 1 / self.memory) ** steps
-                mean = state[f"mean {name}"] = keep * state.get(f"mean {name}", value) + (1 - keep) * value
-                if state["seen"] < self.reference:
-                    continue
-                first = state.setdefault(f"first {name}", mean)
-                if noun == "predicted_change":
-                    if state["level"] + self.horizon * mean < self.collapsed * state["start"]:
-                        told.append(
-                            f"{name}: {mean:.1e} nats a step, under {100 * self.collapsed:.0f} % of the start in "
-                            f"{self.horizon} steps"
-                        )
-                elif mean < (self.least_distinct if noun == "distinct" else self.least_force) * first:
-                    what = "of the responses in a group differ" if noun == "distinct" else "of its bound has the force"
-                    told.append(f"{name}: {mean:.2g} {what}, {first:.2g} at the start")
-            elif name == "clip_ratio/region_mean" and value > self.most_clipped:
-                told.append(f"{100 * value:.0f} % of the tokens are clipped")
-        return tuple(told)
+    def is_exploding(self, state: State) -> bool:
+        """Until it has not been seen to rise for half a window."""
+        if state["level"] < max(self.exploding_above * state.get("start", math.inf), self.ample_nats):
+            state.pop("rises until", None)
+            return False
+        for scale in range(state.get("grown", 0)):
+            if (found := self.trend(scale, 1, self.least_score, state)) is not None:
+                state["rises until"] = state["step"] + found.steps / 2
+        return state.get("rises until", -1) >= state["step"]
+
+    def steps_to_collapse(self, logs: Mapping[str, object], levels: list[Level], state: State) -> float | None:
+        """Steps that are left at the present pace, once it collapses and until half a window without a sign of it."""
+        is_on, last = "falls until" in state, number(logs.get("max_steps"))
+        if levels:
+            self.keep_bar(levels[0], state)
+            if is_on or levels[0][0] < min(state["bar"], self.warning_below * state["reference"]):
+                found = [self.fall(scale, is_on, last, state) for scale in range(state["grown"])]
+                for left, steps in filter(None, found):
+                    state["falls until"] = max(state["step"] + steps / 2, state.get("falls until", 0.0))
+                    state["collapses at"] = state["step"] + left
+        if "falls until" not in state:
+            return None
+        if state["step"] > state["falls until"] or "low" not in state:
+            del state["falls until"]
+            state["bar"] = min(state["bar"], 0.6 * state.get("low", math.inf))
+            return None
+        return max(state["collapses at"] - state["step"], 0.0)
+
+    def keep_bar(self, recent: Level, state: State) -> None:
+        """Below the bar, in nats, falls are looked at; a low that it came back from lowers the bar."""
+        state.setdefault("bar", math.inf)
+        if sum(recent) < self.warning_below * state["reference"] or "low" in state:
+            state["low"] = min(state.get("low", math.inf), sum(recent))
+            if min(state["level"], recent[0] - 2 * recent[1]) > 1.3 * state["low"]:
+                state["bar"] = min(state["bar"], 0.85 * state.pop("low"))
+
+    def fall(self, scale: int, is_on: bool, last: float | None, state: State) -> tuple[float, float] | None:
+        """Steps to collapse and of the window, if the window of that scale falls into it; `is_on`: it did before."""
+        values, limit = state["entropy"][scale], self.limit(state)
+        fell, goes_on = sum(values[:4]) / max(sum(values[-4:]), 1e-9), max(sum(values[-4:]) / 4 / limit, 1.0)
+        if state["rate"] <= 0 or math.log(max(fell, 1.0)) < (0.05 if is_on else 0.15) / self.patience * math.log(
+            goes_on
+        ):
+            return None  # far too slow, seen without the costly tests
+        found = self.trend(scale, -1, self.least_score * (0.5 if is_on else 1.0), state)
+        if found is None:
+            return None
+        left = max(math.log(found.level / limit), 0.0) / -self.recent_slope(found, scale, state)
+        since = last_time_above(state, 0.9 * state["reference"], scale)
+        fallen = min(state["now"] - (since or 0.0), 2 * found.span) + 8 * state["rate"]
+        patience = self.patience * {-1: 1.5, 0: 1.0, 1: 0.9}[self.reward_turns(scale, state)]
+        if left > patience * fallen * (3.0 if is_on else 1.0):
+            return None
+        if last and 0 <= last - state["step"] < left / state["rate"]:  # 0 and -1 stand for a run without a last step
+            return None
+        if any(self.rests_above(each, limit, found.level, state) for each in (scale, scale + 1, scale + 2)):
+            return None
+        return left / state["rate"], found.steps
+
+    def rests_above(self, scale: int, limit: float, level: float, state: State) -> bool:
+        """Whether the fall slows down, surely, and to come to rest about the limit or above it."""
+        if scale >= len(state["entropy"]) or len(state["entropy"][scale]) < LEAST:
+            return False
+        rest, error = resting_point(state["entropy"][scale], state["noise"] * level / 2 ** (scale / 2))
+        errors = 3 if len(state["entropy"]) > 5 else 4  # of fewer than 32 entries a bend is mostly noise
+        return rest > 0.9 * limit and rest - errors * error > 0.3 * limit
+
+    def recent_slope(self, found: Trend, scale: int, state: State) -> float:
+        """That of the window, or that of its newer half where it is surely shallower: by a standard error of it."""
+        times, values = (state[name][scale][-LEAST:] for name in ("time", "entropy"))
+        logs = [math.log(max(value, 1e-3 * state["reference"])) for value in values]
+        mean = sum(times) / LEAST
+        error = state["noise"] / 2 ** (scale / 2) / sum((time - mean) ** 2 for time in times) ** 0.5
+        return max(found.slope, min(theil_sen(times, logs)[0] - error, -1e-12))
+
+    def reward_turns(self, scale: int, state: State) -> int:
+        """-1, 0 or 1: whether the reward falls, keeps its place or rises over the window of that scale."""
+        rings = state.get("reward", ())
+        score = mann_kendall(rings[scale]) if scale < len(rings) and len(rings[scale]) >= LEAST else 0.0
+        return (score > 2) - (score < -2)
+
+    def trend(self, scale: int, sign: int, least: float, state: State) -> Trend | None:
+        """Over the window of that scale; None where the score is not beyond `least` in the direction of `sign`."""
+        values, times = state["entropy"][scale], state["time"][scale]
+        if len(values) < LEAST or sign * (values[-1] - values[0]) < 0 or sign * mann_kendall(values) < least:
+            return None
+        slope, level = theil_sen(times, [math.log(max(value, 1e-3 * state["reference"])) for value in values])
+        span = times[-1] - times[0]
+        if sign * slope * span < self.least_fall:
+            return None
+        steps = len(values) * 2**scale * state["spacing"]
+        return Trend(slope=slope, level=math.exp(level), span=span, steps=steps)
 
     def judge(self, log: Iterable[Mapping[str, object]]) -> list[tuple[int, Verdict]]:
         """The verdict after each entry of a run's log that has a step and an entropy."""
@@ -168,70 +293,3 @@ class CollapseDetector:
             if step is not None and number(entry.get("entropy")) is not None:
                 verdict, state = self.update(entry, int(step), state)
                 yield int(step), verdict, state
-
-
-def number(value: object) -> float | None:
-    """A finite number, also one that was logged as text; None for anything else."""
-    try:
-        found = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        return None
-    return found if math.isfinite(found) else None
-
-
-def fit_line(state: State, y: float, steps: int, keep: float) -> None:
-    """Adds (now, y) to the sums of a line whose time counts back from now; what is older weighs `keep` per step."""
-    n, t, s, tt, ts = (state.get(name, 0.0) for name in ("n", "t", "s", "tt", "ts"))
-    forgotten = keep**steps
-    tt, ts, t = tt - 2 * steps * t + steps**2 * n, ts - steps * s, t - steps * n
-    state["n"], state["t"], state["s"] = forgotten * n + 1, forgotten * t, forgotten * s + y
-    state["tt"], state["ts"] = forgotten * tt, forgotten * ts
-
-
-def slope(state: State) -> float:
-    """Change of the fitted quantity per step; 0 before there are two points."""
-    spread = state["n"] * state["tt"] - state["t"] ** 2
-    return (state["n"] * state["ts"] - state["t"] * state["s"]) / spread if spread > 1e-9 else 0.0
-
-
-class CollapseCallback(TrainerCallback):
-    """Watches a run: logs `collapse/state` (0 healthy to 3 exploding), warns when it gets worse, and may stop it.
-
-    Put it before callbacks that write the log. `action`: "warn", or "stop" to end training once it is collapsing or
-    exploding (the checkpoint callback still saves). To act on it, give a term the coefficient `on_collapse`.
-    """
-
-    def __init__(self, detector: CollapseDetector | None = None, action: Literal["warn", "stop"] = "warn") -> None:
-        if action not in ("warn", "stop"):
-            raise ValueError(f'action must be "warn" or "stop", got {action!r}')
-        self.detector, self.action = detector or CollapseDetector(), action
-        self.state = self.detector.initial_state()
-        self.verdict = Verdict(state="healthy", causes=())
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
-        """A run that goes on from a checkpoint has its start in its log."""
-        self.state, self.verdict = self.detector.initial_state(), Verdict(state="healthy", causes=())
-        for _, verdict, after in self.detector.read(state.log_history):
-            self.verdict, self.state = verdict, after
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict | None = None,
-        **kwargs: object,
-    ) -> None:
-        if logs is None or number(logs.get("entropy")) is None:
-            return
-        before = self.verdict
-        self.verdict, self.state = self.detector.update(logs, state.global_step, self.state)
-        logs["collapse/state"] = self.verdict.number
-        if state.log_history:  # the Trainer keeps a copy of its own
-            state.log_history[-1]["collapse/state"] = self.verdict.number
-        if self.verdict.number > before.number and state.is_world_process_zero:
-            logger.warning("step %d: %s: %s", state.global_step, self.verdict.state, "; ".join(self.verdict.causes))
-        if self.action == "stop" and self.verdict.state in ("collapsing", "exploding"):
-            control.should_training_stop = True

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -9,13 +10,30 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2] / "eval"))  # scripts, not a package
 
 import early_warning
-from early_warning import alarms, alone, choose, collapse_step, grid, halves, lowest, score
+from early_warning import alarms, choose, collapse_step, grid, halves, lowest, score
 from many_runs import Job, read, run_all, write
 
-from hclm_rl.watch.collapse import CollapseDetector
+from hclm_rl.watch.collapse import CollapseDetector, Verdict
 
-# the level is the entropy itself (memory of one step); nothing but the level counts (a horizon of one step)
-BY_LEVEL = CollapseDetector(collapsing_below=0.3, warning_below=0.5, memory=1, horizon=1)
+
+@dataclass(frozen=True, kw_only=True)
+class ByLevel:
+    """Stands in for the detector: nothing but the level counts, so that alarms can be worked by hand."""
+
+    collapsing_below: float = 0.3
+    warning_below: float = 0.5
+    memory: int = 1  # steps of the level, each of weight 1 / memory
+
+    def judge(self, log):
+        level, found = log[0]["entropy"], []
+        for entry in log:
+            level += (entry["entropy"] - level) / self.memory
+            bad = "collapsing" if level < self.collapsing_below else "warning"
+            found.append((entry["step"], Verdict(state=bad if level < self.warning_below else "healthy")))
+        return found
+
+
+BY_LEVEL = ByLevel()
 
 
 def log_of(*pieces: tuple[float, int], every: int = 1, **more: float) -> list[dict]:
@@ -61,7 +79,7 @@ def test_leads_by_hand():
 
 def test_an_alarm_after_the_collapse_is_a_missed_one():
     log = log_of((1.0, 20), (0.1, 20))
-    blind = CollapseDetector(collapsing_below=0.3, warning_below=0.5, memory=40, horizon=1)
+    blind = ByLevel(memory=40)
     # level after k steps 0.1 + 0.9 * 0.975^k < 0.3 from k = ln(4.5) / -ln(0.975) = 59.4 on: never within 40 steps
     assert alarms(log, blind) == []
     found = score({"run": log}, {"run": 29}, blind, "collapsing")
@@ -81,12 +99,13 @@ def test_false_alarms_by_hand():
     assert (warned.false, warned.alarmed) == (3, ("dips", "lull"))
 
 
-def test_other_signs_warn_and_are_left_out_alone():
-    log = log_of((1.0, 30))
+def test_other_signs_change_no_alarm():
+    log = log_of((1.0, 20), (0.4, 20))
     for entry in log[10:]:
         entry["clip_ratio/region_mean"] = 0.9
-    assert alarms(log, BY_LEVEL, "warning") == [11] and alarms(log, BY_LEVEL) == []
-    assert alarms(alone({"run": log})["run"], BY_LEVEL, "warning") == []
+    assert alarms(log, CollapseDetector(), "warning") == alarms(
+        log_of((1.0, 20), (0.4, 20)), CollapseDetector(), "warning"
+    )
 
 
 def test_halves_alternate_within_each_side():
@@ -100,25 +119,25 @@ def test_the_grid_chooses_no_missed_run_and_the_longest_lead_within_the_limit():
     falling = log_of((1.0, 20), (0.45, 10), (0.28, 10), (0.1, 20))
     dip = log_of((1.0, 20), (0.35, 5), (1.0, 75))
     runs, truth = {"falling": falling, "dip": dip}, {"falling": collapse_step(falling), "dip": None}
-    points = grid({"collapsing_below": (0.25, 0.3, 0.4), "warning_below": (0.5,), "memory": (1,), "horizon": (1,)})
+    points = [ByLevel(collapsing_below=below) for below in (0.25, 0.3, 0.4)]
     # 0.25 alarms at 41, 0.3 at 31; 0.4 at 31 too and once falsely in 100 steps
     assert choose(runs, truth, points, most_false=5).collapsing_below == 0.3
     assert choose(runs, truth, points[2:], most_false=5).collapsing_below == 0.4  # none keeps to the limit
-    assert len(grid({"collapsing_below": (0.3, 0.6), "warning_below": (0.5,)})) == 1  # the impossible left out
+    assert len(grid({"warning_below": (0.1, 0.5), "patience": (0.5, 1.0)})) == 2  # the impossible left out
 
 
 def test_the_table_reads_runs_and_names_the_false_alarms(tmp_path):
     of = {
         "a_1": log_of((1.0, 20), (0.1, 30)),
         "a_2": log_of((1.0, 20), (0.1, 30)),
-        "b_1": log_of((1.0, 20), (0.24, 30)),
+        "b_1": log_of((1.0, 20), *((1 - 0.027 * i, 1) for i in range(1, 29)), (0.24, 30)),
         "b_2": log_of((1.0, 50)),
     }
     for name, log in of.items():
         (tmp_path / f"{name}.json").write_text(json.dumps({"job": {}, "h": log}))
     runs = {name: found["h"] for name, found in read([tmp_path]).items()}
     table, notes = early_warning.tabulate(runs, "runs", most_false=0.5)
-    assert table.title == "2 collapsing runs, 2 others; halves by runs" and table.row_count == 12
+    assert table.title == "2 collapsing runs, 2 others; halves by runs" and table.row_count == 8
     assert "collapse at steps 29, 29" in notes
     assert notes[-1] == "false alarm in b_1, whose entropy came down to 24 %"
 

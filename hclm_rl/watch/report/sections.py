@@ -28,7 +28,13 @@ from .table import MEASURES, Value, by_group, group_of, value_of
 
 BEFORE_COLOUR = "#9aa0a6"
 STATE = "collapse/state"
-STATES = (("healthy", "#b7dfc3"), ("warning", "#f6c343"), ("collapsing", "#d55e00"), ("exploding", "#7b3294"))
+STATES = (
+    ("healthy", "#b7dfc3"),
+    ("warning", "#f6c343"),
+    ("collapsing", "#d55e00"),
+    ("exploding", "#7b3294"),
+    ("collapsed", "#8c1c13"),
+)
 FORCES = {
     "force_norm": "force norm $\\|F\\|$",
     "rho": "force over its bound, $\\rho$",
@@ -118,11 +124,11 @@ def alarms(runs: Sequence[Run]) -> Section | None:
         grid = figure.add_gridspec(1 + rows, COLUMNS, height_ratios=heights)
         draw_bands(figure.add_subplot(grid[0, :]), watched)
         patches = [Patch(color=colour, label=name) for name, colour in STATES]
-        figure.legend(handles=patches, loc="outside upper left", ncols=4, frameon=False)
+        figure.legend(handles=patches, loc="outside upper left", ncols=len(STATES), frameon=False)
     with rc_context(STYLE):
         for i, panel in enumerate(panels):
             draw_panel(figure.add_subplot(grid[1 + i // COLUMNS, i % COLUMNS]), runs, panel)
-    caption = "What the collapse detector said of each run, and the quantities it looks at."
+    caption = "What the detector said of each run's entropy, and the quantities it looks at."
     return Section(name="alarms", title="Alarms", figure=figure, caption=caption)
 
 
