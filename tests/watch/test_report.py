@@ -364,3 +364,10 @@ def test_the_page_renders_in_a_browser_without_network(tmp_path: Path):
         assert (image[:, :, :3].min(axis=2) < 0.9).mean() > 0.02  # not blank
         colours.append(image)
     assert (colours[0] != colours[1]).any() and (colours[1] != colours[2]).any()  # the choice recolours the tokens
+
+
+def test_the_bands_have_the_detectors_words_in_its_order():
+    from hclm_rl.watch.collapse import STATES as WORDS
+    from hclm_rl.watch.report.sections import STATES
+
+    assert tuple(word for word, _ in STATES) == WORDS
