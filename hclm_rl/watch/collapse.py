@@ -15,6 +15,7 @@ from .signs import Signs, number
 from .trend import mann_kendall, resting_point, theil_sen
 
 Word = Literal["healthy", "warning", "collapsing", "exploding", "collapsed"]
+TINY = 1e-6  # nats, under which no share is taken
 Level = tuple[float, float]  # nats, and their standard error
 STATES: tuple[Word, ...] = get_args(Word)  # a state's number is its place here, in logs and in checkpoints
 
@@ -122,14 +123,17 @@ class CollapseDetector:
         new["step"] = step
         first = new.setdefault("first", step)
         if "seen" in new:  # written by version 0.1.0's first detector, whose reference was the start
-            new["reference"] = max(new.get("start", 0.0), self.least_nats)
+            new["reference"] = max(new.get("start", 0.0), self.least_nats, TINY)
             del new["seen"]
         if entropy == 0 and "level" not in new:
             return Verdict(state="warning", causes=("the entropy is 0: no token counts, or every one is certain",)), new
         keep = (1 - 1 / self.memory) ** steps
         new["level"] = keep * new.get("level", entropy) + (1 - keep) * entropy
         rate = number(logs.get("learning_rate"))
-        new["rate"] = new.get("rate", 1.0) if rate is None else rate
+        # a rate that is logged from some later entry on cannot be compared with the steps before it
+        if rate is not None and new.get("is timed", "rate" not in new):
+            new["rate"], new["is timed"] = rate, True
+        new.setdefault("rate", 1.0)
         new["now"] = new.get("now", 0.0) + new["rate"] * steps
         levels = self.remember(logs, entropy, steps, new) if step - first >= self.warm_up else []
         is_warm = "reference" in new
@@ -152,9 +156,9 @@ class CollapseDetector:
         levels = [mean_of(state, 0, 4), *(mean_of(state, scale, LEAST) for scale in range(grown))]
         if levels[0]:
             sure = max(mean - error for mean, error in filter(None, levels))
-            state["reference"] = max(sure, state.get("reference", 0.0), self.least_nats)
+            state["reference"] = max(sure, state.get("reference", 0.0), self.least_nats, TINY)
         if "start" not in state and len(state["entropy"][0]) >= LEAST:
-            state["start"] = sum(levels[1] or (0, 0))
+            state["start"] = max(sum(levels[1] or ()), TINY)
         state["grown"] = grown
         return list(filter(None, levels))
 
@@ -228,9 +232,8 @@ class CollapseDetector:
         """Steps to collapse and of the window, if the window of that scale falls into it; `is_on`: it did before."""
         values, limit = state["entropy"][scale], self.limit(state)
         fell, goes_on = sum(values[:4]) / max(sum(values[-4:]), 1e-9), max(sum(values[-4:]) / 4 / limit, 1.0)
-        if state["rate"] <= 0 or math.log(max(fell, 1.0)) < (0.05 if is_on else 0.15) / self.patience * math.log(
-            goes_on
-        ):
+        pace = (0.05 if is_on else 0.15) / self.patience
+        if state["rate"] <= 0 or math.log(max(fell, 1.0)) < pace * math.log(goes_on):
             return None  # far too slow, seen without the costly tests
         found = self.trend(scale, -1, self.least_score * (0.5 if is_on else 1.0), state)
         if found is None:

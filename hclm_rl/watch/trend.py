@@ -44,7 +44,7 @@ def resting_point(values: Sequence[float], noise: float) -> tuple[float, float]:
     gap = (len(values) - third) // 2
     a, b, c = (sum(values[i : i + third]) / third for i in (0, gap, 2 * gap))
     bend = a + c - 2 * b
-    if not (a > b > c and bend > 0):
+    if not (a > b > c and bend > 1e-9):
         return -math.inf, 0.0
     by_part = ((b - c) ** 2, 2 * (a - b) * (b - c), (a - b) ** 2)  # derivatives times bend^2
     return (a * c - b * b) / bend, math.hypot(*by_part) / bend**2 * noise / math.sqrt(third)

@@ -9,7 +9,7 @@ from transformers import TrainerControl, TrainerState
 
 from hclm_rl.chain.coefficients import OnCollapse, coefficient_from
 from hclm_rl.watch.callback import CollapseCallback
-from hclm_rl.watch.collapse import CollapseDetector
+from hclm_rl.watch.collapse import STATES, CollapseDetector
 
 from ..tiny import make
 
@@ -278,3 +278,22 @@ def test_the_callback_logs_warns_and_stops(policy: str, tmp_path: Path, caplog: 
     assert any("the entropy: collapsed; the entropy is" in record.getMessage() for record in caplog.records)
     with pytest.raises(ValueError, match='action must be "warn" or "stop"'):
         CollapseCallback(action="pause")  # type: ignore[arg-type]
+
+
+def test_no_log_makes_it_raise():
+    rng = random.Random(5)
+    odd = [0.0, 1e-300, 1e-9, 0.02, 0.5, 3.0, 1e6, math.nan, math.inf, -1.0, None, "0.4", "text", [1.0]]
+    for _ in range(150):
+        names = ["entropy", "learning_rate", "reward", "max_steps", "kl", "flow/distinct", "eval_pass@4"]
+        own = rng.sample(odd, 4)
+        log = [{"step": i, **{name: rng.choice(own) for name in names if rng.random() < 0.8}} for i in range(1, 80)]
+        found = CollapseDetector(least_nats=0.0, warm_up=rng.choice([0, 5])).judge(log)
+        assert all(verdict.state in STATES for _, verdict in found)
+
+
+def test_a_rate_that_is_logged_late_is_left_aside():
+    falling = exponential(1 / 200, 300)
+    entries = [
+        {"step": i, "entropy": h, **({"learning_rate": 1e-6} if i > 20 else {})} for i, h in enumerate(falling, 1)
+    ]
+    assert CollapseDetector().judge(entries) == judged(falling)
