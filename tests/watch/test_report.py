@@ -182,7 +182,7 @@ def logged(values: list[float]) -> Run:
 def test_neighbours_in_one_state_are_one_band_up_to_the_next():
     # 0.4 and 1.6: a state averaged over the steps between two log entries; 7: beyond the last
     run = logged([0.0, 0.4, 1.0, 1.6, 2.0, 7.0])
-    assert stretches(run) == [(0, 1, 3), (1, 3, 4), (2, 4, 6), (3, 6, 6)]
+    assert stretches(run) == [(0, 1, 3), (1, 3, 4), (2, 4, 6), (4, 6, 6)]
 
 
 def test_agreement_of_predictions_in_words():
