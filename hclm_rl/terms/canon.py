@@ -37,7 +37,8 @@ class Canon(Term):
         cycles: of the rest, >= 1
         alpha: in (0, 1]; 0.96 the balanced one of CANON-Eff, tried from 0.5 on
         favoured: the half with alpha; None: "low" for entropy (the authors' code), "high" for length (shortens answers)
-        offset: added to inter_i of the favoured half, taken from the other's; in the code, not in the paper
+        offset: added to inter_i of the half with the higher metric, taken from the other's, whichever is favoured; the
+            authors' beta, in the code, not in the paper
     """
 
     needs_scores: ClassVar[bool] = True
@@ -125,9 +126,8 @@ class Canon(Term):
         own, opposite = torch.where(is_low, low, high), torch.where(is_low, high, low)
         favoured = self.favoured or ("low" if self.metric == "entropy" else "high")
         is_favoured = is_low if favoured == "low" else is_high
-        inter = torch.where(
-            is_favoured, self.alpha * rewards - opposite + self.offset, rewards - self.alpha * opposite - self.offset
-        )
+        inter = torch.where(is_favoured, self.alpha * rewards - opposite, rewards - self.alpha * opposite)
+        inter = inter + torch.where(is_high, self.offset, -self.offset)
         has_halves = is_scored & is_low.any(dim=1, keepdim=True)
         gaps = torch.where(is_low.any(dim=1), (high - low).squeeze(1), 0.0)
         gap = gaps.sum() / is_low.any(dim=1).sum().clamp(min=1)

@@ -43,7 +43,10 @@ def advantages_of(rewards, entropies=None, lengths=None, **settings) -> list[flo
         ({"mu": 1.0, "alpha": 0.9, "favoured": "low"}, [0.4, -0.9, 0.1, 0.4]),
         ({"mu": 1.0, "alpha": 0.9}, [0.4, -0.9, 0.1, 0.4]),  # the code's half for entropy
         ({}, [0.5, -1.0, 0.0, 0.5]),
-        ({"offset": 0.25}, [0.75, -1.25, -0.25, 0.75]),  # LOW is favoured
+        # + to HIGH, the second and the third, whichever half has alpha
+        ({"offset": 0.25}, [0.25, -0.75, 0.25, 0.25]),
+        ({"offset": 0.25, "favoured": "high"}, [0.25, -0.75, 0.25, 0.25]),
+        ({"offset": 0.25, "mu": 0.0}, [0.0, -0.5, 0.5, 0.0]),  # intra has none
     ],
 )
 def test_the_cards_example(settings, expected):
@@ -88,6 +91,9 @@ def test_length_splits_by_tokens_and_favours_the_long_half():
     # LOW: 1 - 0.5 * 0.5 = 0.75, 0 - 0.25; HIGH: 0.5 * 1 - 0.5, 0 - 0.5
     after = advantages_of([1, 1, 0, 0], lengths=[2, 5, 1, 3], metric="length", alpha=0.5)
     assert after == [0.75, 0.0, -0.25, -0.5]
+    # the offset goes to the long half as it goes to the uncertain one: + to the second and the fourth
+    after = advantages_of([1, 1, 0, 0], lengths=[2, 5, 1, 3], metric="length", alpha=0.5, offset=0.125)
+    assert after == [0.625, 0.125, -0.375, -0.375]
 
 
 def test_ties_go_to_the_earlier_response():
