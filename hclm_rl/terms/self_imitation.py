@@ -21,12 +21,12 @@ class SelfImitation(Term):
 
     Adds gamma(s) times the clipped objective of replayed tokens, -min(r A, clip(r) A), r = p now / p when sampled,
     A = R - b > 0;  b = median of the group means of all earlier steps, gamma(s) = (1 - cos(pi s / S)) / 2, 1 from S on.
-    After a step its responses with a positive advantage and a tool call enter the buffer; those older than `keep_steps`
-    leave it. Once more than 1.5 `buffer` of them have R > b, `buffer` at random (or the largest power of two there is)
-    are replayed in the updates of one generation batch, and the buffer is emptied. A few replayed tokens whose
-    covariance is in (cov_lower, cov_upper) lose their gradient, as in clip_cov, which serves the fresh tokens; they are
-    drawn once, by the log-probs of when they were sampled, where the authors draw in each micro-batch by present ones.
-    The authors give replays optimiser steps of their own and centre rewards without a deviation (scale_rewards: none);
+    After a step its responses with a positive advantage and a tool call enter the buffer; before that those leave it
+    that are more than `keep_steps` older than the newest there. Once more than 1.5 `buffer` of them have R > b (with
+    `decay`: once it holds more than that), `buffer` at random (or the largest power of two there is) are replayed in
+    the updates of one generation batch, and the buffer is emptied. A few replayed tokens whose covariance is in
+    (cov_lower, cov_upper) lose their gradient, as in clip_cov, which serves the fresh tokens; they are drawn once, by
+    the log-probs of when they were sampled, where the authors draw in each micro-batch by present ones. The authors give replays optimiser steps of their own and centre rewards without a deviation (scale_rewards: none);
     their tool reward is the term `tool_bonus`. A replay costs one more pass, forward and backward, over as many rows.
 
     Args:
@@ -35,7 +35,9 @@ class SelfImitation(Term):
         warm_up: S, optimiser steps, >= 1; the README's, 100 for ALFWorld, 300 for maths
         baselines: group means kept for b, whole steps leave at once, >= 1; the README's
         needs_tool_call: False: for text without tools
-        cov_ratio: share of the replayed tokens without gradient, in (0, 1]; the README's
+        cov_ratio: share of the replayed tokens without gradient, in (0, 1]; the README's. The released code does not
+            read its keys for replays (clip_cov_*_replay) and takes those of the fresh tokens, in its yaml 0.0002, 1
+            and 5; nor does it read trajectory_score_threshold: what enters has an advantage above 0
         cov_lower: the README's, like cov_upper for advantages that no deviation divides
         cov_upper: the README's, see `cov_lower`
         decay: in (0, 1]: a replay's advantage is `decay` times the one it had, instead of R - b; the authors' option
@@ -82,16 +84,16 @@ class SelfImitation(Term):
         replay, columns = kept_in(memory), {}
         replayed, baseline = 0, self._baseline(memory)
         if replay is not None:
-            replay = replay.rows(replay.step >= rollout.step - 1 - self.keep_steps)
-            is_above = replay.reward > baseline
-            # those that entered have an advantage above 0
-            is_good = is_above if self.decay is None else torch.ones_like(is_above)
+            # with `decay` all count: those that entered have an advantage above 0
+            is_good = replay.reward > baseline if self.decay is None else torch.ones_like(replay.step, dtype=torch.bool)
             is_busy = rollout.everywhere(rollout.mask.any(dim=1))
-            if is_above.sum() > 1.5 * self.buffer and is_busy.any():
+            if is_good.sum() > 1.5 * self.buffer and is_busy.any():
                 replayed = min(self.buffer, 2 ** int(math.log2(int(is_good.sum()))))
                 chosen = drawn_places(is_good, replayed, rollout.generator)
                 columns = self._columns(rollout, replay.rows(chosen), baseline, is_busy)
                 replay = replay.rows(replay.step < 0)
+            elif len(replay):
+                replay = replay.rows(replay.step >= replay.step.max() - self.keep_steps)
         self._remember(rollout, replay, memory)
         metrics = {"buffered": float(len(memory["replay_ids"])), "replayed": float(replayed)}
         return RolloutEffect(columns=columns, metrics={name: torch.tensor(value) for name, value in metrics.items()})

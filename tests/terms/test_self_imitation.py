@@ -239,3 +239,28 @@ def test_the_authors_other_advantage_and_mean():
     # ratio 1, advantage 0.5 * 0.8: the tokens of the one replay over 20
     tokens = {0.4 * int(row.sum()) / 20 for row in mask}
     assert any(loss == pytest.approx(-value, rel=1e-9) for value in tokens)
+
+
+def test_with_a_decay_all_that_is_kept_counts():
+    # four replays of reward 0.5 below the median 2: none beats it, and 4 > 1.5 * 2 all the same, as in the authors' code
+    step = make_step(dtype=torch.float64)
+    kept = replays([0.5] * 4, step.ids[:4], step.mask[:4], step.old_logps[:4])
+    for decay, replayed in ((None, 0), (0.5, 2)):
+        term = SelfImitation(buffer=2, warm_up=1, decay=decay, **FREE)
+        _, first = replayed_loss(term, remembering(kept, [[2.0]]), at=9)
+        assert first.metrics["link/replayed"] == replayed
+    # and before there is a median: 4 is more than 1.5 * 2
+    _, first = replayed_loss(SelfImitation(buffer=2, warm_up=1, decay=0.5, **FREE), remembering(kept, []), at=9)
+    assert first.metrics["link/replayed"] == 2
+
+
+def test_the_old_leave_after_the_step_that_might_have_replayed_them():
+    # after step 5 the newest before it were those of step 4, and those of step 2 are 2 older, no more: at step 6 they
+    # are still there, with those of step 5; it is after it that they go, 3 older than these
+    step = make_step(dtype=torch.float64)
+    kept = replays([1.0] * 4, step.ids[:4], step.mask[:4], step.old_logps[:4], steps=[2, 2, 2, 5])
+    for buffer, replayed, left in ((2, 2, []), (3, 0, [5])):
+        term, memory = SelfImitation(buffer=buffer, keep_steps=2, **FREE), remembering(kept, [[0.5]])
+        first = first_stage(term, replace(rollout(step), step=6), memory)
+        assert first.metrics["link/replayed"] == replayed
+        assert kept_in(memory).step.tolist() == left + [6] * 4
