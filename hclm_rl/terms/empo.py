@@ -18,10 +18,12 @@ class Empo(Term):
     r"""Pays each response the share of its group that gives the same answer: no labels, semantic entropy falls.
 
     r_i = |cluster of i| / G, in the order of the group: an answer joins the first cluster whose first member it equals.
-    H = -sum_c p(c) ln p(c), p(c) = |c| / G; a group outside the gate gets r = 0 throughout, so no advantage. A missing
-    answer is a cluster of its own. It replaces the whole reward, so put it first; the verifier's rewards are only
-    logged. Agreement is not truth: watch `majority_share` against held-out accuracy. The defaults are the authors' TRL
-    code for mathematics; their verl code is empty_reward None and gate "none" (with filtering, min_max_share 0.3).
+    H = -sum_c p(c) ln p(c), p(c) = |c| / G; a group outside the gate gets r = 0 throughout, so no advantage, and one
+    below `min_max_share` r = 0 but for missing answers, which get `empty_reward`. A missing answer is a cluster of its
+    own. It replaces the whole reward, so put it first; the verifier's rewards are only logged. Agreement is not truth:
+    watch `majority_share` against held-out accuracy. The defaults are the authors' TRL code for mathematics; their verl
+    code is empty_reward None and gate "none" (with filtering, min_max_share 0.3), their TRL code for free-form answers
+    empty_reward -0.5, gate "none", min_max_share 0.2 and max_overlap 0.8.
 
     Args:
         answer: regular expression with one group, or dotted path of a function text -> answer or None; default: the
@@ -29,7 +31,8 @@ class Empo(Term):
         equivalence: "math_verify", as the authors' on mathematics, needs [eval]
         empty_reward: of a missing answer; their TRL code's (free-form -0.5); None: 1 / G
         gate: closed where no two answers agree; the TRL code's
-        min_max_share: in [0, 1]; closed where the largest cluster is smaller; free-form 0.2, verl 0.3
+        min_max_share: in [0, 1]; closed where the largest cluster is smaller, but for missing answers; free-form 0.2,
+            verl 0.3
         delta_low: nats; open only where delta_low < H < delta_high, the paper's form, which gives no numbers
         delta_high: nats; see `delta_low`
         max_overlap: in [0, 1]; an answer gets 0 if more than this share of its words repeats the question (ROUGE-L
@@ -92,13 +95,13 @@ class Empo(Term):
         high = math.inf if self.delta_high is None else self.delta_high
         # not H = ln G: in floating point a group of 6 or 7 different answers falls short of it
         is_scattered = self.gate == "all_distinct" and len(sizes) == len(numbers)
-        is_closed = is_scattered or largest < self.min_max_share or not low < entropy < high
-        if is_closed:
+        if is_scattered or not low < entropy < high:
             return [0.0] * len(numbers), entropy, largest, True
-        paid = [shares[number] for number in numbers]
+        is_below = largest < self.min_max_share
+        paid = [0.0 if is_below else shares[number] for number in numbers]
         for i, answer in enumerate(answers):
             if answer is None:
                 paid[i] = paid[i] if self.empty_reward is None else self.empty_reward
             elif self.max_overlap is not None and repeats(question, answer, self.max_overlap):
                 paid[i] = 0.0
-        return paid, entropy, largest, False
+        return paid, entropy, largest, is_below

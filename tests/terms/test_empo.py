@@ -80,7 +80,6 @@ def test_no_answer_at_all_is_no_majority():
     "settings, is_open",
     [
         ({"min_max_share": 0.375}, True),
-        ({"min_max_share": 0.376}, False),
         ({"delta_low": 1.49, "delta_high": 1.50}, True),
         ({"delta_low": 1.50}, False),
         ({"delta_high": 1.49}, False),
@@ -91,6 +90,18 @@ def test_gates(settings, is_open):
     rewards, _, metrics = paid(CARD, empty_reward=-0.5, **settings)
     assert metrics["link/gated"] == (not is_open)
     assert rewards == ([0.375, 0.25, 0.375, -0.5, 0.375, 0.125, 0.25, -0.5] if is_open else [0.0] * 8)
+
+
+def test_below_the_least_share_a_missing_answer_still_costs():
+    # the authors' free-form reward looks for a missing answer first, and at the largest share after: 3 / 8 < 0.376
+    rewards, _, metrics = paid(CARD, min_max_share=0.376, empty_reward=-0.5)
+    assert rewards == [0, 0, 0, -0.5, 0, 0, 0, -0.5] and metrics["link/gated"] == 1
+    assert paid(CARD, min_max_share=0.376)[0] == paid(CARD, min_max_share=0.376, empty_reward=None)[0] == [0.0] * 8
+    # eight different answers of ten, 1 / 10 < 0.2, in the authors' free form; a closed gate of another kind pays 0
+    free_form = {"empty_reward": -0.5, "min_max_share": 0.2, "max_overlap": 0.8}
+    answers = [f"word{i}" for i in range(8)] + ["", ""]
+    assert paid(answers, gate="none", **free_form)[0] == [0.0] * 8 + [-0.5] * 2
+    assert paid(answers, **free_form)[0] == [0.0] * 10
 
 
 def test_an_answer_that_repeats_the_question_is_not_paid_and_still_counts():
