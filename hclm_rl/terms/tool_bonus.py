@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,26 +22,32 @@ class ToolBonus(Term):
     Args:
         each: reward a call, >= 0; the authors'
         largest: the most that calls can earn, >= 0; the authors'
-        fade: S, optimiser steps, >= 1; the README's, 200 in its scripts
+        fade: S, optimiser steps, >= 1; the README's, 200 in its scripts. None: mu = 1 throughout, the authors'
+            use_toolcall_reward "constant"
+        right_answers: "whole": with a call, a response whose reward is above 0 earns mu `largest`, however many calls
+            it made; the authors' reward for Qwen3
     """
 
     each: float = 0.1
     largest: float = 1.0
-    fade: int = 100
+    fade: int | None = 100
+    right_answers: Literal["by_call", "whole"] = "by_call"
 
     def __post_init__(self) -> None:
         for name in ("each", "largest"):
             if not 0 <= vars(self)[name] < math.inf:
                 raise ValueError(f"{name} must be >= 0 and finite, got {vars(self)[name]}")
-        if self.fade < 1:
-            raise ValueError(f"fade must be at least 1, got {self.fade}")
+        if self.fade is not None and self.fade < 1:
+            raise ValueError(f"fade must be at least 1, or None for a bonus that stays, got {self.fade}")
 
     def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
         calls = self._calls(rollout).to(rollout.rewards)
-        mu = (math.cos(math.pi * min(rollout.step / self.fade, 1)) + 1) / 2
-        bonus = mu * (self.each * calls).clamp(max=self.largest)
+        mu = 1.0 if self.fade is None else (math.cos(math.pi * min(rollout.step / self.fade, 1)) + 1) / 2
+        earned = (self.each * calls).clamp(max=self.largest)
+        if self.right_answers == "whole":
+            earned = torch.where((rollout.rewards > 0) & (calls > 0), self.largest, earned)
         return RolloutEffect(
-            rewards=rollout.rewards + bonus,
+            rewards=rollout.rewards + mu * earned,
             metrics={"calls": rollout.everywhere(calls).mean(), "mu": torch.tensor(mu)},
         )
 
