@@ -8,6 +8,8 @@ import torch
 from ..equations.functional import in_double
 from ..types import Direction, Rollout, RolloutEffect, Term
 
+EPSILON = 1e-6  # added to the deviation of a group; verl's
+
 
 @dataclass(frozen=True, kw_only=True)
 class EmRl(Term):
@@ -24,9 +26,13 @@ class EmRl(Term):
     watch their length. The KL to the base model is the trainer's `beta` (the paper: 0.001), with GRPO: RLOO has it in
     the reward, which this replaces. It fails where the model's prior is poor.
 
+    RENT (Prabhudesai et al., 2025, arXiv:2505.22660) is reduction "mean" with scale "group": r_i = -mean_t H_t,
+    A_i = (r_i - mean of the group) / (its unbiased deviation + 1e-6), beside a KL of 0.001.
+
     Args:
         reward: the paper reports 42.9 and 41.6 on Qwen2.5-Math-7B
-        reduction: "mean" over the response's tokens is another method, not the paper's
+        reduction: "mean" over the response's tokens: RENT's, not EM-RL's
+        scale: "group": GRPO's advantage of r in place of the leave-one-out one; RENT's
     """
 
     needs_scores: ClassVar[bool] = True
@@ -35,6 +41,7 @@ class EmRl(Term):
 
     reward: Literal["token", "sequence"] = "token"
     reduction: Literal["sum", "mean"] = "sum"
+    scale: Literal["none", "group"] = "none"
 
     def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
         logps, entropy = rollout.scored()
@@ -46,9 +53,15 @@ class EmRl(Term):
         size = rollout.group_rewards.size(1)
         has_tokens = rollout.mask.any(dim=1)
         groups = rollout.everywhere(rewards).view(-1, size)[rollout.group]  # 0 where there are no tokens
-        count = rollout.everywhere(has_tokens).view(-1, size)[rollout.group].sum(dim=1)
-        # r - (sum - r) / (n - 1) = n / (n - 1) (r - mean)
-        advantages = (rewards - groups.sum(dim=1) / count.clamp(min=1)) * count / (count - 1).clamp(min=1)
+        counts = rollout.everywhere(has_tokens).view(-1, size)[rollout.group]
+        count, others = counts.sum(dim=1), (counts.sum(dim=1) - 1).clamp(min=1)
+        mean = groups.sum(dim=1) / count.clamp(min=1)
+        if self.scale == "group":
+            squares = torch.where(counts, groups - mean.unsqueeze(1), 0.0).square().sum(dim=1)
+            advantages = (rewards - mean) / ((squares / others).sqrt() + EPSILON)
+        else:
+            # r - (sum - r) / (n - 1) = n / (n - 1) (r - mean)
+            advantages = (rewards - mean) * count / others
         advantages = torch.where(has_tokens, advantages, 0.0)
         return RolloutEffect(
             advantages=advantages.to(rollout.advantages.dtype), metrics={"reward": rewards.float().mean()}

@@ -93,3 +93,21 @@ def test_agrees_with_a_loop(seed, reward, reduction):
     for i, own in enumerate(rewards):  # two groups of four
         others = [rewards[j] for j in range(i // 4 * 4, i // 4 * 4 + 4) if j != i]
         assert advantages[i].item() == pytest.approx(own - sum(others) / 3, rel=1e-9)
+
+
+def test_the_rewards_of_rent():
+    # r = -0.3, -2/3, -0.1, -0.55, their mean -0.404167; squares of the distances 0.010851, 0.068906, 0.092517, 0.021267,
+    # together 0.193542: deviation sqrt(0.193542 / 3) = 0.253996, plus 1e-6
+    effect = EmRl(reduction="mean", scale="group").on_rollout(one_group(), {})
+    assert effect.advantages.tolist() == pytest.approx([0.410111, -1.033478, 1.197524, -0.574156], abs=5e-6)
+
+
+def test_the_deviation_is_that_of_the_responses_with_tokens():
+    # r = -0.3, -2/3, -0.1 and a masked one: mean -0.355556, distances 0.055556, -0.311111, 0.255556, deviation 0.287389
+    view = one_group()
+    view = replace(view, mask=view.mask & torch.tensor([[True], [True], [True], [False]]))
+    advantages = EmRl(reduction="mean", scale="group").on_rollout(view, {}).advantages.tolist()
+    assert advantages == pytest.approx([0.193311, -1.082543, 0.889231, 0.0], abs=5e-6)
+    # one alone, and equal ones, are none the wiser
+    view = replace(view, mask=view.mask & torch.tensor([[True], [False], [False], [False]]))
+    assert EmRl(reduction="mean", scale="group").on_rollout(view, {}).advantages.tolist() == [0.0] * 4
