@@ -49,8 +49,10 @@ FOR_PARITY = {
     for name, term in TERMS.items()
     if "statistics" in {field.name for field in dataclasses.fields(term)}
 }
+FOR_PARITY["tea, weight gradient"] = find_term("tea")(statistics="micro_batch", weight_gradient=True)
 # forms that read what the default form does not
 FORMS = {
+    "em_rl, group": find_term("em_rl")(reduction="mean", scale="group"),
     "discriminator_clip, vocabulary": find_term("discriminator_clip")(over="vocabulary", mu=0.3, max_frac=1.0),
     "force_reweight, representation": find_term("force_reweight")(
         by="representation", unit="nats", floor=1.0, ceiling=5.0

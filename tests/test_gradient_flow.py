@@ -50,6 +50,7 @@ FLOWS = {
     "discriminator_clip": Flow(sampling="advantages logps entropy", current="advantages"),
     "discriminator_clip, vocabulary": Flow(sampling="advantages logps entropy hidden", current="advantages"),
     "em_rl": Flow(sampling="entropy"),
+    "em_rl, group": Flow(sampling="entropy"),
     "empg": Flow(sampling="advantages entropy"),
     "empo": Flow(),  # answers alone
     "entro_pic": Flow(gradient="logps", sampling="logps", current="advantages logps old_logps"),
@@ -92,6 +93,7 @@ FLOWS = {
     "steer, micro_batch": Flow(sampling="entropy", current="advantages logps old_logps"),
     "tea": Flow(gradient="entropy", sampling="advantages logps", current="entropy"),
     "tea, micro_batch": Flow(gradient="entropy", current="advantages logps entropy"),
+    "tea, weight gradient": Flow(gradient="entropy logps", current="advantages logps entropy"),
     "tool_bonus": Flow(sampling="rewards"),
     "variance": Flow(gradient="hidden", sampling="hidden", current="hidden"),
     "von_neumann": Flow(gradient="hidden", sampling="hidden", current="hidden"),

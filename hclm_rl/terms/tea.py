@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..equations.flow import step_covariances
-from ..equations.functional import covariance_contributions
+from ..equations.functional import covariance_contributions, masked_mean
 from ..types import Direction, Effect, Rollout, RolloutEffect, Term, TokenBatch
 
 
@@ -19,7 +19,7 @@ class Tea(Term):
 
     Adds -coef w_t H_t, in nats, to the loss of every token: w_t = min(factor softmax(cov)_t, cap), the softmax over the
     tokens of a response, cov_t = (A_t - mean A)(log p_t - mean log p) with the means over all tokens of the step, at
-    the sampling policy. w is a constant for the gradient; the authors' code lets it through.
+    the sampling policy. w is a constant for the gradient; `weight_gradient` lets it through, as the authors' code does.
 
     The weights of a response sum to `factor` whatever its length, so in a long one the bonus is about factor H / T a
     token; scale "length" multiplies them by T / factor, which makes their mean 1 where none is capped. Where |cov| is
@@ -32,6 +32,8 @@ class Tea(Term):
         cap: largest weight before the scale, > 0; the authors' code
         scale: "length": for responses of thousands of tokens
         statistics: "micro_batch": as the authors' code, for parity with it
+        weight_gradient: with "micro_batch" alone: the log-probs are trained through w too, mean A and mean log p being
+            constants; the authors' code
 
     Attributes:
         default_coef: lambda; the authors' code, for scale "response"; a third party has 0.05
@@ -45,8 +47,14 @@ class Tea(Term):
     cap: float = 5.0
     scale: Literal["response", "length"] = "response"
     statistics: Literal["step", "micro_batch"] = "step"
+    weight_gradient: bool = False
 
     def __post_init__(self) -> None:
+        if self.weight_gradient and self.statistics == "step":
+            raise ValueError(
+                "weight_gradient needs weights of the current policy, statistics='micro_batch': those of the step are "
+                "of the sampling policy, which is a constant"
+            )
         for name in ("factor", "cap"):
             if not 0 < vars(self)[name] < math.inf:
                 raise ValueError(f"{name} must be positive and finite, got {vars(self)[name]}")
@@ -61,12 +69,17 @@ class Tea(Term):
         if self.statistics == "step":
             weight = batch.columns["weight"]
         else:
-            weight = self._weight(covariance_contributions(batch.logps, batch.advantages, batch.mask), batch.mask)
+            cov = covariance_contributions(batch.logps, batch.advantages, batch.mask)
+            if self.weight_gradient:
+                advantages = torch.where(batch.mask, batch.advantages - masked_mean(batch.advantages, batch.mask), 0)
+                cov = cov + torch.where(batch.mask, advantages * (batch.logps - batch.logps.detach()), 0)
+            weight = self._weight(cov, batch.mask)
         entropy = torch.where(batch.mask, batch.entropy, 0)
-        return Effect(loss=-weight * entropy, metrics={"weight": weight})
+        return Effect(loss=-weight * entropy, metrics={"weight": weight.detach()})
 
     def _weight(self, cov: Float[Tensor, "rows T"], mask: Bool[Tensor, "rows T"]) -> Float[Tensor, "rows T"]:
         """w_t, 0 off the mask; a response without tokens has none."""
-        share = torch.where(mask, torch.where(mask, cov, -math.inf).softmax(dim=1), 0)
+        is_read = mask | ~mask.any(dim=1, keepdim=True)  # a softmax over nothing would have a NaN for a gradient
+        share = torch.where(mask, torch.where(is_read, cov, -math.inf).softmax(dim=1), 0)
         weight = (self.factor * share).clamp(max=self.cap)
         return weight * mask.sum(dim=1, keepdim=True) / self.factor if self.scale == "length" else weight
