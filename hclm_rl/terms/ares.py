@@ -22,6 +22,7 @@ MARGIN, KAPPA, SPREAD, CAP, WRONG = (
 )
 THRESHOLD_DECAY = 0.99  # of theta, a generation batch
 STRENGTH_RATE, LARGEST_STRENGTH = 0.05, 2.0
+SECOND_CHANCE_FROM = 0.5  # nats, of the doubt of a response
 KL_DECAY, KL_DEAD_ZONE, KL_RATE, KL_STEP, KL_WEIGHTS = 0.97, 0.02, 0.05, 0.2, (1e-4, 1e2)
 TURNS = (  # words at which an argument turns or goes on: our choice, shorter than the authors' list of 174
     "actually also although alternatively another assume because besides but check consequently consider conversely "
@@ -39,7 +40,9 @@ class Ares(Term):
     policy, is at least theta; theta a running median over responses of the quantile of W. A prompt is easy where at
     least 2/3 of its responses are right, medium where 1/3, else hard; T_d is the rounded mean of N over the step's
     prompts of that kind. R = reward + S(N - T_d), `entropy_score`. Where the run has a reference model (beta > 0),
-    kl_coef beta_d k3 is added to the loss, beta_d steered to kl_target by kind. The authors' code, with exact entropies
+    kl_coef beta_d k3 is added to the loss, beta_d steered to kl_target by kind; times `second_chance` for a wrong
+    response to an easy prompt whose doubt, the sum of max(W_i - theta, 0) over its trigger tokens, is at least 0.5
+    nats. The authors' code, with exact entropies
     and sampled tokens; its KL is measured here once a generation batch. Wrong answers get S > 0: the gap narrows.
 
     Args:
@@ -51,6 +54,8 @@ class Ares(Term):
         kl_coef: >= 0; the authors'; beside it TRL's beta acts as ever: make that small
         kl_target: nats a token, > 0; the authors'
         kl_every: generation batches between changes of beta_d, >= 1; the authors count micro-batches
+        second_chance: in (0, 1]; the authors' config has 0.67, which never acts in their code: what it reads does not
+            reach the actor
     """
 
     needs_scores: ClassVar[bool] = True
@@ -63,6 +68,7 @@ class Ares(Term):
     kl_coef: float = 0.01
     kl_target: float = 0.01
     kl_every: int = 100
+    second_chance: float = 1.0
 
     def __post_init__(self) -> None:
         if self.window < 1 or self.kl_every < 1:
@@ -75,6 +81,8 @@ class Ares(Term):
             raise ValueError(f"strength must be in [0, 2], got {self.strength}")
         if not self.kl_coef >= 0 or not self.kl_target > 0:
             raise ValueError(f"kl_coef must be >= 0 and kl_target > 0, got {self.kl_coef} and {self.kl_target}")
+        if not 0 < self.second_chance <= 1:
+            raise ValueError(f"second_chance must be in (0, 1], got {self.second_chance}")
         if not math.isfinite(self.correct_from):
             raise ValueError(f"correct_from must be finite, got {self.correct_from}")
 
@@ -83,7 +91,8 @@ class Ares(Term):
         # a reward is a constant; float64: what a row sums to must not show how many padded slots it has
         ahead = entropy_ahead(in_double(rollout.scored()[1].detach()), rollout.mask, self.window)
         theta = self._theta(rollout, ahead, memory)
-        count = in_double((self._is_trigger(rollout) & (ahead >= theta)).sum(dim=1))
+        is_trigger = self._is_trigger(rollout)
+        count = in_double((is_trigger & (ahead >= theta)).sum(dim=1))
         rewards = rollout.everywhere(rollout.rewards)
         is_right = rewards >= self.correct_from  # False for NaN
         is_scored = (~rewards.isnan()).view(-1, size)
@@ -104,7 +113,9 @@ class Ares(Term):
         score = entropy_score(count, target, strength, own, rollout.rewards >= self.correct_from)
         columns = {}
         if rollout.ref_logps is not None:
-            columns["kl_weight"] = self._kl_weights(rollout, kind.repeat_interleave(size), memory)[own]
+            of_row = kind.repeat_interleave(size)
+            chance = self._chances(rollout, rollout.here(of_row == 0), torch.where(is_trigger, ahead - theta, 0.0))
+            columns["kl_weight"] = chance * self._kl_weights(rollout, of_row, memory)[own]
         shares = {name: in_double(kind == k).mean() for k, name in enumerate(DIFFICULTIES)}
         return RolloutEffect(
             rewards=rollout.rewards + score.to(rollout.rewards.dtype),
@@ -137,6 +148,12 @@ class Ares(Term):
         theta = memory.get("theta", median)
         memory["theta"] = THRESHOLD_DECAY * theta + (1 - THRESHOLD_DECAY) * median if "theta" in memory else median
         return theta
+
+    def _chances(self, rollout: Rollout, is_easy: Bool[Tensor, "N"], above: Float[Tensor, "N T"]) -> Float[Tensor, "N"]:
+        """`second_chance` where it acts, else 1; `above` is W - theta at the trigger tokens, NaN where W is."""
+        doubt = torch.where(above > 0, above, 0.0).sum(dim=1)
+        acts = is_easy & (rollout.rewards < self.correct_from) & (doubt >= SECOND_CHANCE_FROM)
+        return torch.where(acts, self.second_chance, 1.0).to(doubt.dtype)
 
     def _kl_weights(self, rollout: Rollout, kind: Int[Tensor, "all"], memory: dict) -> Float[Tensor, "three"]:
         """beta_d of easy, medium and hard prompts, after this batch's KL."""

@@ -201,6 +201,26 @@ def test_the_loss_is_the_weighted_kl_of_the_policy():
     assert (batch.logps.grad[batch.mask] != 0).all()
 
 
+def test_a_doubtful_wrong_answer_to_an_easy_prompt_is_held_less():
+    # windows of two of H: 1.25, 1.2, 0.65, 0.4, 0.6; theta 0.9: doubt 0.35 + 0.3 = 0.65 of the first, third and fourth
+    # response, 0.1 less in every entropy 0.25 + 0.2 = 0.45 of the second; three of four right: easy
+    low = [h - 0.1 for h in H]
+    term = Ares(triggers=(), window=2, second_chance=0.67)
+
+    def weights(rewards, theta=0.9, **memory):
+        view = group_of([H, low, H, H], rewards, ref_gap=0.0)
+        memory = {"theta": theta, "weight_easy": 2.0, "weight_medium": 3.0, **memory}
+        return first_stage(term, view, memory, group_size=4).columns["link/kl_weight"].tolist()
+
+    assert weights([0.0, 1.0, 1.0, 1.0]) == pytest.approx([1.34, 2.0, 2.0, 2.0])
+    assert weights([1.0, 0.0, 1.0, 1.0]) == [2.0] * 4  # in too little doubt
+    assert weights([1.0, 0.0, 1.0, 1.0], theta=0.8) == pytest.approx([2.0, 1.34, 2.0, 2.0])  # 0.35 + 0.3
+    assert weights([0.0, 0.0, 1.0, 1.0]) == [3.0] * 4  # a medium prompt
+    assert weights([NAN, 1.0, 1.0, 1.0]) == [2.0] * 4  # not scored, so not wrong
+    term = Ares(triggers=(), window=2)
+    assert weights([0.0, 1.0, 1.0, 1.0]) == [2.0] * 4
+
+
 def test_without_a_reference_model_the_reward_alone_is_shaped():
     step = make_step()
     first = first_stage(Ares(triggers=(), window=2), rollout(step, ref_logps=None), {})
@@ -213,6 +233,7 @@ def test_without_a_reference_model_the_reward_alone_is_shaped():
     [
         ({"window": 0}, "window and kl_every must be at least 1, got 0 and 100"),
         ({"level": 1.0}, "level must be in (0, 1), got 1.0"),
+        ({"second_chance": 0.0}, "second_chance must be in (0, 1], got 0.0"),
         ({"strength": 2.5}, "strength must be in [0, 2], got 2.5"),
         ({"kl_target": 0.0}, "kl_coef must be >= 0 and kl_target > 0, got 0.01 and 0.0"),
         ({"correct_from": NAN}, "correct_from must be finite, got nan"),
