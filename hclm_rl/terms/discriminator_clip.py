@@ -13,7 +13,7 @@ from ..equations.functional import in_double, per_token
 from ..equations.selections import quota, smallest
 from ..types import Direction, Effect, Rollout, RolloutEffect, Term, TokenBatch
 
-EQUAL_BELOW = 1e-12  # deviation of S, in nats, below which the authors' Clip_B keeps all tokens
+EQUAL_BELOW = 1e-12  # deviation of S or D, in nats, below which the authors' code keeps all tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ class DiscriminatorClip(Term):
         count = mask.sum().clamp(min=1)
         centred = torch.where(mask, s - s.sum() / count, 0)
         deviation = (centred.square().sum() / count).sqrt()
-        if self.over == "batch" and deviation < EQUAL_BELOW:
+        if deviation < EQUAL_BELOW:
             return RolloutEffect(columns={"weight": rollout.here(mask.float())}, metrics={"lowest": s.new_zeros(())})
         if self.over == "batch":
             s = centred

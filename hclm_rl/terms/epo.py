@@ -29,7 +29,8 @@ class Epo(Term):
         gamma: decay of beta_k, >= 0; the paper's value
         penalty: "indicator": P_t is 1 outside the band, as in the released code, which has a reference for each turn
             and starts at turn 25; it has no gradient, so the bonus alone trains
-        schedule: beta_k of "code", as released: from 1 to 0.04 at step 150, whatever the length of the run
+        schedule: beta_k of "code", as released: from 1 to 0.0398 at step 150, whatever the length of the run, and
+            0.0398 from then on
         average: "tokens": the mean over all tokens, as in the released code
 
     Attributes:
@@ -94,7 +95,7 @@ def penalty_weight(step: int, progress: float, gamma: float) -> float:
 
 
 def released_penalty_weight(step: int) -> float:
-    """The released code's weight, with its 150 steps and the jump at their middle: 1 to 0.827, then 0.8 to 0.04."""
+    """The released code's weight, with its 150 steps and the jump at their middle: 1 to 0.827, then 0.8 to 0.0398."""
     if step <= 75:
         return 1 - 0.2 * (1 - math.exp(-2 * step / 75))
-    return 0.8 * math.exp(-3 * (step - 75) / 75)
+    return 0.8 * math.exp(-3 * (min(step, 150) - 75) / 75)

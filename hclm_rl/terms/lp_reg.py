@@ -19,7 +19,7 @@ LARGEST_GAP = 20.0  # nats; far beyond where k3 reaches its bound, so that exp c
 class LpReg(Term):
     """Keeps rare but plausible tokens of bad responses from being pushed to zero.
 
-    q is the sampling policy, K_t = {v : q_v > kappa max q}, g = q / mass_t on K_t, mass_t = sum over K_t of q. To the
+    q is the sampling policy, K_t = {v : q_v >= kappa max q}, g = q / mass_t on K_t, mass_t = sum over K_t of q. To the
     loss of a token with A_t < 0 that is among the least probable ones and has log p_t < log g_t it adds beta k3,
     k3 = min(exp(x) - x - 1, 10), x = log g_t - log p_t with g constant: it pulls p_t up to g_t. A sampled token outside
     K_t is noise and never protected.
@@ -30,7 +30,8 @@ class LpReg(Term):
     temperature. "step" selects once, at the sampling policy.
 
     Args:
-        kappa: of the largest probability, in [0, 1); the paper's min-p; 0 filters nothing, which collapsed
+        kappa: of the largest probability, in [0, 1); the paper's min-p, a token at the bound is kept as in the authors'
+            code; 0 filters nothing, which collapsed
         rho: share selected, in (0, 1]; the paper's for 14B, 0.005 for 32B
         beta: >= 0; the paper's value
         population: "negative": the max(1, floor(rho N)) least probable of the N tokens with A < 0, none where that is
@@ -65,7 +66,7 @@ class LpReg(Term):
         logps, _ = rollout.scored()
         log_mass = rollout.over_vocab(lambda q: log_kept_mass(q, self.kappa))
         largest = rollout.over_vocab(lambda q: q.max(dim=-1).values)
-        is_kept = rollout.mask & (logps > min_p(largest, self.kappa))
+        is_kept = rollout.mask & reaches(logps, largest, self.kappa)
         columns = {"log_mass": torch.where(rollout.mask, log_mass, 0), "is_kept": is_kept}
         if self.statistics == "step":
             mask = rollout.everywhere(rollout.mask)
@@ -103,14 +104,14 @@ class LpReg(Term):
         return is_selected.view_as(mask)
 
 
-def min_p(largest: Float[Tensor, "..."], kappa: float) -> Float[Tensor, "..."]:
-    """log(kappa max q): what the filter keeps is above it."""
-    return largest + (math.log(kappa) if kappa else -math.inf)
+def reaches(logps: Float[Tensor, "*S"], largest: Float[Tensor, "*#S"], kappa: float) -> Bool[Tensor, "*S"]:
+    """q_v >= kappa max q, `largest` = log max q; of what cannot be sampled (q_v = 0) never."""
+    return (logps >= largest + (math.log(kappa) if kappa else -math.inf)) & (logps > -math.inf)
 
 
 def is_plausible(logps: Float[Tensor, "n V"], kappa: float) -> Bool[Tensor, "n V"]:
-    """q_v > kappa max q."""
-    return logps > min_p(logps.max(dim=-1, keepdim=True).values, kappa)
+    """q_v >= kappa max q."""
+    return reaches(logps, logps.max(dim=-1, keepdim=True).values, kappa)
 
 
 def log_kept_mass(logps: Float[Tensor, "n V"], kappa: float) -> Float[Tensor, "n"]:

@@ -28,7 +28,8 @@ class Pear(Term):
         wrong: reward of any other answer; the authors' README
         correct_from: the reward from which an answer is correct: for 0/1 rewards
         floor: the least reward of a correct answer; the paper has none
-        unclosed: tokens that H_think averages without a tag; "..last": the paper's
+        unclosed: tokens that H_think averages where there is no tag; "all_but_last" is the paper's, which then takes
+            the last token for the tag; "all" a later work's
     """
 
     needs_scores: ClassVar[bool] = True

@@ -285,10 +285,10 @@ def test_refuses(mu):
     assert str(error.value) == f"mu must be positive and finite, got {mu}"
 
 
-def test_the_guard_against_equal_deviations_is_that_of_the_batch_alone():
-    # one token, D = 0.2 and its deviation 0: D > mu * 0 is dropped, where Clip_B keeps all
+def test_values_without_a_spread_are_all_kept():
+    # one token, D = 0.2 and its deviation 0: without the authors' guard D > mu * 0 would be dropped
     view, batch = card_step([[1]], [[math.log(0.1)]], [[math.log(0.1)]], [[-1.0]], [[0.5]])
     view = replace(view, over_vocab=lambda f: torch.zeros_like(view.logps))
     # S = 0.1 (log 0.1 + 0.5) = -0.18, N = 0
-    assert dropped(DiscriminatorClip(over="vocabulary", max_frac=1.0, normalise_by="all"), view, batch) == [0]
+    assert dropped(DiscriminatorClip(over="vocabulary", max_frac=1.0, normalise_by="all"), view, batch) == []
     assert dropped(DiscriminatorClip(normalise_by="all"), view, batch) == []

@@ -115,7 +115,9 @@ def test_the_released_weight_of_the_penalty():
     # the jump at the middle: 1 - 0.2 (1 - e^-2) = 0.827067, then 0.8 e^(-3 / 75) = 0.768632 one step later
     assert released_penalty_weight(75) == pytest.approx(0.827067, abs=5e-7)
     assert released_penalty_weight(76) == pytest.approx(0.768632, abs=5e-7)
-    assert released_penalty_weight(150) == pytest.approx(0.8 * math.exp(-3), rel=1e-12)
+    # 0.8 e^-3 = 0.0398297 at the last of the 150 steps, and ever after: the code clamps its step count
+    assert released_penalty_weight(150) == pytest.approx(0.0398297, abs=5e-8)
+    assert released_penalty_weight(151) == released_penalty_weight(1000) == released_penalty_weight(150)
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hclm_rl.equations.vocab import Head, over_vocab
-from hclm_rl.terms.lp_reg import LpReg
+from hclm_rl.terms.lp_reg import LpReg, is_plausible, kl_of_filtered, log_kept_mass
 
 from ..term_batches import card_step, first_stage, make_step, rollout, second_stage, surrogate, token_batch
 
@@ -175,3 +175,26 @@ def test_refuses(wrong, sentence):
     with pytest.raises(ValueError) as error:
         LpReg(**wrong)
     assert str(error.value) == sentence
+
+
+def test_a_token_at_the_bound_is_kept():
+    logps = torch.tensor([[0.5, 0.25, 0.25, 0.0], [0.6, 0.2, 0.2, 0.0]], dtype=torch.float64).log()
+    # half of the largest: 0.25 is kept and nothing dropped, mass 1; of 0.6 it is 0.3, above 0.2: mass 0.6
+    assert is_plausible(logps, 0.5).tolist() == [[True, True, True, False], [True, False, False, False]]
+    assert log_kept_mass(logps, 0.5).tolist() == pytest.approx([0.0, math.log(0.6)])
+    # a filter of 0 keeps all that can be sampled, and not what cannot: 0 (log 0 - log 0) is NaN
+    assert is_plausible(logps, 0.0).tolist() == [[True, True, True, False]] * 2
+    assert kl_of_filtered(logps, 0.0).tolist() == [0.0, 0.0]
+
+
+def test_a_sampled_token_at_the_bound_is_protected_and_one_below_it_is_noise():
+    # kappa 0.5 on (0.5, 0.25, 0.15, 0.1): the second is at the bound, the third below; mass 0.75, x = -log 0.75
+    policy = [(0.5, 0.25, 0.15, 0.1)] * 3
+    view, batch = card(policy, [1, 2, 0], [-1.0, -1.0, -1.0])
+    # the head's log-softmax is in float32: give stage 1 the same tie as the distribution has
+    table = torch.tensor([policy], dtype=torch.float64).log()
+    view = replace(view, over_vocab=lambda f: f(table.flatten(0, 1)).view(1, 3))
+    _, metrics = added(LpReg(rho=1.0, kappa=0.5), view, batch)
+    assert metrics["link/selected"][0].tolist() == [1, 1, 1]
+    assert metrics["link/noise"][0].tolist() == [0, 1, 0]
+    assert metrics["link/kept_mass"][0].tolist() == pytest.approx([0.75] * 3)
