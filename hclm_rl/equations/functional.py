@@ -107,7 +107,7 @@ def quantile_baseline(
     """b = inf{x : F(x) >= level},  F(x) = #{j : R_j <= x} / G, per group: the inverse CDF, level in (0, 1].
 
     Always one of the rewards, so that with 0/1 rewards one side of the group gets exactly zero advantage.
-    `interpolate=True` is the linear quantile instead (the authors' README), which gives that property up.
+    `interpolate=True` is the linear quantile instead (the authors' released code), which gives that property up.
     A NaN reward (unscored) leaves its group; a group without a scored reward gets NaN.
     Source: quantile advantage estimation, arXiv:2509.22611; the 1e-9 guards ceil(0.28 * 25) = 8 (it is 7).
     """

@@ -31,13 +31,14 @@ class EntroPic(Term):
 
     Args:
         threshold: probability of the sampled token, in [0, 1); the authors' code
-        weights: "unbounded": as the authors' code
+        weights: "bounded" is ours; "unbounded": as the authors' code
         denominator: "all": s = 1, which needs no bound; not the authors'
         statistics: of N / N_high; "micro_batch": as the authors' code
 
     Attributes:
         default_coef: target 0.1 nats, k_p 1, k_i 0.01 and alpha in [-1, 1]: the authors' values, at their temperature
-            of 0.6
+            of 0.6. The rule "lagged" and the anti-windup are ours: theirs are "same_step", by micro-batch and process,
+            and none
     """
 
     needs_scores: ClassVar[bool] = True

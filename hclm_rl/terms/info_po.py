@@ -32,7 +32,8 @@ class InfoPo(Term):
     Args:
         beta: >= 0; the authors'. Its decay over epochs, 0 there, is a schedule of `coef`
         temperature: of the gate, > 0, in units of the reward; the authors'
-        gamma: of the outcome by turns, in (0, 1]; the authors' multi-turn mode: 0.8
+        gamma: of the outcome by turns, in (0, 1]; 1 is the authors' default, "Equalized" turns, whose own gamma of 0.8
+            acts on nothing; below 1 their "R2G" turns where the reward comes with the last one
         placeholder: stands for the reply: cut to its length, or its last token repeated
         template_before: tokens that the chat template puts before what the tool said; they are kept
         template_after: likewise after it, up to where the next turn begins

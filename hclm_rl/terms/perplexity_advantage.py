@@ -18,11 +18,12 @@ class PerplexityAdvantage(Term):
     w_i = (l_i - mean_K l) / std_K l,  l_i = -(1/|o_i|) sum_t log p_t the log-perplexity at the sampling policy, K the
     responses of the group within 1.5 interquartile ranges of its quartiles, with population deviation. Outliers get
     their w_i from the statistics of K. It acts on both signs: confident right answers are paid more, which lowers the
-    entropy, confident wrong ones punished harder. At the default alpha an advantage moves by about 1%.
+    entropy, confident wrong ones punished harder. At the default alpha an advantage moves by about 1%. In the released
+    code the weight of favours "low" is made and printed but never applied: their public run of it is plain GRPO.
 
     Args:
         alpha: per deviation of the group, >= 0; the paper's value
-        favours: the perplexity; "high": the authors' other variant, 1 + alpha w_i
+        favours: the perplexity; "high": the authors' other variant, 1 + alpha w_i, the one that their code applies
         smallest: bounds of the weight, 0 <= smallest <= 1 <= largest: in the authors' code, not in the paper
         largest: upper bound of the weight, see `smallest`
     """

@@ -20,7 +20,7 @@ class Qae(Term):
 
     Args:
         quantile_k: in (0, 1); 0.4 with clip-higher, 0.6 where entropy is low or falling (the paper's values)
-        interpolate: True: the linear interpolation of the authors' README, which the paper does not want
+        interpolate: True: the linear interpolation of the authors' released code, which the paper does not want
     """
 
     sets_baseline: ClassVar[bool] = True
