@@ -79,7 +79,6 @@ class Tea(Term):
 
     def _weight(self, cov: Float[Tensor, "rows T"], mask: Bool[Tensor, "rows T"]) -> Float[Tensor, "rows T"]:
         """w_t, 0 off the mask; a response without tokens has none."""
-        is_read = mask | ~mask.any(dim=1, keepdim=True)  # a softmax over nothing would have a NaN for a gradient
-        share = torch.where(mask, torch.where(is_read, cov, -math.inf).softmax(dim=1), 0)
+        share = torch.where(mask, torch.where(mask, cov, -math.inf).softmax(dim=1), 0)
         weight = (self.factor * share).clamp(max=self.cap)
         return weight * mask.sum(dim=1, keepdim=True) / self.factor if self.scale == "length" else weight

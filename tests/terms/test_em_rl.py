@@ -96,7 +96,7 @@ def test_agrees_with_a_loop(seed, reward, reduction):
 
 
 def test_the_rewards_of_rent():
-    # r = -0.3, -2/3, -0.1, -0.55, their mean -0.404167; squares of the distances 0.010851, 0.068906, 0.092517, 0.021267,
+    # r = -0.3, -2/3, -0.1, -0.55, their mean -0.404167; squared distances 0.010851, 0.068906, 0.092517, 0.021267,
     # together 0.193542: deviation sqrt(0.193542 / 3) = 0.253996, plus 1e-6
     effect = EmRl(reduction="mean", scale="group").on_rollout(one_group(), {})
     assert effect.advantages.tolist() == pytest.approx([0.410111, -1.033478, 1.197524, -0.574156], abs=5e-6)
