@@ -24,6 +24,7 @@ from trl.trainer.utils import nanstd
 from ..chain.chain import Link
 from ..types import Term
 from .mixin import EntropyTermsMixin
+from .stage_two import log_vespo, vespo_weights
 
 if is_peft_available():  # only named in annotations
     from peft import PeftConfig, PeftModel
@@ -158,6 +159,18 @@ class GRPOTrainer(EntropyTermsMixin, trl.GRPOTrainer):
             environment_factory=environment_factory,
             entropy_terms=entropy_terms,
         )
+
+    def get_gamma_weights(self, **given: Any) -> Tensor:
+        """TRL's weights of the loss "vespo"; in training those of the responses are kept for the metric."""
+        weights = super().get_gamma_weights(**given)
+        if self._hclm.inputs is not None:
+            self._hclm.vespo = vespo_weights(weights, given["advantages"], given["mask"])
+        return weights
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        loss = super()._compute_loss(model, inputs)
+        log_vespo(self)
+        return loss
 
     def _hclm_is_sequence_level(self) -> bool:
         return self.importance_sampling_level == "sequence"

@@ -67,6 +67,7 @@ class Run:
     deferred: tuple[dict[str, Any], Generation] | None = None  # a batch whose first stage waits for the loss's pass
     inputs: dict[str, Any] | None = None  # set while TRL computes a training loss: the copy whose advantages we shape
     outcome: Outcome | None = None
+    vespo: Tensor | None = None  # of the micro-batch: the weight of each response in the loss of this name
     micro_batches: int = 0
     # set during evaluation, a pair a batch: reward parts of all processes, this one's completions as text or messages
     evaluated: list[tuple[Tensor, list]] | None = None

@@ -98,3 +98,27 @@ def share_of_step(trainer: Any, loss: Tensor, inputs: Mapping[str, Any]) -> Tens
     items = inputs["hclm/items"].clamp(min=1.0) / trainer.accelerator.num_processes
     normaliser = items * accumulation / trainer.args.steps_per_generation
     return torch.where(mask_of(inputs), loss, 0).sum() / normaliser * undo
+
+
+def vespo_weights(weights: Tensor, advantages: Tensor, mask: Tensor) -> Tensor:
+    """phi of each response, (B,), of TRL's (B, 1) or (B, T): the mean over the tokens that it acts on.
+
+    phi depends on a token by the sign of its advantage alone, and a token that a term dropped has the phi of A >= 0.
+    """
+    if weights.size(1) == 1:
+        return weights.squeeze(1)
+    counts = mask.bool()
+    acts = counts & (advantages != 0)
+    mean = torch.where(acts, weights, 0).sum(dim=1) / acts.sum(dim=1).clamp(min=1)
+    first = weights.gather(1, counts.int().argmax(dim=1, keepdim=True)).squeeze(1)
+    return torch.where(acts.any(dim=1), mean, first)
+
+
+def log_vespo(trainer: Any) -> None:
+    """`vespo/phi_seq_mean` as TRL has it, a mean over responses: with (B, T) advantages it would be one over tokens."""
+    weights, trainer._hclm.vespo = trainer._hclm.vespo, None
+    if weights is None:
+        return
+    sums = torch.stack([weights.sum(), weights.new_tensor(float(len(weights)))])
+    total, count = trainer.accelerator.reduce(sums, reduction="sum")
+    trainer._metrics["train"]["vespo/phi_seq_mean"][-1] = (total / count.clamp(min=1.0)).item()

@@ -242,7 +242,7 @@ def test_the_authors_other_advantage_and_mean():
 
 
 def test_with_a_decay_all_that_is_kept_counts():
-    # four replays of reward 0.5, below the median of 2: none beats it, and 4 > 1.5 * 2 all the same, as the authors have
+    # four replays of reward 0.5 below the median of 2: none beats it, and 4 > 1.5 * 2 all the same
     step = make_step(dtype=torch.float64)
     kept = replays([0.5] * 4, step.ids[:4], step.mask[:4], step.old_logps[:4])
     for decay, replayed in ((None, 0), (0.5, 2)):

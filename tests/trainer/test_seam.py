@@ -45,6 +45,16 @@ def test_signatures_that_are_overridden(trainer: type, name: str, parameters: li
     assert found == parameters, f"TRL changed {trainer.__name__}.{name}: {found}; hclm_rl/trainer/mixin.py overrides it"
 
 
+def test_the_weights_of_vespo():
+    found = inspect.signature(inspect.unwrap(trl.GRPOTrainer.get_gamma_weights)).parameters
+    assert {"advantages", "mask"} <= found.keys(), "TRL changed get_gamma_weights, which hclm_rl/trainer/grpo.py reads"
+    loss = inspect.getsource(inspect.unwrap(trl.GRPOTrainer._compute_loss))
+    assert "self.get_gamma_weights(\n                advantages=advantages" in loss, (
+        "TRL calls get_gamma_weights otherwise"
+    )
+    assert '["vespo/phi_seq_mean"].append(' in loss, "TRL's metric of vespo is gone: trainer/stage_two.py replaces it"
+
+
 @pytest.mark.parametrize("trainer", TRAINERS)
 def test_our_trainers_take_what_trls_take(trainer: type):
     """Names, order, kinds, defaults and annotations; an argument that TRL adds must be handed on."""

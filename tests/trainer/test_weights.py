@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from hclm_rl.equations.functional import split_token_weights
+from hclm_rl.trainer.stage_two import vespo_weights
 
 from .. import own_terms
 from ..tiny import LOSSES, largest_difference, make, weights_after
@@ -50,6 +51,31 @@ def test_split_of_token_weights():
     rows, weights = split_token_weights(advantages, mask)
     assert rows.tolist() == [2.0, -4.0, 0.0]
     assert weights.tolist() == [[0.5, 1.0, 1.0], [0.25, 1.0, 0.0], [1.0, 1.0, 1.0]]
+
+
+def test_vespos_weight_of_a_response_is_that_of_the_tokens_it_acts_on():
+    # rows: one sign; a token that a term dropped (phi of A >= 0, here 5); nothing left; no tokens at all; both signs
+    weights = torch.tensor([[2.0, 2.0, 9.0], [5.0, 3.0, 3.0], [5.0, 5.0, 5.0], [1.0, 1.0, 1.0], [5.0, 3.0, 3.0]])
+    advantages = torch.tensor([[1.0, 0.5, 9.0], [0.0, -1.0, -1.0], [0.0, 0.0, 0.0], [7.0, 7.0, 7.0], [1.0, -1.0, -1.0]])
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1], [1, 1, 1], [0, 0, 0], [1, 1, 1]])
+    # the last: (5 + 3 + 3) / 3
+    assert vespo_weights(weights, advantages, mask).tolist() == pytest.approx([2.0, 3.0, 5.0, 1.0, 11 / 3])
+    assert vespo_weights(weights[:, :1], advantages[:, :1], mask).tolist() == [2.0, 5.0, 5.0, 1.0, 5.0]
+
+
+def test_the_metric_of_vespo_is_a_mean_over_responses_with_advantages_by_token_too(policy: str, tmp_path: Path):
+    # responses of three to seven tokens, of both signs, a policy that has moved: a mean over tokens would differ
+    changes = {"loss_type": "vespo", "num_iterations": 2, "max_steps": 2, "learning_rate": 1.0, "fixed": True}
+
+    def logged(out: str, **more) -> list[float]:
+        trainer = make(policy, tmp_path / out, **changes, **more)
+        trainer.train()
+        return [float(entry["vespo/phi_seq_mean"]) for entry in trainer.state.log_history if "loss" in entry]
+
+    stock = logged("stock", ours=False)
+    assert len(stock) == 2
+    ours = logged("ours", terms=["tests.own_terms.TokenWeight"])  # every weight is 1
+    assert ours == pytest.approx(stock, rel=1e-6) and stock[0] != stock[1]
 
 
 @pytest.mark.parametrize("changes", [{"algorithm": "rloo"}, {"importance_sampling_level": "sequence"}])
