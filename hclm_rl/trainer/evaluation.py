@@ -1,5 +1,6 @@
 """Evaluation: pass@k beside TRL's own metrics, and responses sampled for whoever judges the policy."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,8 @@ from transformers.trainer_utils import EvalLoopOutput, has_length
 
 from .run import mask_of, transcript_of
 from .scoring import aside, score
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +39,17 @@ def with_pass_at_k(
     from ..evaluation.training import pass_metrics  # scipy comes with an extra
 
     grouped = rewards.view(-1, group_size).cpu().numpy()
+    left_out = int(rewards.view(-1, group_size).isnan().any(dim=1).sum())
+    if left_out and trainer.accelerator.is_main_process:
+        logger.warning(
+            "%s: the first reward function, %s, left a response without a reward in %d of %d prompts, which have no "
+            "part in pass@k%s",
+            prefix,
+            trainer.reward_func_names[0],
+            left_out,
+            len(grouped),
+            ": none is logged" if left_out == len(grouped) else "",
+        )
     assert output.metrics is not None
     output.metrics.update(pass_metrics(grouped, trainer.args.eval_pass_threshold, prefix))
     return output

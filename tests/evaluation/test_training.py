@@ -62,6 +62,32 @@ def test_it_is_logged_by_name_of_the_data_set_and_leaves_training_as_it_is(polic
     assert any("eval_hard_pass@2/upper" in entry for entry in ours.state.log_history)
 
 
+@pytest.mark.parametrize(
+    "unscored, sentence",
+    [
+        (3, "3 of 3 prompts, which have no part in pass@k: none is logged"),
+        (1, "1 of 3 prompts, which have no part in pass@k"),
+        (0, None),
+    ],
+)
+def test_prompts_without_a_reward_are_said(unscored, sentence, policy: str, tmp_path: Path, caplog):
+    trainer = make(policy, tmp_path, trainer={"eval_dataset": prompts(3)}, eval_pass_at_k=True)
+    seen: list[str] = []
+
+    def half_blind(prompts: list[str], completions: list[str], **_: object) -> list[float | None]:
+        seen.extend(prompt for prompt in prompts if prompt not in seen)
+        first = [seen.index(prompt) < unscored and prompts.index(prompt) == i for i, prompt in enumerate(prompts)]
+        return [None if is_first else 1.0 for is_first in first]
+
+    trainer.reward_funcs[0], trainer.reward_func_names[0] = half_blind, "half_blind"
+    with caplog.at_level("WARNING", logger="hclm_rl"):
+        found = trainer.evaluate()
+    said = [record.getMessage() for record in caplog.records if "pass@k" in record.getMessage()]
+    expected = f"eval: the first reward function, half_blind, left a response without a reward in {sentence}"
+    assert said == ([expected] if sentence else [])
+    assert ("eval_pass@1" in found) == (unscored < 3)
+
+
 def test_without_scipy_it_is_refused_before_anything_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(hclm_rl.recipe.config.importlib.util, "find_spec", lambda name: None)
     for config in CONFIGS.values():
