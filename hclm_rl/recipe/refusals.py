@@ -25,12 +25,19 @@ def refuse_what_the_run_lacks(chain: Chain, model: Any, config: Any) -> None:
         more = json.loads(more) if isinstance(more, str) else more or {}
         trusts = bool(more.get("trust_remote_code", getattr(config, "trust_remote_code", False)))
         model_config = AutoConfig.from_pretrained(model, trust_remote_code=trusts)
+    gated = [link.name for link in chain.links if link.coef.needs_entropy]
     scored = [link.name for link in chain.links if link.term.needs_scores]
     reads = sorted({*chain.needs_hidden, *chain.needs_vocab, *chain.needs_rescoring, *scored})
     if reads and getattr(model_config, "vision_config", None) is not None:
         raise ValueError(
             f"{', '.join(reads)}: reads scores or hidden states of the whole batch, which this library does not take "
             "from vision models; use terms that need neither, such as entropy_bonus or qae"
+        )
+    if gated and getattr(model_config, "vision_config", None) is not None:
+        raise ValueError(
+            f"{', '.join(gated)}: its coefficient reads the entropy of the sampled batch, which this library does not "
+            "take from vision models; use a rule that reads that of the step before: 'trl' or 'skywork' of "
+            "step_to_target, 'lagged' of proportional_integral"
         )
     whole = "the whole next-token distribution"
     if chain.needs_vocab_gradient and is_deepspeed_zero3_enabled():

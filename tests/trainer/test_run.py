@@ -161,6 +161,10 @@ def test_what_the_run_cannot_give_is_refused_before_loading(tmp_path: Path, monk
     args = hclm_rl.GRPOConfig(str(tmp_path / "out"), entropy_terms=["qae", "log_det"], **settings())
     with pytest.raises(ValueError, match=r"log_det: reads scores or hidden states .* vision models"):
         hclm_rl.GRPOTrainer(str(tmp_path), low_words, args, prompts())  # there are no weights to load
+    gate = {"kind": "step_to_target", "target": 0.2, "rule": "paper"}
+    args = hclm_rl.GRPOConfig(str(tmp_path / "out"), entropy_terms=[{"entropy_bonus": {"coef": gate}}], **settings())
+    with pytest.raises(ValueError, match=r"^entropy_bonus: its coefficient reads the entropy of the sampled batch, .*"):
+        hclm_rl.GRPOTrainer(str(tmp_path), low_words, args, prompts())
     monkeypatch.setattr("hclm_rl.recipe.refusals.is_deepspeed_zero3_enabled", lambda: True)
     args = hclm_rl.GRPOConfig(str(tmp_path / "out"), entropy_terms=["tests.own_terms.ReadsVocabulary"], **settings())
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
