@@ -26,7 +26,7 @@ class SelfImitation(Term):
     `decay`: once it holds more than that), `buffer` at random (or the largest power of two there is) are replayed in
     the updates of one generation batch, and the buffer is emptied. A few replayed tokens whose covariance is in
     (cov_lower, cov_upper) lose their gradient, as in clip_cov, which serves the fresh tokens; they are drawn once, by
-    the log-probs of when they were sampled, where the authors draw in each micro-batch by present ones. The authors give
+    the log-probs of when they were sampled, where the authors draw in each micro-batch by present ones. They give
     replays optimiser steps of their own and centre rewards without a deviation (scale_rewards: none); their tool reward
     is the term `tool_bonus`. A replay costs one more pass, forward and backward, over as many rows.
 
