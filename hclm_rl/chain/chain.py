@@ -9,6 +9,8 @@ from torch import Tensor
 from ..equations.functional import per_token
 from ..types import Metric, Rollout, RolloutEffect, Term, TokenBatch
 from .coefficients import Coefficient
+from .door import check_effect, check_rollout_effect, named
+from .finite import Watch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +41,7 @@ class RolloutOutcome:
     shared: dict[str, Tensor]  # "<link>/<name>": any shape
     metrics: dict[str, Metric]
     affected: dict[str, Tensor]  # link: (N, T) bool
+    shapers: tuple[str, ...] = ()  # links that had a hand in the advantages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,23 +52,7 @@ class Outcome:
     losses: dict[str, Tensor]  # link: (B, T) or (), before the link's coefficient; none where that is 0
     metrics: dict[str, Metric]
     on_hidden_gradient: dict[str, Callable[[Tensor], Mapping[str, Metric]]] = field(default_factory=dict)
-
-
-class NotFinite(RuntimeError):
-    """A term produced a NaN or an infinity: the run stops before the weights see it."""
-
-
-def require_finite(value: Tensor, mask: Tensor | None, link: str, step: int, quantity: str) -> None:
-    """Raises NotFinite with the link, the step and the quantity; what the mask leaves out is not looked at."""
-    if not value.is_floating_point():
-        return
-    where = value if mask is None or value.shape != mask.shape else torch.where(mask, value, 0)
-    is_bad = ~torch.isfinite(where.detach())
-    if is_bad.any():
-        raise NotFinite(
-            f"the entropy term '{link}' produced {int(is_bad.sum())} values that are not finite in its {quantity} at "
-            f"step {step}; training stopped before they reached the weights, and the last checkpoint is intact"
-        )
+    shapers: tuple[str, ...] = ()  # links that had a hand in the advantages
 
 
 def of_link(values: Mapping[str, Tensor], link: str) -> dict[str, Tensor]:
@@ -84,13 +71,11 @@ def blend(stock: Tensor, shaped: Tensor, coef: float) -> Tensor:
 
 def with_rewards(
     rollout: Rollout,
-    shaped: Tensor,
+    rewards: Tensor,
     is_left_out: Tensor | None,
-    coef: float,
     renormalise: Callable[[Tensor], tuple[Tensor, Tensor]],
 ) -> Rollout:
     """The rollout with shaped rewards, and with the advantages that the base algorithm has from them."""
-    rewards = blend(rollout.rewards, shaped, coef)
     if is_left_out is not None:
         rewards = rewards.masked_fill(is_left_out, torch.nan)
     group_rewards = rollout.everywhere(rewards).view(-1, rollout.group_rewards.size(1))[rollout.group]
@@ -98,12 +83,43 @@ def with_rewards(
     return replace(rollout, rewards=rewards, group_rewards=group_rewards, advantages=advantages, reward_scale=scale)
 
 
-def with_advantages(rollout: Rollout, shaped: Tensor, coef: float) -> Rollout:
+def with_advantages(rollout: Rollout, shaped: Tensor) -> Rollout:
     """The rollout with shaped advantages; those of padding stay."""
-    shaped = blend(rollout.advantages, shaped.detach(), coef)
     if shaped.dim() == 2:
         shaped = torch.where(rollout.mask, shaped, per_token(rollout.advantages, rollout.mask))
     return replace(rollout, advantages=shaped)
+
+
+def left_by(
+    link: str,
+    effect: RolloutEffect,
+    rollout: Rollout,
+    coef: float,
+    shapers: list[tuple[str, bool]],
+    renormalise: Callable[[Tensor], tuple[Tensor, Tensor]],
+    watch: Watch,
+) -> Rollout:
+    """The rollout as a link leaves it; `shapers`: (link, whether of advantages) of those before, and then this one."""
+    for name, column in effect.columns.items():
+        watch.note(link, f"column '{name}'", column, rollout.mask)
+    for name, value in effect.shared.items():
+        watch.note(link, f"shared '{name}'", value)
+    if effect.rewards is not None:
+        last = next((name for name, is_of_advantages in reversed(shapers) if is_of_advantages), None)
+        if last is not None:
+            raise ValueError(
+                f"'{link}' shapes rewards, which sets the advantages anew and would undo '{last}' "
+                "before it; put terms that shape rewards first"
+            )
+        rewards = blend(rollout.rewards, effect.rewards, coef)
+        watch.note(link, "rewards", rewards, ~rollout.rewards.isnan(), coef)
+        rollout = with_rewards(rollout, rewards, effect.is_left_out, renormalise)
+    if effect.advantages is not None:
+        rollout = with_advantages(rollout, blend(rollout.advantages, effect.advantages.detach(), coef))
+        watch.note(link, "advantages", rollout.advantages, rollout.mask, coef)
+    if effect.rewards is not None or effect.advantages is not None:
+        shapers.append((link, effect.advantages is not None))
+    return rollout
 
 
 @dataclass(frozen=True)
@@ -151,6 +167,7 @@ class Chain:
         """Names of the links that have the policy score other texts."""
         return [link.name for link in self.links if link.term.needs_rescoring]
 
+    # long: all that comes of a link, in one loop
     def on_rollout(
         self,
         rollout: Rollout,
@@ -158,29 +175,29 @@ class Chain:
         coefs: Mapping[str, float],
         generators: Callable[[str], torch.Generator],
         renormalise: Callable[[Tensor], tuple[Tensor, Tensor]],
+        watch: Watch | None = None,
     ) -> RolloutOutcome:
-        """Stage 1. `renormalise`: this process's rewards (N,) -> the base algorithm's advantages and scale, (N,)."""
-        stock, last_shaper = rollout.advantages, None
-        columns, shared, metrics, affected = {}, {}, {}, {}
+        """Stage 1. `renormalise`: this process's rewards (N,) -> the base algorithm's advantages and scale, (N,).
+
+        Whoever gives a `watch` judges it; without one what is not finite is raised here.
+        """
+        stock, noted = rollout.advantages, watch or Watch()
+        columns, shared, metrics, affected, shapers = {}, {}, {}, {}, []
         for link in self.links:
-            effect = link.term.on_rollout(replace(rollout, generator=generators(link.name)), memories[link.name])
-            coef, before = coefs[link.name], rollout.advantages
-            if coef:
-                self._require_finite_rollout(effect, rollout, link.name)
-            if effect.rewards is not None and coef:
-                if last_shaper is not None:
-                    raise ValueError(
-                        f"'{link.name}' shapes rewards, which sets the advantages anew and would undo '{last_shaper}' "
-                        "before it; put terms that shape rewards first"
-                    )
-                rollout = with_rewards(rollout, effect.rewards, effect.is_left_out, coef, renormalise)
-            if effect.advantages is not None and coef:
-                rollout, last_shaper = with_advantages(rollout, effect.advantages, coef), link.name
+            name, before = link.name, rollout.advantages
+            own = replace(rollout, generator=generators(name))
+            with named(f"the entropy term '{name}'", "stage 1", rollout.step, noted):
+                effect = link.term.on_rollout(own, memories[name])
+            check_rollout_effect(effect, rollout, name)
+            if coefs[name]:
+                rollout = left_by(name, effect, rollout, coefs[name], shapers, renormalise, noted)
             changed = per_token(rollout.advantages, rollout.mask) != per_token(before, rollout.mask)
-            affected[link.name] = changed & rollout.mask
-            columns |= {f"{link.name}/{name}": column.detach() for name, column in effect.columns.items()}
-            shared |= {f"{link.name}/{name}": value.detach() for name, value in effect.shared.items()}
-            metrics |= {f"{link.name}/{name}": metric for name, metric in effect.metrics.items()}
+            affected[name] = changed & rollout.mask
+            columns |= {f"{name}/{key}": column.detach() for key, column in effect.columns.items()}
+            shared |= {f"{name}/{key}": value.detach() for key, value in effect.shared.items()}
+            metrics |= {f"{name}/{key}": metric for key, metric in effect.metrics.items()}
+        if watch is None:
+            noted.require_finite(rollout.step)
         return RolloutOutcome(
             rewards=rollout.rewards,
             group_rewards=rollout.group_rewards,
@@ -189,8 +206,10 @@ class Chain:
             shared=shared,
             metrics=metrics,
             affected=affected,
+            shapers=tuple(name for name, _ in shapers),
         )
 
+    # long: all that comes of a link, in one loop
     def __call__(
         self,
         batch: TokenBatch,
@@ -198,25 +217,34 @@ class Chain:
         coefs: Mapping[str, float],
         generators: Callable[[str], torch.Generator],
         affected_before: Mapping[str, Tensor],
+        watch: Watch | None = None,
+        watched: Callable[[TokenBatch, str], TokenBatch] = lambda own, link: own,
     ) -> Outcome:
-        """Stage 2. `batch.columns` and `batch.shared` hold those of all links; each term gets its own."""
-        columns, shared, stock = batch.columns, batch.shared, batch.advantages
-        losses, metrics, callbacks = {}, {}, {}
+        """Stage 2. `batch.columns` and `batch.shared` hold those of all links; each term gets its own.
+
+        `watched` puts aliases into what a link sees, whose gradients `watch` notes. Whoever gives a `watch` judges it;
+        without one what is not finite is raised here.
+        """
+        columns, shared, stock, noted = batch.columns, batch.shared, batch.advantages, watch or Watch()
+        losses, metrics, callbacks, shapers = {}, {}, {}, []
         for link in self.links:
             name, coef = link.name, coefs[link.name]
             own = replace(batch, columns=of_link(columns, name), shared=of_link(shared, name), coef=coef)
-            own = replace(own, generator=generators(name))
-            effect = link.term(own, memories[name])
+            own = replace(own if coef == 0 else watched(own, name), generator=generators(name))
+            with named(f"the entropy term '{name}'", "stage 2", batch.step, noted):
+                effect = link.term(own, memories[name])
+            check_effect(effect, own, name)
             affected = affected_before[name]
             if effect.advantages is not None and coef:
-                require_finite(effect.advantages, batch.mask, name, batch.step, "advantages")
-                shaped = blend(batch.advantages, effect.advantages.detach(), coef)
+                shaped = blend(batch.advantages, effect.advantages, coef)
                 # the padding keeps its advantages: TRL multiplies its losses by the mask, and NaN * 0 is NaN
                 shaped = torch.where(batch.mask, shaped, batch.advantages)
+                noted.note(name, "advantages", shaped, batch.mask, coef)
                 affected = affected | (shaped != batch.advantages)
                 batch = replace(batch, advantages=shaped)
+                shapers.append(name)
             if effect.loss is not None and coef:
-                require_finite(effect.loss, batch.mask, name, batch.step, "loss")
+                noted.note(name, "loss", effect.loss, batch.mask, coef)
                 losses[name] = effect.loss
                 affected = affected | (effect.loss.detach() != 0)
                 if effect.affected is not None:
@@ -225,25 +253,12 @@ class Chain:
             metrics[f"{name}/affected"] = (affected & batch.mask).float()
             if effect.on_hidden_gradient is not None:
                 callbacks[name] = effect.on_hidden_gradient
+        if watch is None:
+            noted.require_finite(batch.step)
         return Outcome(
             advantages=None if batch.advantages is stock else batch.advantages,
             losses=losses,
             metrics=metrics,
             on_hidden_gradient=callbacks,
+            shapers=tuple(shapers),
         )
-
-    @staticmethod
-    def _require_finite_rollout(effect: RolloutEffect, rollout: Rollout, link: str) -> None:
-        quantities = {"rewards": effect.rewards, "advantages": effect.advantages}
-        quantities |= {f"column '{name}'": column for name, column in effect.columns.items()}
-        quantities |= {f"shared '{name}'": value for name, value in effect.shared.items()}
-        for quantity, value in quantities.items():
-            if value is not None:
-                counts = ~rollout.rewards.isnan() if quantity == "rewards" else rollout.mask
-                counts = None if quantity.startswith("shared") else counts
-                require_finite(value, counts, link, rollout.step, quantity)
-                if quantity.startswith("column") and value.size(0) != rollout.mask.size(0):
-                    raise ValueError(
-                        f"the entropy term '{link}' attached {quantity} with {value.size(0)} rows to a batch of "
-                        f"{rollout.mask.size(0)}; what is not one row a response belongs into `shared`"
-                    )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..equations.functional import quantile
 from ..types import Metric, Quantiles, Total
+from .door import TermFailed
 
 
 def mean_of(total: float, count: float) -> float:
@@ -58,7 +59,11 @@ class StepMetrics:
             totals = iter(cast(Tensor, accelerator.reduce(flat, reduction="sum")).tolist())
             for name in names:
                 sums, form = self._sums[name]
-                metrics[name] = form(*(next(totals) for _ in sums))
+                values = [next(totals) for _ in sums]
+                try:
+                    metrics[name] = form(*values)
+                except Exception as error:
+                    raise TermFailed(f"the metric '{name}' failed: {type(error).__name__}: {error}") from error
         for name in sorted(self._values):
             kept, levels = self._values[name]
             values = torch.cat(kept).float()

@@ -8,6 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from .chain import Chain
+from .door import first_state
+from .memory import make_plain
 
 JSON_NAME, TENSORS_NAME = "entropy_terms.json", "entropy_terms.safetensors"
 
@@ -24,12 +26,18 @@ class ChainState:
     def fresh(cls, chain: Chain) -> "ChainState":
         return cls(
             memory={link.name: {} for link in chain.links},
-            controller={link.name: link.coef.initial_state() for link in chain.links},
+            controller={link.name: first_state(link.coef, link.name) for link in chain.links},
             idle_steps={link.name: 0 for link in chain.links},
         )
 
+    def require_savable(self) -> None:
+        """Raises in one sentence where a checkpoint could not hold a memory; NumPy numbers become Python's."""
+        for link, memory in self.memory.items():
+            make_plain(memory, link)
+
     def save(self, folder: Path) -> None:
         """Writes both files; tensors of the memories go into the safetensors file as "<link>/<key>"."""
+        self.require_savable()
         tensors, plain = {}, {}
         for link, memory in self.memory.items():
             for key, value in memory.items():

@@ -1,4 +1,4 @@
-"""A reward function that may not lie: NaN and infinity stop the run with its name."""
+"""A reward function that may not lie: an infinity, or what is no number, stops the run with its name."""
 
 import math
 from collections.abc import Iterable
@@ -6,22 +6,36 @@ from typing import Any
 
 
 def checked(reward_func: Any, name: str, is_async: bool) -> Any:
-    """The reward function, which stops the run where it returns NaN or an infinity; None still means 'not scored'."""
-
-    def check(given: Iterable[Any]) -> list:
-        rewards = list(given)  # it may be a generator
-        bad = [i for i, reward in enumerate(rewards) if reward is not None and not math.isfinite(reward)]
-        if bad:
-            raise ValueError(
-                f"the reward function '{name}' returned {rewards[bad[0]]} for response {bad[0]} of {len(rewards)}; "
-                "return a finite number, or None for a response that it does not score"
-            )
-        return rewards
+    """The reward function, which stops the run where it returns what is no number; None and NaN mean 'not scored'."""
 
     async def checked_async(*args: Any, **kwargs: Any) -> list:
-        return check(await reward_func(*args, **kwargs))
+        return numbers(await reward_func(*args, **kwargs), name)
 
     def checked_sync(*args: Any, **kwargs: Any) -> list:
-        return check(reward_func(*args, **kwargs))
+        return numbers(reward_func(*args, **kwargs), name)
 
     return checked_async if is_async else checked_sync
+
+
+def numbers(given: object, name: str) -> list[float | None]:
+    """What a reward function returned, a finite number or None a response."""
+    if not isinstance(given, Iterable):
+        raise ValueError(f"the reward function '{name}' returned {given!r}; return a list of numbers, one a response")
+    rewards = list(given)  # it may be a generator
+    return [number(reward, name, f"response {i} of {len(rewards)}") for i, reward in enumerate(rewards)]
+
+
+def number(reward: Any, name: str, which: str) -> float | None:
+    """The reward as a float; None where it is NaN, as TRL has it."""
+    if reward is None:
+        return None
+    try:
+        value = math.inf if isinstance(reward, str | bytes) else float(reward)
+    except (TypeError, ValueError, RuntimeError):  # the last from a tensor of several values
+        value = math.inf
+    if math.isinf(value):
+        raise ValueError(
+            f"the reward function '{name}' returned {reward!r:.60} for {which}; return a finite number, or None for a "
+            "response that it does not score"
+        )
+    return None if math.isnan(value) else value

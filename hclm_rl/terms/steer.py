@@ -79,7 +79,7 @@ class Steer(Term):
         )
 
     def __call__(self, batch: TokenBatch, memory: dict) -> Effect:
-        change = self._change(batch.logps.detach(), batch.old_logps, batch.columns, batch.advantages, batch.mask)
+        change = self._change(batch.logps, batch.old_logps, batch.columns, batch.advantages, batch.mask).detach()
         if self.statistics == "step":
             smallest, scale = batch.shared["smallest"], batch.shared["scale"]
         else:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..chain.chain import Outcome
+from ..chain.door import TermRefused, measured
 from ..recipe.refusals import NOTHING
 from ..types import Attention
 from .head import language_model
@@ -92,7 +93,12 @@ def watch_attention(trainer: Any, seen: Seen) -> list:
 
 def watch_gradient(trainer: Any, outcome: Outcome, through_head: Tensor, mask: Tensor) -> None:
     """Hands the gradient through the output head to the terms that asked for it, in the backward pass."""
-    width = mask.size(1)
+    width, step = mask.size(1), trainer.state.global_step
+    if not through_head.requires_grad:
+        raise TermRefused(
+            f"{', '.join(outcome.on_hidden_gradient)}: reads the gradient at the hidden states, which need none in "
+            "this run: nothing before the output head is trained"
+        )
 
     def receive(gradient: Tensor) -> None:
         # processes are averaged afterwards, and what float16 scales the loss by is taken out again
@@ -100,7 +106,7 @@ def watch_gradient(trainer: Any, outcome: Outcome, through_head: Tensor, mask: T
         scale = trainer.accelerator.num_processes * (1.0 if scaler is None else scaler.get_scale())
         own = gradient[:, -width - 1 : -1].float() / scale
         for link, callback in outcome.on_hidden_gradient.items():
-            for name, metric in callback(own.detach()).items():
+            for name, metric in measured(callback, own.detach(), link, step, mask).items():
                 record(trainer, f"{link}/{name}", metric, mask)
         hook.remove()  # a callback may hold the batch, whose graph holds this hook: without this, a leak
 

@@ -31,8 +31,9 @@ from ..recipe.refusals import (
 from ..watch.trace import Trace
 from .evaluation import Responses, sample_responses, with_pass_at_k
 from .hooks import refuse_other_attention, watching
+from .judging import before_deepspeed_steps
 from .run import Generation, Run, Scores, strengths
-from .stage_one import can_wait, checked_rewards, deferred, own_scores, stage_one, trls_scores
+from .stage_one import can_wait, checked_rewards, count_unscored, deferred, own_scores, stage_one, trls_scores
 from .stage_two import share_of_step, stage_two
 from .step import end_step, load_state, save_state
 
@@ -71,6 +72,8 @@ class EntropyTermsMixin:
     def _calculate_rewards(self, inputs: Any, prompts: list, completions: list, completion_ids_list: list) -> Tensor:
         with checked_rewards(self):
             reward_parts = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        if self._hclm.chain.links:
+            count_unscored(self, reward_parts)
         if self._hclm.generation is not None:
             self._hclm.generation.reward_parts = reward_parts
             self._hclm.generation.prompts, self._hclm.generation.texts = prompts, completions
@@ -106,7 +109,10 @@ class EntropyTermsMixin:
             loss = super()._compute_loss(model, run.inputs)
             assert run.outcome is not None
             for link, added in run.outcome.losses.items():
-                loss = loss + strengths(self).coefs[link] * share_of_step(self, added, run.inputs)
+                coef = strengths(self).coefs[link]
+                share = coef * share_of_step(self, added, run.inputs)
+                run.watch.note(link, "loss", share, coef=coef)
+                loss = loss + share
         finally:
             run.inputs, run.outcome = None, None
         run.micro_batches += 1
@@ -135,7 +141,8 @@ class EntropyTermsMixin:
     # ---- once per optimiser step, and its checkpoints
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        loss = super().training_step(*args, **kwargs)
+        with before_deepspeed_steps(self):
+            loss = super().training_step(*args, **kwargs)
         if self._hclm.is_on and self.accelerator.sync_gradients:
             end_step(self)
         return loss

@@ -63,7 +63,8 @@ class RLOOTrainer(EntropyTermsMixin, trl.RLOOTrainer):
             What scores the responses; of several the sum counts, weighted by `args.reward_weights`. Each is a function,
             called with `prompts`, `completions` and every further column of the data set as keywords, which returns a
             number a response, or `None` for a response that it does not judge (it may be `async`); or a sequence
-            classifier with one label, by name or loaded. A NaN or an infinity stops the run with the function's name.
+            classifier with one label, by name or loaded. NaN counts as `None`; with
+            terms, an infinity stops the run with the function's name.
         args ([`RLOOConfig`], *optional*):
             All settings of the run. `hclm_rl.RLOOConfig` is TRL's with `entropy_terms`, the trace and pass@k as further
             fields; TRL's own will do where the terms come as an argument here. By default TRL's default settings.

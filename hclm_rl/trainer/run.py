@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from ..chain.chain import Chain, Outcome
+from ..chain.door import strength
+from ..chain.finite import Watch
 from ..chain.metrics import StepMetrics
 from ..chain.state import ChainState
 from ..types import Transcript
@@ -60,7 +62,10 @@ class Run:
     state: ChainState
     trace: Trace
     metrics: StepMetrics = field(default_factory=StepMetrics)
+    watch: Watch = field(default_factory=Watch)  # what the links put into this optimiser step
+    said: set[str] = field(default_factory=set)  # what is said or looked at once a run
     shared: dict[str, Tensor] = field(default_factory=dict)
+    shapers: tuple[str, ...] = ()  # links that had a hand in the advantages of the generation batch, in stage 1
     strengths: Strengths | None = None
     sampled_entropy: float | None = None  # nats, mean of the last scoring pass over all processes; NaN of no token
     generation: Generation | None = None  # set while TRL makes a generation batch
@@ -80,6 +85,13 @@ class Run:
         return bool(self.chain.links) or self.trace.is_on
 
 
+def once(trainer: Any, what: str) -> bool:
+    """Whether this is the first time in the run that somebody asks."""
+    is_first = what not in trainer._hclm.said
+    trainer._hclm.said.add(what)
+    return is_first
+
+
 def progress(trainer: Any) -> float:
     """Share of the training done."""
     return trainer.state.global_step / max(trainer.state.max_steps, 1)
@@ -91,7 +103,7 @@ def strengths(trainer: Any) -> Strengths:
     if run.strengths is None or run.strengths.step != step:
         entropy, done = run.sampled_entropy, progress(trainer)
         coefs = {
-            link.name: link.coef.value(done, run.state.controller[link.name], entropy=entropy)
+            link.name: strength(link.coef, link.name, done, run.state.controller[link.name], entropy, step)
             for link in run.chain.links
         }
         run.strengths = Strengths(step=step, coefs=coefs, sampled_entropy=entropy)

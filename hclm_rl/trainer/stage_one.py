@@ -11,11 +11,13 @@ from torch import Tensor
 from trl.trainer.utils import is_async_callable
 
 from ..chain.chain import RolloutOutcome
+from ..chain.finite import Watch
 from ..chain.metrics import StepMetrics
 from ..recipe.refusals import acts_between
 from ..responses.rewards import checked
 from ..types import Rollout, last_layer
 from .head import over_vocab_of, slope_of
+from .judging import EXCESS, judge, say_of_policy
 from .run import (
     AFFECTED,
     COLUMN,
@@ -26,6 +28,7 @@ from .run import (
     everywhere,
     generator,
     mask_of,
+    once,
     progress,
     strengths,
     transcript_of,
@@ -36,8 +39,11 @@ from .tracing import traced
 
 @contextmanager
 def checked_rewards(trainer: Any) -> Iterator[None]:
-    """What stands in for the user's own list and objects is there inside alone."""
+    """What stands in for the user's own list and objects is there inside alone; without terms they are TRL's alone."""
     given = trainer.reward_funcs
+    if not trainer._hclm.chain.links:
+        yield
+        return
     trainer.reward_funcs = [
         func if isinstance(func, torch.nn.Module) else checked(func, name, is_async_callable(func))
         for func, name in zip(given, trainer.reward_func_names, strict=True)
@@ -46,6 +52,24 @@ def checked_rewards(trainer: Any) -> Iterator[None]:
         yield
     finally:
         trainer.reward_funcs = given
+
+
+def count_unscored(trainer: Any, reward_parts: Tensor) -> None:
+    """Logs the share of responses that a reward function did not score; refuses infinities of reward models.
+
+    `reward_parts` are those of all processes.
+    """
+    unscored, infinite = torch.stack(
+        [reward_parts.isnan().float().mean(dim=0), reward_parts.isinf().float().sum(dim=0)]
+    )
+    mode = "train" if trainer.model.training else "eval"
+    for name, share, count in zip(trainer.reward_func_names, unscored.tolist(), infinite.tolist(), strict=True):
+        if count:
+            raise ValueError(
+                f"the reward function '{name}' returned {count:.0f} infinities for {len(reward_parts)} responses; "
+                "return a finite number, or None for a response that it does not score"
+            )
+        trainer._metrics[mode][f"rewards/{name}/not_scored"].append(share)
 
 
 def trls_scores(trainer: Any, output: dict[str, Any], generation: Generation) -> Scores | None:
@@ -93,24 +117,32 @@ def own_scores(trainer: Any, output: dict[str, Any], generation: Generation) -> 
 
 def stage_one(trainer: Any, output: dict[str, Any], generation: Generation, scores: Scores | None) -> dict[str, Tensor]:
     """Runs the chain's first stage; gives the new keys of the batch dict."""
-    run = trainer._hclm
+    run, policy = trainer._hclm, ""
     rollout = rollout_of(trainer, output, generation, scores)
     if scores is not None:
         sums = torch.stack([torch.where(rollout.mask, scores.entropy, 0).sum(), rollout.mask.sum()])
         entropy, count = trainer.accelerator.reduce(sums, reduction="sum").tolist()
-        run.sampled_entropy = entropy / count if count else math.nan
+        run.sampled_entropy = entropy / count if count and math.isfinite(entropy) else math.nan
+        policy = say_of_policy(trainer, entropies=not math.isfinite(entropy))
+    watch = Watch()
     outcome = run.chain.on_rollout(
         rollout,
         run.state.memory,
         strengths(trainer).coefs,
         functools.partial(generator, trainer, "rollout"),
         functools.partial(renormalise, trainer),
+        watch,
     )
-    run.shared = outcome.shared
+    run.shared, run.shapers = outcome.shared, outcome.shapers
     stage_metrics = StepMetrics()
+    stage_metrics.add(EXCESS, watch.excess(rollout.mask.device), rollout.mask)
     for name, metric in outcome.metrics.items():
         stage_metrics.add(name, metric, rollout.mask)
-    for name, value in stage_metrics.flush(trainer.accelerator).items():
+    metrics = stage_metrics.flush(trainer.accelerator)
+    judge(trainer, watch, metrics.pop(EXCESS), policy)
+    if once(trainer, "memory after a first rollout"):
+        run.state.require_savable()
+    for name, value in metrics.items():
         trainer._metrics["train"][name].append(value)
     keys = keys_of(trainer, rollout, outcome)
     if "old_logps" in output:  # RLOO keeps the sum over a response only

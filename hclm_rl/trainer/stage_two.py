@@ -1,7 +1,9 @@
 """The loss, and stage 2: the chain reads a micro-batch in the middle of TRL's loss."""
 
 import functools
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,9 +11,10 @@ from torch import Tensor
 
 from ..equations.functional import per_token, split_token_weights
 from ..recipe.refusals import is_on_policy
-from ..types import Attention, TokenBatch, last_layer
+from ..types import Attention, TokenBatch, Total, last_layer
 from .head import over_vocab_of
 from .hooks import Seen, watch_gradient
+from .judging import ENTROPY, LOGP, Watched
 from .run import AFFECTED, COLUMN, Scores, generator, mask_of, progress, strengths
 from .scoring import score
 from .stage_one import catch_up
@@ -27,17 +30,33 @@ def stage_two(trainer: Any, model: Any, scores: Scores, seen: Seen, attention: A
     affected = {key.removeprefix(AFFECTED): value for key, value in inputs.items() if key.startswith(AFFECTED)}
     with torch.autocast(scores.logps.device.type, enabled=False):
         generators = functools.partial(generator, trainer, f"micro-batch {run.micro_batches}")
-        outcome = run.chain(batch, run.state.memory, strengths(trainer).coefs, generators, affected)
+        watched = Watched(trainer, scores.logps)
+        coefs = strengths(trainer).coefs
+        outcome = run.chain(batch, run.state.memory, coefs, generators, affected, run.watch, watched)
     run.outcome = outcome
+    batch = replace(batch, logps=watched.logps)
+    if shapers := dict.fromkeys((*run.shapers, *outcome.shapers)):
+        through = "log-probs, through the base algorithm's loss on its advantages"
+        batch = replace(batch, logps=run.watch.alias(", ".join(shapers), through, batch.logps))
     shaped = inputs["advantages"] if outcome.advantages is None else outcome.advantages
     if run.trace.wants(trainer.state.global_step + 1):
         open_trace(trainer, inputs, batch, shaped)
-    run.metrics.add("hclm_entropy", scores.entropy, batch.mask)
+    tokens = batch.mask.sum().float()
+    for name, values in ((ENTROPY, scores.entropy), (LOGP, scores.logps)):
+        total = torch.where(batch.mask, values.detach(), 0).sum()
+        run.metrics.add(name, Total(sums=(total, tokens), form=mean_or_infinity), batch.mask)
     for name, metric in outcome.metrics.items():
         record(trainer, name, metric, batch.mask)
     if outcome.on_hidden_gradient:
         watch_gradient(trainer, outcome, seen.through_head[0], batch.mask)
     return hand_to_trl(trainer, inputs, shaped, batch)
+
+
+def mean_or_infinity(total: float, count: float) -> float:
+    """The mean; NaN where no token counts, an infinity where one has a value that is not finite."""
+    if not count:
+        return math.nan
+    return total / count if math.isfinite(total) else math.inf
 
 
 def token_batch(

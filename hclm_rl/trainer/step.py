@@ -5,8 +5,12 @@ import math
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from ..chain.door import moved
 from ..chain.state import JSON_NAME, ChainState
-from .run import strengths
+from .judging import ENTROPY, EXCESS, LOGP, judge, say_of_policy
+from .run import once, strengths
 from .tracing import write_trace
 
 logger = logging.getLogger(__name__)
@@ -17,15 +21,22 @@ IDLE_STEPS_BEFORE_WARNING = 50  # optimiser steps in which a link affected no to
 def end_step(trainer: Any) -> None:
     """Logs the step, moves the controllers, counts idle steps, writes the trace."""
     run, now = trainer._hclm, strengths(trainer)
+    device = trainer.accelerator.device
+    run.metrics.add(EXCESS, run.watch.excess(device), torch.empty(0, device=device))
     metrics = run.metrics.flush(trainer.accelerator)
-    entropy = metrics.pop("hclm_entropy")
+    entropy, logp = metrics.pop(ENTROPY), metrics.pop(LOGP)
+    policy = say_of_policy(trainer, entropies=math.isinf(entropy), logps=math.isinf(logp))
+    judge(trainer, run.watch, metrics.pop(EXCESS), policy)
+    if once(trainer, "memory after a first step"):
+        run.state.require_savable()
     for link in run.chain.links:
         coef, sampled = now.coefs[link.name], now.sampled_entropy
         metrics[f"{link.name}/coef"] = coef
         # a controller that gates by the entropy at sampling moves by the same one
         measured = sampled if link.coef.needs_entropy and sampled is not None else entropy
-        if not math.isnan(measured):
-            run.state.controller[link.name] = link.coef.update(measured, run.state.controller[link.name])
+        if math.isfinite(measured):
+            before = run.state.controller[link.name]
+            run.state.controller[link.name] = moved(link.coef, link.name, measured, before, now.step)
         is_idle = metrics[f"{link.name}/affected"] == 0 and coef != 0 and not link.term.is_diagnostic
         run.state.idle_steps[link.name] = run.state.idle_steps[link.name] + 1 if is_idle else 0
         if run.state.idle_steps[link.name] == IDLE_STEPS_BEFORE_WARNING and trainer.accelerator.is_main_process:

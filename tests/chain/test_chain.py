@@ -216,8 +216,8 @@ def bad(shape: tuple[int, ...], value: float, at: tuple[int, ...]) -> Tensor:
         (1, "column 'c'", lambda v: Says(first=RolloutEffect(columns={"c": bad((8, 6), v, (0, 5))}))),
         (1, "shared 's'", lambda v: Says(first=RolloutEffect(shared={"s": bad((2, 2), v, (1, 0))}))),
         (2, "advantages", lambda v: Says(second=Effect(advantages=bad((8, 6), v, (0, 5))))),
-        (2, "loss", lambda v: Says(second=Effect(loss=bad((8, 6), v, (0, 5))))),
-        (2, "loss", lambda v: Says(second=Effect(loss=torch.tensor(v)))),
+        (2, "loss", lambda v: Says(second=Effect(loss=bad((8, 6), v, (0, 5)).requires_grad_()))),
+        (2, "loss", lambda v: Says(second=Effect(loss=torch.tensor(v, requires_grad=True)))),
     ],
 )
 def test_what_is_not_finite_stops_with_link_step_and_quantity(stage, quantity, make, value):
@@ -225,8 +225,8 @@ def test_what_is_not_finite_stops_with_link_step_and_quantity(stage, quantity, m
     with pytest.raises(NotFinite) as error:
         run(chain_of(culprit=make(value)))
     assert str(error.value) == (
-        f"the entropy term 'culprit' produced 1 values that are not finite in its {quantity} at step 3; training "
-        "stopped before they reached the weights, and the last checkpoint is intact"
+        f"the entropy term 'culprit' produced values that are not finite (or beyond 1e+18) in its {quantity} at step "
+        "3; training stopped before the optimiser step, and the weights are those of the step before"
     )
 
 
@@ -235,7 +235,7 @@ def test_nan_in_the_padding_stops_nothing_and_reaches_nothing():
     weights = bad((8, 6), math.nan, (6, 3)) + 2.0
     for run, effect in (
         (stage_one, Says(first=RolloutEffect(advantages=weights, columns={"c": weights}))),
-        (stage_two, Says(second=Effect(advantages=weights, loss=weights))),
+        (stage_two, Says(second=Effect(advantages=weights, loss=weights.clone().requires_grad_()))),
     ):
         outcome = run(chain_of(says=effect))
         assert outcome.advantages.isfinite().all() and (outcome.advantages[STEP.mask] == 2.0).all()

@@ -14,6 +14,7 @@ import trl
 import hclm_rl
 from hclm_rl import Constant, Link, NotFinite
 from hclm_rl.terms.entropy_bonus import EntropyBonus
+from hclm_rl.trainer.stage_one import count_unscored
 
 from ..tiny import fixed_rollout, largest_difference, low_words, make, prompts, settings, weights_of
 from .test_invariance import STRONG, all_terms_in_order
@@ -76,15 +77,61 @@ def test_a_nan_stops_the_run_and_the_checkpoint_is_intact(quantity: str, policy:
     assert again.state.global_step == 4
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_reward_that_is_not_finite_is_named(bad: float, policy: str, tmp_path: Path):
-    def my_reward(completions: list[str], **_) -> list[float]:
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, "1.5", [1.0, 2.0]])
+def test_a_reward_that_is_no_number_is_named(bad: object, policy: str, tmp_path: Path):
+    def my_reward(completions: list[str], **_) -> list:
         return [0.0, bad, *[1.0] * (len(completions) - 2)]
 
-    trainer = make(policy, tmp_path)
-    trainer = hclm_rl.GRPOTrainer(policy, my_reward, hclm_rl.GRPOConfig(str(tmp_path), **settings()), prompts())
-    with pytest.raises(ValueError, match=rf"'my_reward' returned {bad} for response 1 of 8; return a finite number"):
+    args = hclm_rl.GRPOConfig(str(tmp_path), entropy_terms=["qae"], **settings())
+    trainer = hclm_rl.GRPOTrainer(policy, my_reward, args, prompts())
+    with pytest.raises(ValueError) as error:
         trainer.train()
+    assert str(error.value) == (
+        f"the reward function 'my_reward' returned {bad!r} for response 1 of 8; return a finite number, or None for a "
+        "response that it does not score"
+    )
+
+
+def test_a_reward_model_that_gives_an_infinity_is_named(policy: str, tmp_path: Path):
+    def my_reward(completions: list[str], **_) -> list[float]:
+        return [1.0] * len(completions)
+
+    args = hclm_rl.GRPOConfig(str(tmp_path), entropy_terms=["qae"], **settings())
+    trainer = hclm_rl.GRPOTrainer(policy, my_reward, args, prompts())
+    trainer.model.train()
+    count_unscored(trainer, torch.tensor([[1.0], [math.nan], [0.0], [math.nan]]))
+    assert trainer._metrics["train"]["rewards/my_reward/not_scored"] == [0.5]
+    with pytest.raises(ValueError, match="'my_reward' returned 1 infinities for 2 responses; return a finite number"):
+        count_unscored(trainer, torch.tensor([[math.inf], [1.0]]))
+
+
+def test_nan_from_a_reward_is_not_scored_and_counted(policy: str, tmp_path: Path):
+    def scored(given: float | None, out: str, terms: list) -> tuple[dict, dict]:
+        def my_reward(completions: list[str], **_) -> list:
+            return [given, 1.0, *[float(len(text)) for text in completions[2:]]]
+
+        args = hclm_rl.GRPOConfig(str(tmp_path / out), entropy_terms=terms, **settings())
+        trainer = hclm_rl.GRPOTrainer(policy, my_reward, args, prompts())
+        trainer.train()
+        return weights_of(trainer), trainer.state.log_history[0]
+
+    of_nan, said = scored(math.nan, "nan", ["qae"])
+    assert largest_difference(of_nan, scored(None, "none", ["qae"])[0]) == 0.0
+    assert float(said["rewards/my_reward/not_scored"]) == 0.125  # one of eight
+
+
+def test_without_terms_a_reward_is_trls_matter(policy: str, tmp_path: Path):
+    def my_reward(completions: list[str], **_) -> list[float]:
+        return [math.nan, math.inf, *[float(len(text)) for text in completions[2:]]]
+
+    ends = []
+    for trainer_class, config in ((trl.GRPOTrainer, trl.GRPOConfig), (hclm_rl.GRPOTrainer, hclm_rl.GRPOConfig)):
+        trainer = trainer_class(policy, my_reward, config(str(tmp_path), **settings(max_steps=1)), prompts())
+        trainer.train()
+        ends.append((weights_of(trainer), trainer.state.log_history[0].keys()))
+    (stock, stock_keys), (ours, our_keys) = ends
+    assert stock_keys == our_keys
+    assert all(torch.equal(stock[name], ours[name]) or stock[name].isnan().any() for name in stock)
 
 
 def test_a_reward_of_the_wrong_length_is_named(policy: str, tmp_path: Path):
