@@ -11,7 +11,8 @@ HOUSE = ROOT / "hclm_rl"
 # what our trainers override or read of TRL's and transformers' trainers that is not public
 PRIVATE = re.compile(
     r"\b(_compute_loss|_get_per_token_logps_and_entropies|_generate_and_score_completions|_calculate_rewards|"
-    r"_save_checkpoint|_push_from_checkpoint|_load_optimizer_and_scheduler|_get_output_dir|_metrics)\b"
+    r"_save_checkpoint|_push_from_checkpoint|_load_optimizer_and_scheduler|_get_output_dir|_metrics|"
+    r"_get_train_sampler|_buffered_inputs|_current_train_step_time|_internal_call)\b"
 )
 
 REASON = re.compile(r"# *(?!noqa|type:|pyright:|fmt:)\w+.* \w+")  # words, no word to a tool

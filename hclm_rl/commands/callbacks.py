@@ -7,7 +7,33 @@ from pathlib import Path
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..watch.report.runs import read_log
+from ..chain.state import settle
+from ..watch.report.runs import RECIPE_NAME, SUMMARY_NAME, read_log
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replaces a file; whoever is killed leaves the old one or the new one."""
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    unfinished.write_text(text)
+    settle(unfinished, path)
+
+
+class FolderOpener(TrainerCallback):
+    """Takes the summary of a run before out of the folder and puts this one's recipe in, once training is to begin.
+
+    By then the run has been built and its checkpoint loaded: a run that is refused leaves the folder as it was.
+    """
+
+    def __init__(self, folder: Path, recipe: Path | None) -> None:
+        self.folder, self.recipe = folder, recipe
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        if state.is_world_process_zero:
+            (self.folder / SUMMARY_NAME).unlink(missing_ok=True)
+            if self.recipe and self.recipe.resolve() != (self.folder / RECIPE_NAME).resolve():
+                write_whole(self.folder / RECIPE_NAME, self.recipe.read_text())
 
 
 class LogWriter(TrainerCallback):
@@ -22,7 +48,7 @@ class LogWriter(TrainerCallback):
         if state.is_world_process_zero:
             # a resumed run repeats the steps after its checkpoint
             kept = [entry for entry in read_log(self.path)[0] if entry["step"] <= state.global_step]
-            self.path.write_text("".join(json.dumps(entry) + "\n" for entry in kept if state.global_step))
+            write_whole(self.path, "".join(json.dumps(entry) + "\n" for entry in kept if state.global_step))
 
     def on_log(
         self,

@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
-from transformers.trainer_utils import get_last_checkpoint
 
 from ..recipe.arguments import Algorithm, RunArguments, Settings, make_parser, parse, recipe_of, with_recipe_apart
 from ..recipe.config import GRPOConfig, RLOOConfig
@@ -22,10 +21,12 @@ from ..responses.answers import final_text, own_last_words
 from ..testbed import Evaluation, Task, evaluate
 from ..testbed.sampling import measured
 from ..trainer import GRPOTrainer, RLOOTrainer
+from ..trainer.checkpoints import find_checkpoint, terms_state
 from ..watch.callback import CollapseCallback
-from ..watch.report.runs import LOG_NAME, RECIPE_NAME, SUMMARY_NAME
-from .callbacks import LogWriter, MeasureAtStart
+from ..watch.report.runs import LOG_NAME, SUMMARY_NAME
+from .callbacks import FolderOpener, LogWriter, MeasureAtStart, write_whole
 from .loading import TESTBED, build_trainer
+from .lock import RunLock
 
 __all__ = ["LogWriter", "RunArguments", "main", "make_parser", "prepare", "run"]
 
@@ -95,25 +96,11 @@ def measure(
 
 
 def checkpoint_of(config: GRPOConfig | RLOOConfig) -> str | None:
-    """The folder to resume from; `true` means the last one in output_dir."""
-    wanted = config.resume_from_checkpoint
-    if wanted in (None, False, "", "false", "False"):
-        return None
-    where = str(config.output_dir) if wanted in (True, "true", "True") else wanted
-    found = None
-    if Path(where).is_dir():
-        found = get_last_checkpoint(where) if where == config.output_dir else where
-    if found is None:
-        raise ValueError(f"resume_from_checkpoint: no checkpoint at '{where}'")
-    return found
-
-
-def open_folder(folder: Path, recipe: Path | None) -> None:
-    """Without the summary of a run before, with the recipe of this one."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / SUMMARY_NAME).unlink(missing_ok=True)
-    if recipe:
-        (folder / RECIPE_NAME).write_text(recipe.read_text())
+    """The folder to resume from, whose terms are those of the run; a ValueError says why there is none."""
+    chain = config.checked()
+    checkpoint = find_checkpoint(config.resume_from_checkpoint, config, bool(chain.links))
+    terms_state(checkpoint, chain, torch.device("cpu"), config)
+    return checkpoint
 
 
 def train_between_measures(
@@ -160,6 +147,30 @@ def let_go(trainer: GRPOTrainer | RLOOTrainer) -> None:
         time.sleep(SECONDS_TO_LET_GO)
 
 
+def leave_behind(
+    trainer: GRPOTrainer | RLOOTrainer,
+    arguments: RunArguments,
+    config: GRPOConfig | RLOOConfig,
+    folder: Path,
+    summary: dict,
+) -> None:
+    """The trained model and, last, the summary: a run that has one has ended."""
+    if arguments.save_final:
+        trainer.save_model(str(folder))
+    if config.push_to_hub:
+        trainer.push_to_hub(dataset_name=arguments.dataset_name)
+    if trainer.accelerator.is_main_process:
+        write_whole(folder / SUMMARY_NAME, json.dumps(summary, indent=1, default=repr) + "\n")
+
+
+def callbacks_of(folder: Path, recipe: Path | None, arguments: RunArguments) -> list[TrainerCallback]:
+    """What writes into the run's folder, and what watches the run."""
+    callbacks: list[TrainerCallback] = [FolderOpener(folder, recipe), LogWriter(folder / LOG_NAME)]
+    if arguments.watch_collapse != "off":
+        callbacks.append(CollapseCallback(action=arguments.watch_collapse))
+    return callbacks
+
+
 def prepare(
     algorithm: Algorithm, settings: Settings, recipe: Path | None = None, overrides: str = ""
 ) -> Callable[[], dict]:
@@ -171,31 +182,25 @@ def prepare(
     arguments, config, *_ = settings
     folder = Path(config.output_dir or "trainer_output")
     checkpoint = checkpoint_of(config)
-    callbacks: list[TrainerCallback] = [LogWriter(folder / LOG_NAME)]
-    if arguments.watch_collapse != "off":
-        callbacks.append(CollapseCallback(action=arguments.watch_collapse))
-    trainer, task = build_trainer(algorithm, settings, callbacks)
+    lock = RunLock(folder, is_held=config.process_index == 0)
+    with lock.until_error():
+        trainer, task = build_trainer(algorithm, settings, callbacks_of(folder, recipe, arguments))
     # what it adds to a log entry is to reach the trackers and the log too
     trainer.callback_handler.callbacks.sort(key=lambda callback: not isinstance(callback, CollapseCallback))
 
     def rest() -> dict:
-        is_main = trainer.accelerator.is_main_process
-        if is_main:
-            open_folder(folder, recipe)
-        before, after, seconds = train_between_measures(trainer, task, arguments, config, checkpoint)
-        summary = {
-            **described(algorithm, settings, overrides, trainer),
-            "before": before,
-            "after": after,
-            "seconds": {"all": time.perf_counter() - start, "training": seconds},
-            "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
-        }
-        if arguments.save_final:
-            trainer.save_model(str(folder))
-        if config.push_to_hub:
-            trainer.push_to_hub(dataset_name=arguments.dataset_name)
-        if is_main:
-            (folder / SUMMARY_NAME).write_text(json.dumps(summary, indent=1, default=repr) + "\n")
+        try:
+            before, after, seconds = train_between_measures(trainer, task, arguments, config, checkpoint)
+            summary = {
+                **described(algorithm, settings, overrides, trainer),
+                "before": before,
+                "after": after,
+                "seconds": {"all": time.perf_counter() - start, "training": seconds},
+                "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
+            }
+            leave_behind(trainer, arguments, config, folder, summary)
+        finally:
+            lock.release()
         let_go(trainer)
         return summary
 

@@ -38,6 +38,10 @@ EVAL_PASS_HELP = (
     "Whether evaluation also gives pass@k for k = 1, 2, 4, ... up to num_generations_eval, with 95-percent intervals "
     "over the prompts (`eval_pass@4`, `eval_pass@4/lower`, `eval_pass@4/upper`). Needs the extra `eval`."
 )
+CHANGED_TERMS_HELP = (
+    "Whether to resume from a checkpoint that was written with other entropy terms or other values of theirs; what has "
+    "no counterpart there starts afresh."
+)
 EVAL_THRESHOLD_HELP = "The first reward function's value from which on a response is right, for eval_pass_at_k."
 
 
@@ -228,6 +232,10 @@ class EntropyFields:
         eval_pass_threshold (`float`, *optional*, defaults to `1.0`):
             Value of the first reward function from which on a response is right: 1.0 for a reward of 0 or 1, 0.5 where
             half the marks will do. Read with `eval_pass_at_k` alone.
+        allow_changed_terms (`bool`, *optional*, defaults to `False`):
+            Whether to resume from a checkpoint that was written with other entropy terms, or with other values of
+            their hyper-parameters or `coef`; without it such a resume is refused and the sentence names what differs.
+            What has no counterpart in the checkpoint starts afresh. See docs/reliability.md.
     """
 
     entropy_terms: list | str | None = field(default=None, metadata={"help": ENTROPY_TERMS_HELP})
@@ -235,6 +243,7 @@ class EntropyFields:
     trace_every: int | None = field(default=None, metadata={"help": TRACE_EVERY_HELP})
     eval_pass_at_k: bool = field(default=False, metadata={"help": EVAL_PASS_HELP})
     eval_pass_threshold: float = field(default=1.0, metadata={"help": EVAL_THRESHOLD_HELP})
+    allow_changed_terms: bool = field(default=False, metadata={"help": CHANGED_TERMS_HELP})
 
     def __post_init__(self) -> None:
         self.checked()
@@ -258,8 +267,8 @@ class GRPOConfig(EntropyFields, trl.GRPOConfig):
     """TRL's GRPOConfig plus `entropy_terms`, the trace, and pass@k in evaluation.
 
     The fields of TRL's are as they were: https://huggingface.co/docs/trl/grpo_trainer#trl.GRPOConfig. Those that
-    are new (`entropy_terms`, `trace_steps`, `trace_every`, `eval_pass_at_k`, `eval_pass_threshold`) are described in
-    `EntropyFields`.
+    are new (`entropy_terms`, `trace_steps`, `trace_every`, `eval_pass_at_k`, `eval_pass_threshold`,
+    `allow_changed_terms`) are described in `EntropyFields`.
 
     ```python
     >>> GRPOConfig(output_dir="out", entropy_terms=[{"entropy_bonus": {"coef": 0.01}}], trace_every=100)
@@ -278,8 +287,8 @@ class RLOOConfig(EntropyFields, trl.RLOOConfig):
     """TRL's RLOOConfig plus `entropy_terms`, the trace, and pass@k in evaluation.
 
     The fields of TRL's are as they were: https://huggingface.co/docs/trl/rloo_trainer#trl.RLOOConfig. Those that
-    are new (`entropy_terms`, `trace_steps`, `trace_every`, `eval_pass_at_k`, `eval_pass_threshold`) are described in
-    `EntropyFields`.
+    are new (`entropy_terms`, `trace_steps`, `trace_every`, `eval_pass_at_k`, `eval_pass_threshold`,
+    `allow_changed_terms`) are described in `EntropyFields`.
 
     ```python
     >>> RLOOConfig(output_dir="out", entropy_terms=[{"entropy_bonus": {"coef": 0.01}}], trace_every=100)

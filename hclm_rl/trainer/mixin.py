@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import trl
 from torch import Tensor
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from ..chain.state import ChainState
 from ..recipe.config import build_chain, refuse_two_controls
@@ -29,13 +29,15 @@ from ..recipe.refusals import (
     refuse_what_the_run_lacks,
 )
 from ..watch.trace import Trace
+from .checkpoints import epochs_done, find_checkpoint
 from .evaluation import Responses, sample_responses, with_pass_at_k
 from .hooks import refuse_other_attention, watching
 from .judging import before_deepspeed_steps
+from .resume import begin_run, is_checkpoint, save_checkpoint
 from .run import Generation, Run, Scores, strengths
 from .stage_one import can_wait, checked_rewards, count_unscored, deferred, own_scores, stage_one, trls_scores
 from .stage_two import share_of_step, stage_two
-from .step import end_step, load_state, save_state
+from .step import end_step
 
 logger = logging.getLogger(__name__)
 
@@ -147,17 +149,34 @@ class EntropyTermsMixin:
             end_step(self)
         return loss
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        save_state(self, Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}")
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        """As the trainers of transformers do; see docs/reliability.md for what a checkpoint keeps.
 
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        save_state(self, Path(checkpoint_folder))  # before it goes to the Hub
-        super()._push_from_checkpoint(checkpoint_folder)
+        `resume_from_checkpoint`: True for the newest complete checkpoint in `output_dir`, a checkpoint, or the folder
+        of a run. Every call is a run of its own for the terms, whose memories and controllers start afresh or as the
+        checkpoint has them; the policy goes on from where it is.
+        """
+        checkpoint = find_checkpoint(resume_from_checkpoint, self.args, bool(self._hclm.chain.links))
+        begin_run(self, checkpoint)
+        self._hclm.epochs_done = epochs_done(checkpoint)
+        return super().train(checkpoint, trial, ignore_keys_for_eval)
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        load_state(self, checkpoint)
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        sampler = super()._get_train_sampler(dataset)
+        for _ in range(self._hclm.epochs_done):
+            # it draws an epoch's order when it is iterated, and a run that is resumed would begin with the first again
+            next(iter(sampler), None)
+        return sampler
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if _internal_call and output_dir is not None and is_checkpoint(output_dir):
+            save_checkpoint(self, Path(output_dir))
+        super().save_model(output_dir, _internal_call)
 
     # ---- evaluation
 

@@ -78,6 +78,7 @@ class Run:
     evaluated: list[tuple[Tensor, list]] | None = None
     reference_gives_entropy: bool = False
     generated: dict[int, int] = field(default_factory=dict)  # optimiser step: generation batches that began in it
+    epochs_done: int = 0  # before the step that training begins with
 
     @property
     def is_on(self) -> bool:

@@ -1,14 +1,12 @@
-"""The end of an optimiser step, and what a checkpoint keeps of the terms."""
+"""The end of an optimiser step."""
 
 import logging
 import math
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..chain.door import moved
-from ..chain.state import JSON_NAME, ChainState
 from .judging import ENTROPY, EXCESS, LOGP, judge, say_of_policy
 from .run import once, strengths
 from .tracing import write_trace
@@ -51,19 +49,3 @@ def end_step(trainer: Any) -> None:
     step = trainer.state.global_step + 1
     if run.trace.wants(step):
         write_trace(trainer, step)
-
-
-def save_state(trainer: Any, checkpoint: Path) -> None:
-    """The terms' state, beside the weights."""
-    if trainer._hclm.chain.links and trainer.args.should_save:
-        trainer._hclm.state.save(checkpoint)
-
-
-def load_state(trainer: Any, checkpoint: str | None) -> None:
-    """The terms' state of a checkpoint that is resumed; one that has none is said."""
-    if not (trainer._hclm.chain.links and checkpoint):
-        return
-    if (Path(checkpoint) / JSON_NAME).exists():
-        trainer._hclm.state = ChainState.load(Path(checkpoint), trainer._hclm.chain, trainer.accelerator.device)
-    else:
-        logger.warning("%s has no %s: the entropy terms start afresh", checkpoint, JSON_NAME)

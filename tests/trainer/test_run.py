@@ -13,6 +13,7 @@ import trl
 
 import hclm_rl
 from hclm_rl import Constant, Link, NotFinite
+from hclm_rl.chain.state import FILE_NAME, read
 from hclm_rl.terms.entropy_bonus import EntropyBonus
 from hclm_rl.trainer.stage_one import count_unscored
 
@@ -34,14 +35,13 @@ def test_a_run_killed_and_resumed_is_the_uninterrupted_one(changes: dict, policy
     changes = {"max_steps": 6, "optim": "adamw_torch", "learning_rate": 1e-2, "save_strategy": "steps", **changes}
     whole = make(policy, tmp_path / "whole", terms=STATEFUL, save_steps=2, trainer=more, **changes)
     whole.train()
-    assert (tmp_path / "whole/checkpoint-2/entropy_terms.json").exists()
+    assert (tmp_path / "whole/checkpoint-2/entropy_terms.safetensors").exists()
     resumed = make(policy, tmp_path / "resumed", terms=STATEFUL, save_steps=2, trainer=more, **changes)
     resumed.train(resume_from_checkpoint=str(tmp_path / "whole/checkpoint-2"))
     assert largest_difference(weights_of(whole), weights_of(resumed)) == 0.0
-    for name in ("entropy_terms.json", "entropy_terms.safetensors"):
-        ends = [(tmp_path / run / "checkpoint-6" / name).read_bytes() for run in ("whole", "resumed")]
-        assert ends[0] == ends[1], name
-    memory = json.loads((tmp_path / "whole/checkpoint-6/entropy_terms.json").read_text())["memory"]
+    ends = [(tmp_path / run / "checkpoint-6" / FILE_NAME).read_bytes() for run in ("whole", "resumed")]
+    assert ends[0] == ends[1]
+    memory = read(tmp_path / "whole/checkpoint-6")[0]["memory"]
     assert len(memory["Remembers"]["history"]) == 6 // changes.get("num_iterations", 1)
 
 
@@ -49,8 +49,10 @@ def test_resume_without_the_terms_state_would_differ(policy: str, tmp_path: Path
     changes = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
     whole = make(policy, tmp_path / "whole", terms=STATEFUL, **changes)
     whole.train()
-    (tmp_path / "whole/checkpoint-2/entropy_terms.json").unlink()
-    resumed = make(policy, tmp_path / "resumed", terms=STATEFUL, **changes)
+    (tmp_path / "whole/checkpoint-2" / FILE_NAME).unlink()
+    with pytest.raises(ValueError, match="so the entropy terms would start afresh: resume without terms, or set allow"):
+        make(policy, tmp_path / "no", terms=STATEFUL, **changes).train(str(tmp_path / "whole/checkpoint-2"))
+    resumed = make(policy, tmp_path / "resumed", terms=STATEFUL, allow_changed_terms=True, **changes)
     with caplog.at_level(logging.WARNING):
         resumed.train(resume_from_checkpoint=str(tmp_path / "whole/checkpoint-2"))
     assert "the entropy terms start afresh" in caplog.text
@@ -72,7 +74,8 @@ def test_a_nan_stops_the_run_and_the_checkpoint_is_intact(quantity: str, policy:
     with pytest.raises(NotFinite, match=rf"'mine' produced .* in its (\w+ )?'?{quantity[:4]}.* at step 2"):
         trainer.train()
     assert all(torch.isfinite(weight).all() for weight in weights_of(trainer).values())
-    again = make(policy, tmp_path, terms=[{"tests.own_terms.BreaksAt": {"at": 9, "name": "mine"}}], max_steps=4)
+    mended = [{"tests.own_terms.BreaksAt": {"at": 9, "name": "mine"}}]
+    again = make(policy, tmp_path, terms=mended, max_steps=4, allow_changed_terms=True)
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert again.state.global_step == 4
 
@@ -382,10 +385,7 @@ def test_a_rollout_without_tokens_moves_no_controller(coef: dict, policy: str, t
         mask_truncated_completions=True, learning_rate=0.0, save_strategy="steps", save_steps=1,
     )  # fmt: skip
     trainer.train()
-    states = [
-        json.loads((tmp_path / f"checkpoint-{step}/entropy_terms.json").read_text())["controller"]["entropy_bonus"]
-        for step in (1, 2, 3)
-    ]
+    states = [read(tmp_path / f"checkpoint-{step}")[0]["controller"]["entropy_bonus"] for step in (1, 2, 3)]
     assert states[0] == states[1] != states[2]
     assert all(math.isfinite(float(entry["entropy_bonus/coef"])) for entry in trainer.state.log_history[:3])
 
@@ -398,7 +398,7 @@ def test_of_several_rollouts_a_step_gate_and_update_see_the_first(policy: str, t
         save_strategy="steps", save_steps=1,
     )  # fmt: skip
     trainer.train()
-    kept = json.loads((tmp_path / "checkpoint-1/entropy_terms.json").read_text())["controller"]["entropy_bonus"]
+    kept = read(tmp_path / "checkpoint-1")[0]["controller"]["entropy_bonus"]
     applied = float(trainer.state.log_history[0]["entropy_bonus/coef"])
     assert applied > 0 and kept["coefficient"] == pytest.approx(applied, rel=1e-3)  # logged to four digits
 
@@ -429,7 +429,7 @@ def test_the_terms_state_is_there_when_a_checkpoint_is_pushed(policy: str, tmp_p
     trainer, seen = make(policy, tmp_path, terms=["qae"], save_strategy="steps", save_steps=1, max_steps=1), []
     pushes = trl.GRPOTrainer._push_from_checkpoint
     with pytest.MonkeyPatch.context() as patch:
-        push = lambda self, folder: seen.append((Path(folder) / "entropy_terms.json").exists())  # noqa: E731
+        push = lambda self, folder: seen.append((Path(folder) / FILE_NAME).exists())  # noqa: E731
         patch.setattr(trl.GRPOTrainer, "_push_from_checkpoint", push)
         trainer.args.push_to_hub = True
         patch.setattr(trl.GRPOTrainer, "push_to_hub", lambda self, **_: None)

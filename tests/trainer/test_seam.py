@@ -32,8 +32,9 @@ def test_the_version_of_trl():
         ("_calculate_rewards", ["self", "inputs", "prompts", "completions", "completion_ids_list"]),
         ("_compute_loss", ["self", "model", "inputs"]),
         ("training_step", ["self", "model", "inputs", "num_items_in_batch"]),
-        ("_save_checkpoint", ["self", "model", "trial"]),
-        ("_load_optimizer_and_scheduler", ["self", "checkpoint"]),
+        ("train", ["self", "resume_from_checkpoint", "trial", "ignore_keys_for_eval"]),
+        ("save_model", ["self", "output_dir", "_internal_call"]),
+        ("_get_train_sampler", ["self", "dataset"]),
         (
             "evaluation_loop",
             ["self", "dataloader", "description", "prediction_loss_only", "ignore_keys", "metric_key_prefix"],
@@ -93,7 +94,7 @@ def test_every_new_field_is_described(config: type):
     new = [
         each.name for each in fields(config) if each.name not in {theirs.name for theirs in fields(config.__mro__[2])}
     ]
-    assert len(new) == 5
+    assert len(new) == 6
     for name in new:
         assert f"`{name}`" in config.__doc__ and f"    {name} (`" in config.__mro__[1].__doc__
 

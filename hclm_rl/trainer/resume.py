@@ -1,0 +1,86 @@
+"""How a run begins, afresh or from a checkpoint, and what a checkpoint keeps beside what transformers writes."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..chain.state import settle
+from ..watch.trace import Trace
+from .checkpoints import CHECKPOINT, STATE_NAME, terms_state
+from .run import Run
+
+logger = logging.getLogger(__name__)
+
+
+def begin_run(trainer: Any, checkpoint: str | None) -> None:
+    """Leaves nothing of a training before, which may have been interrupted in the middle of a step.
+
+    Every training is a run of its own, whose steps count from 0 or from those of its checkpoint; so do its terms.
+    """
+    before, device = trainer._hclm, trainer.accelerator.device
+    state = terms_state(checkpoint, before.chain, device, trainer.args)
+    if trainer.accelerator.is_main_process:
+        for sentence in state.changed:
+            logger.warning("%s", sentence)
+    trace = Trace(folder=before.trace.folder, steps=before.trace.steps, every=before.trace.every)
+    trainer._hclm = Run(
+        chain=before.chain, state=state, trace=trace, reference_gives_entropy=before.reference_gives_entropy
+    )
+    if trainer._hclm.is_on:
+        trainer._metrics["train"].clear()
+        trainer._current_train_step_time = 0.0
+        trainer._step, trainer._buffered_inputs = 0, None
+    if checkpoint is not None:
+        resume_rollout(trainer, Path(checkpoint))
+
+
+def is_within_a_rollout(trainer: Any, micro_batches: int) -> bool:
+    """Whether updates are left to make of the generation batch at hand."""
+    return micro_batches % (trainer.args.steps_per_generation * trainer.num_iterations) != 0
+
+
+def rollout_file(trainer: Any, folder: Path) -> Path:
+    return folder / f"rollout_{trainer.accelerator.process_index}.pt"
+
+
+def save_checkpoint(trainer: Any, folder: Path) -> None:
+    """The terms' state, and what is left of a rollout that makes several updates; called before the rest is written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    run, file = trainer._hclm, rollout_file(trainer, folder)
+    if trainer.args.should_save:
+        # of a folder that is written again, so that it counts as complete once it is
+        (folder / STATE_NAME).unlink(missing_ok=True)
+        if run.chain.links:
+            run.state.save(folder)
+    file.unlink(missing_ok=True)
+    if is_within_a_rollout(trainer, trainer._step):
+        unfinished = file.with_suffix(".unfinished")
+        left = {"step": trainer._step, "inputs": trainer._buffered_inputs, "shared": run.shared}
+        torch.save({**left, "sampled_entropy": run.sampled_entropy}, unfinished)
+        settle(unfinished, file)
+
+
+def resume_rollout(trainer: Any, folder: Path) -> None:
+    """The rollout that the checkpoint's step was in the middle of."""
+    step = json.loads((folder / STATE_NAME).read_text())["global_step"]
+    if not is_within_a_rollout(trainer, step * trainer.args.gradient_accumulation_steps):
+        return
+    file = rollout_file(trainer, folder)
+    if not file.exists():
+        logger.warning(
+            "%s was written within a rollout and has no %s: the responses are generated anew, so this run is not bit "
+            "for bit the one that was not interrupted",
+            folder,
+            file.name,
+        )
+        return
+    left = torch.load(file, map_location=trainer.accelerator.device, weights_only=True)
+    trainer._step, trainer._buffered_inputs = left["step"], left["inputs"]
+    trainer._hclm.shared, trainer._hclm.sampled_entropy = left["shared"], left["sampled_entropy"]
+
+
+def is_checkpoint(folder: str | None) -> bool:
+    return folder is not None and CHECKPOINT.fullmatch(Path(folder).name) is not None
