@@ -224,6 +224,9 @@ class Term:
     needs_token_clip: ClassVar[bool] = False  # takes the place of what PPO's clip of a token's ratio drops
     sets_baseline: ClassVar[bool] = False  # makes the advantages anew from the rewards, with a baseline of its own
     centres: ClassVar[bool] = False  # takes a mean off the advantages that it is given
+    # stage 1 gives rewards, of which the advantages are then made anew: such terms come before the next kind
+    shapes_rewards: ClassVar[bool] = False
+    shapes_advantages: ClassVar[bool] = False  # stage 1 gives advantages
     # the link's coefficient where the recipe names none: a number, or a mapping as a recipe has it
     default_coef: ClassVar[float | Mapping[str, object]] = 1.0
 

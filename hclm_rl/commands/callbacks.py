@@ -9,17 +9,19 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ..chain.state import settle
 from ..watch.report.runs import RECIPE_NAME, SUMMARY_NAME, read_log
+from ..watch.secrets import hide_in_yaml
 
 
 def write_whole(path: Path, text: str) -> None:
     """Replaces a file; whoever is killed leaves the old one or the new one."""
     unfinished = path.with_name(f"{path.name}.unfinished")
-    unfinished.write_text(text)
+    unfinished.write_text(text, encoding="utf-8")
     settle(unfinished, path)
 
 
 class FolderOpener(TrainerCallback):
-    """Takes the summary of a run before out of the folder and puts this one's recipe in, once training is to begin.
+    """Takes the summary of a run before out of the folder and puts this one's recipe in, without its tokens and keys,
+    once training is to begin.
 
     By then the run has been built and its checkpoint loaded: a run that is refused leaves the folder as it was.
     """
@@ -33,7 +35,7 @@ class FolderOpener(TrainerCallback):
         if state.is_world_process_zero:
             (self.folder / SUMMARY_NAME).unlink(missing_ok=True)
             if self.recipe and self.recipe.resolve() != (self.folder / RECIPE_NAME).resolve():
-                write_whole(self.folder / RECIPE_NAME, self.recipe.read_text())
+                write_whole(self.folder / RECIPE_NAME, hide_in_yaml(self.recipe.read_text(encoding="utf-8")))
 
 
 class LogWriter(TrainerCallback):

@@ -55,10 +55,11 @@ class Diagnosis:
     @property
     def verdict(self) -> str:
         """One line."""
-        if not self.forces:
+        if not self.forces and self.entropy is None:
             return "the recipe cannot run as it stands"
         own = [force for force in self.forces if force.is_in_recipe]
         sick = [f"{force.surrogate} is {force.regime}" for force in own if force.regime != "healthy"]
+        sick += [] if self.forces else ["no force could be measured"]
         found = f"{len(self.mistakes)} mistake{'s' if len(self.mistakes) != 1 else ''} in the recipe"
         return "; ".join([*sick, found]) if sick or self.mistakes else "nothing to object to"
 

@@ -13,17 +13,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 
 import torch
+from datasets import Dataset
 from rich.console import Console
 from transformers import PrinterCallback
 
 from ..chain.chain import Chain
 from ..equations.forces import SURROGATES
 from ..recipe.arguments import Algorithm, parse, recipe_of, with_recipe_apart
-from ..recipe.config import GRPOConfig, RLOOConfig, build_chain, refuse_two_controls
+from ..recipe.config import GRPOConfig, RLOOConfig, build_chain
 from ..recipe.refusals import refuse_what_the_run_lacks
+from ..responses.names import custom_code
 from .diagnosis import Diagnosis, force_of, show
-from .loading import build_trainer
-from .mistakes import chain_mistakes, memory_mistakes, strengths_of, target_mistakes, token_mistakes
+from .loading import build_trainer, load_rows, refuse_batch_larger_than_data
+from .mistakes import (
+    chain_mistakes,
+    cut_off_mistakes,
+    memory_mistakes,
+    strengths_of,
+    target_mistakes,
+    token_mistakes,
+)
 
 # The embedded default, for `hclm-rl doctor` without a recipe: the testbed as the quickstart trains on it.
 DEFAULT = {
@@ -90,10 +99,13 @@ def examine(line: Sequence[str], algorithm: Algorithm = "grpo", prompts: int = 8
         return Diagnosis(recipe=recipe, mistakes=found, seconds=time.perf_counter() - start)
 
     try:
-        _, config, _, _ = parse(algorithm, line)
-        chain = build_chain(config.entropy_terms)
-        if chain.links and isinstance(config, GRPOConfig):
-            refuse_two_controls(config, chain)
+        own = parse(algorithm, line)
+        config = own[1]
+        with custom_code(own[0].allow_custom_code):
+            chain = build_chain(config.entropy_terms)
+            rows = load_rows(own)
+        refuse_batch_larger_than_data(rows, config)
+        prompts = min(prompts, len(rows)) if isinstance(rows, Dataset) else prompts
     except (ValueError, OSError, ImportError) as error:
         return unusable(error)
     mistakes += chain_mistakes(chain, config)
@@ -133,7 +145,11 @@ def read_from(log: Sequence[dict], recipe: str, chain: Chain, config: GRPOConfig
         tokens_per_step=round(length * rows_at_once * config.gradient_accumulation_steps),
         width=width,
         forces=[force for force in forces if force is not None],
-        mistakes=token_mistakes(chain, round(length * rollout), rollout, width) + target_mistakes(chain, entropy),
+        mistakes=[
+            *cut_off_mistakes(log, config),
+            *token_mistakes(chain, round(length * rollout), rollout, width),
+            *target_mistakes(chain, entropy),
+        ],
         notes=notes,
     )
 
@@ -144,9 +160,10 @@ def as_flags(settings: Mapping[str, object]) -> list[str]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Exit code 1 where the recipe has a mistake or one of its forces is not healthy."""
+    """Exit code 1 where the recipe has a mistake, one of its forces is not healthy, or none could be measured."""
     parser = argparse.ArgumentParser(
         prog="hclm-rl doctor",
+        allow_abbrev=False,  # a shortened flag of the recipe's would be taken for one of these
         description="Forces, regimes and mistakes of a recipe before training. Further flags override the recipe.",
     )
     parser.add_argument("--algorithm", choices=("grpo", "rloo"), default="grpo")
@@ -165,4 +182,4 @@ def main(arguments: Sequence[str]) -> int:
     else:
         show(Console(), found)
     is_sick = any(force.is_in_recipe and force.regime != "healthy" for force in found.forces)
-    return 1 if found.mistakes or is_sick else 0
+    return 1 if found.mistakes or is_sick or not found.forces else 0

@@ -17,13 +17,16 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from ..recipe.arguments import Algorithm, RunArguments, Settings, make_parser, parse, recipe_of, with_recipe_apart
 from ..recipe.config import GRPOConfig, RLOOConfig
+from ..recipe.refusals import refuse_unwritable
 from ..responses.answers import final_text, own_last_words
+from ..responses.names import custom_code
 from ..testbed import Evaluation, Task, evaluate
 from ..testbed.sampling import measured
 from ..trainer import GRPOTrainer, RLOOTrainer
 from ..trainer.checkpoints import find_checkpoint, terms_state
 from ..watch.callback import CollapseCallback
 from ..watch.report.runs import LOG_NAME, SUMMARY_NAME
+from ..watch.secrets import hide, hide_in_line, secrets_in, without
 from .callbacks import FolderOpener, LogWriter, MeasureAtStart, write_whole
 from .loading import TESTBED, build_trainer
 from .lock import RunLock
@@ -140,6 +143,13 @@ def described(
     }
 
 
+def write_summary(folder: Path, summary: dict, settings: Settings) -> None:
+    """Without tokens and keys, wherever they were given."""
+    secrets = list(secrets_in([vars(each) for each in settings]))
+    said = json.dumps(hide(summary), indent=1, default=repr)
+    write_whole(folder / SUMMARY_NAME, without(said, secrets) + "\n")
+
+
 def let_go(trainer: GRPOTrainer | RLOOTrainer) -> None:
     """Of trackers and of the other processes."""
     trainer.end()
@@ -147,20 +157,15 @@ def let_go(trainer: GRPOTrainer | RLOOTrainer) -> None:
         time.sleep(SECONDS_TO_LET_GO)
 
 
-def leave_behind(
-    trainer: GRPOTrainer | RLOOTrainer,
-    arguments: RunArguments,
-    config: GRPOConfig | RLOOConfig,
-    folder: Path,
-    summary: dict,
-) -> None:
+def leave_behind(trainer: GRPOTrainer | RLOOTrainer, settings: Settings, folder: Path, summary: dict) -> None:
     """The trained model and, last, the summary: a run that has one has ended."""
+    arguments, config, *_ = settings
     if arguments.save_final:
         trainer.save_model(str(folder))
     if config.push_to_hub:
         trainer.push_to_hub(dataset_name=arguments.dataset_name)
     if trainer.accelerator.is_main_process:
-        write_whole(folder / SUMMARY_NAME, json.dumps(summary, indent=1, default=repr) + "\n")
+        write_summary(folder, summary, settings)
 
 
 def callbacks_of(folder: Path, recipe: Path | None, arguments: RunArguments) -> list[TrainerCallback]:
@@ -181,6 +186,7 @@ def prepare(
     start = time.perf_counter()
     arguments, config, *_ = settings
     folder = Path(config.output_dir or "trainer_output")
+    refuse_unwritable(folder)
     checkpoint = checkpoint_of(config)
     lock = RunLock(folder, is_held=config.process_index == 0)
     with lock.until_error():
@@ -198,7 +204,7 @@ def prepare(
                 "seconds": {"all": time.perf_counter() - start, "training": seconds},
                 "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
             }
-            leave_behind(trainer, arguments, config, folder, summary)
+            leave_behind(trainer, settings, folder, summary)
         finally:
             lock.release()
         let_go(trainer)
@@ -222,10 +228,12 @@ def main(algorithm: Algorithm, arguments: Sequence[str] | None = None) -> int:
     try:
         recipe = recipe_of(line)
         at = line.index("--config") if recipe else len(line)
-        rest = prepare(algorithm, parse(algorithm, line), recipe, shlex.join(line[:at] + line[at + 2 :]))
+        settings = parse(algorithm, line)
+        rest = prepare(algorithm, settings, recipe, shlex.join(hide_in_line(line[:at] + line[at + 2 :])))
     except (ValueError, OSError, ImportError) as error:
         if os.environ.get("RANK", "0") == "0":
             print(f"hclm-rl {algorithm}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    rest()
+    with custom_code(settings[0].allow_custom_code):
+        rest()
     return 0

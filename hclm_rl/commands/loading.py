@@ -1,5 +1,6 @@
 """What a recipe names, loaded: task, rewards, data, model, and the trainer made of them."""
 
+import inspect
 import os
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,7 @@ from trl.trainer.utils import get_peft_config, get_quantization_config
 from ..recipe.arguments import REWARDS, Algorithm, RunArguments, Settings
 from ..recipe.config import GRPOConfig, RLOOConfig
 from ..recipe.refusals import is_fsdp1
-from ..responses.names import find_function, nearest
+from ..responses.names import custom_code, find_function, nearest
 from ..testbed import Task, find_task
 from ..testbed.policy import SHAPES, policy_path
 from ..trainer import GRPOTrainer, RLOOTrainer
@@ -22,21 +23,58 @@ Splits = datasets.DatasetDict | datasets.IterableDatasetDict
 Rows = datasets.Dataset | datasets.IterableDataset
 Reward = str | Callable[..., list[float | None]]
 
+MOST_PROMPTS = 1_000_000  # that a task is asked to make
 TESTBED = "testbed"  # as model_name_or_path: the shipped policy of the task
 
 
-def find_reward(name: str) -> Reward:
+OVERLONG_CACHE = 5  # a part of so many of the longest response, in which its punishment grows: DAPO has 4096 of 20480
+
+
+def find_reward(name: str, arguments: RunArguments, config: GRPOConfig | RLOOConfig) -> Reward:
     """TRL's function of that name, or the one at a dotted path."""
-    if name == "get_soft_overlong_punishment":  # the values of TRL's own script
-        return rewards.get_soft_overlong_punishment(max_completion_len=1280, soft_punish_cache=256)
+    if name == "get_soft_overlong_punishment":
+        return soft_overlong_punishment(arguments, config.max_completion_length)
     if name in REWARDS:
         return getattr(rewards, name)
     if "." not in name:
         raise ValueError(
-            f"unknown reward function '{name}'; the nearest are {nearest(name, REWARDS)}; `hclm-rl grpo --help` lists "
-            "all; a dotted path names one of your own"
+            f"unknown reward function '{name:.80}'; the nearest are {nearest(name, REWARDS)}; `hclm-rl grpo --help` "
+            "lists all; a dotted path names one of your own"
         )
-    return find_function(name, "reward function")
+    found = find_function(name, "reward function")
+    refuse_signature(found, name)
+    return found
+
+
+def soft_overlong_punishment(arguments: RunArguments, longest: int | None) -> Reward:
+    """TRL's, of the run's own length unless the recipe says another."""
+    length = arguments.soft_overlong_length or longest
+    if length is None:
+        raise ValueError(
+            "get_soft_overlong_punishment needs a limit: set max_completion_length or soft_overlong_length"
+        )
+    cache = arguments.soft_overlong_cache or max(length // OVERLONG_CACHE, 1)
+    if cache > length:
+        raise ValueError(f"soft_overlong_cache must be at most soft_overlong_length, {length} tokens, got {cache}")
+    if longest is not None and length - cache >= longest:
+        raise ValueError(
+            f"get_soft_overlong_punishment begins after {length - cache} tokens (soft_overlong_length - "
+            f"soft_overlong_cache) and a response ends at max_completion_length {longest}: it would punish nothing"
+        )
+    return rewards.get_soft_overlong_punishment(max_completion_len=length, soft_punish_cache=cache)
+
+
+def refuse_signature(reward: Callable, name: str) -> None:
+    """A reward function that cannot take what TRL calls it with."""
+    try:
+        inspect.signature(reward).bind(prompts=[], completions=[], completion_ids=[], any_column_of_the_data=[])
+    except TypeError as error:
+        raise ValueError(
+            f"the reward function '{name}' must take prompts, completions, completion_ids and every column of the "
+            f"data, as in `def {name.rpartition('.')[2]}(completions, **kwargs)`: {error}"
+        ) from error
+    except ValueError:  # a builtin, which does not say what it takes
+        return
 
 
 def load_task(arguments: RunArguments) -> Task | None:
@@ -45,9 +83,16 @@ def load_task(arguments: RunArguments) -> Task | None:
     if arguments.dataset_name:
         raise ValueError(f"the task '{arguments.task}' brings its own prompts: drop dataset_name, or drop task")
     assert not isinstance(arguments.task_kwargs, str)
+    kwargs = arguments.task_kwargs or {}
+    if strange := [key for key in kwargs if not isinstance(key, str)]:
+        raise ValueError(f"task_kwargs of '{arguments.task}': a key must be text, got {strange[0]!r:.80}")
+    for key in ("prompts", "eval_prompts"):
+        count = kwargs.get(key, 1)
+        if isinstance(count, int) and not 1 <= count <= MOST_PROMPTS:
+            raise ValueError(f"task_kwargs of '{arguments.task}': {key} must be in 1 to {MOST_PROMPTS}, got {count}")
     try:
-        return find_task(arguments.task, **(arguments.task_kwargs or {}))
-    except TypeError as error:
+        return find_task(arguments.task, **kwargs)
+    except (TypeError, ArithmeticError, LookupError) as error:
         raise ValueError(f"task_kwargs of '{arguments.task}': {error}") from error
 
 
@@ -79,10 +124,44 @@ def train_and_held_out(
     """The prompts to train on and, where the run evaluates on the way, those held out."""
     evaluates = config.eval_strategy != "no"
     if task is not None:
-        return task.train_dataset, task.eval_dataset if evaluates else None
-    loaded = load_datasets(arguments, mixture)
-    train = split_of(loaded, arguments.dataset_train_split, "dataset_train_split")
-    return train, split_of(loaded, arguments.dataset_test_split, "dataset_test_split") if evaluates else None
+        train, held_out = task.train_dataset, task.eval_dataset if evaluates else None
+    else:
+        loaded = load_datasets(arguments, mixture)
+        train = split_of(loaded, arguments.dataset_train_split, "dataset_train_split")
+        held_out = split_of(loaded, arguments.dataset_test_split, "dataset_test_split") if evaluates else None
+    refuse_rows(train, "the data to train on")
+    if held_out is not None:
+        refuse_rows(held_out, "the data to evaluate on")
+    return train, held_out
+
+
+def load_rows(settings: Settings) -> Rows:
+    """What a run of these settings trains on."""
+    arguments, config, _, mixture = settings
+    return train_and_held_out(load_task(arguments), arguments, config, mixture)[0]
+
+
+def refuse_rows(rows: Rows, what: str) -> None:
+    """Data without prompts, or without any row."""
+    if rows.column_names is not None and "prompt" not in rows.column_names:  # a stream may not know its columns
+        raise ValueError(
+            f"{what} has no column 'prompt', only {', '.join(map(str, rows.column_names))}: rename the one with the "
+            "prompts (text, or the messages of a chat)"
+        )
+    if isinstance(rows, datasets.Dataset) and not len(rows):
+        raise ValueError(f"{what} has no rows")
+
+
+def refuse_batch_larger_than_data(rows: Rows, config: GRPOConfig | RLOOConfig) -> None:
+    """TRL drops the prompts that do not fill a generation batch: with too few of them it would make no step."""
+    batch, group = config.generation_batch_size, config.num_generations
+    if not (isinstance(rows, datasets.Dataset) and batch and group) or len(rows) >= batch // group:
+        return
+    raise ValueError(
+        f"the data has {len(rows)} prompt{'s' * (len(rows) != 1)} and a generation batch takes {batch // group} "
+        f"(generation_batch_size {batch} / num_generations {group}), so no step could be made: give more prompts, or "
+        f"lower steps_per_generation, gradient_accumulation_steps or per_device_train_batch_size"
+    )
 
 
 def init_kwargs(config: GRPOConfig | RLOOConfig, model: ModelConfig) -> dict[str, Any]:
@@ -112,19 +191,38 @@ def refuse_what_cannot_run(
         )
 
 
+def rewards_of(arguments: RunArguments, config: GRPOConfig | RLOOConfig, task: Task | None) -> list[Reward]:
+    """The recipe's, in place of the task's."""
+    found = [find_reward(name, arguments, config) for name in arguments.reward_funcs or []]
+    found = found or list(task.reward_funcs if task else [])
+    if not found:
+        raise ValueError(f"the reward is missing: set reward_funcs ({', '.join(REWARDS)}, or a dotted path), or task")
+    weights = config.reward_weights
+    if weights is not None and len(weights) != len(found):
+        raise ValueError(f"reward_weights has {len(weights)} numbers for {len(found)} reward functions: one each")
+    return found
+
+
 def build_trainer(
     algorithm: Algorithm, settings: Settings, callbacks: list[TrainerCallback]
 ) -> tuple[GRPOTrainer | RLOOTrainer, Task | None]:
     """Everything up to the first step; a ValueError says what the recipe lacks, mostly before a model is loaded."""
+    with custom_code(settings[0].allow_custom_code):
+        task = load_task(settings[0])
+        return trainer_of(algorithm, settings, task, callbacks), task
+
+
+def trainer_of(
+    algorithm: Algorithm, settings: Settings, task: Task | None, callbacks: list[TrainerCallback]
+) -> GRPOTrainer | RLOOTrainer:
+    """Of the recipe with its task loaded."""
     arguments, config, model, mixture = settings
-    task = load_task(arguments)
-    reward_funcs = [find_reward(name) for name in arguments.reward_funcs or []] or (task.reward_funcs if task else [])
-    if not reward_funcs:
-        raise ValueError(f"the reward is missing: set reward_funcs ({', '.join(REWARDS)}, or a dotted path), or task")
-    train, held_out = train_and_held_out(task, arguments, config, mixture)
     if task is not None:
         longest = task.max_completion_length
         config.max_completion_length = min(config.max_completion_length or longest, longest)
+    reward_funcs = rewards_of(arguments, config, task)
+    train, held_out = train_and_held_out(task, arguments, config, mixture)
+    refuse_batch_larger_than_data(train, config)
     path = model.model_name_or_path or (TESTBED if arguments.task in SHAPES else None)
     if path is None:
         raise ValueError("the model is missing: set model_name_or_path (a folder, a name on the hub, or `testbed`)")
@@ -146,4 +244,4 @@ def build_trainer(
         )
     except OSError as error:  # as transformers says that there is no such model
         raise ValueError(f"model_name_or_path '{path}' could not be loaded: {error}") from error
-    return trainer, task
+    return trainer

@@ -1,6 +1,8 @@
 """What `hclm-rl doctor` objects to in a recipe: its terms, their tokens, targets and memory"""
 
 import math
+import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -12,6 +14,7 @@ from ..recipe.conflicts import conflicts
 from ..recipe.refusals import is_on_policy
 
 TOKENS_PER_DIMENSION = 4  # below it the covariance of a step is mostly noise
+MANY_CUT_OFF = 0.5  # of the responses; from here on most of what is learnt is learnt from unfinished ones
 GIB = 2**30
 
 
@@ -95,6 +98,19 @@ def token_mistakes(chain: Chain, tokens: int, responses: int, width: int) -> lis
                 f"{link.name} selects {ratio:g} of about {tokens} tokens a rollout, which is less than one token"
             )
     return found
+
+
+def cut_off_mistakes(log: Sequence[dict], config: GRPOConfig | RLOOConfig) -> list[str]:
+    """Responses that run into the limit, and what then is left to train on."""
+    shares = [entry["completions/clipped_ratio"] for entry in log if "completions/clipped_ratio" in entry]
+    share = statistics.fmean(shares) if shares else 0.0
+    if share < MANY_CUT_OFF:
+        return []
+    who = "all responses" if share == 1 else f"{100 * share:.0f} % of the responses"
+    told = f"{who} of the dry run were cut off at max_completion_length {config.max_completion_length}"
+    if config.mask_truncated_completions:
+        told += ", and mask_truncated_completions leaves them out" + (": nothing is trained" if share == 1 else "")
+    return [f"{told}: raise max_completion_length"]
 
 
 def target_mistakes(chain: Chain, entropy: float) -> list[str]:

@@ -1,21 +1,22 @@
 """What a training run is told, in YAML and on the command line: TRL's keys, the task, what is measured."""
 
-import dataclasses
 import json
-import typing
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Literal, NoReturn
+from typing import Literal
 
-import yaml
-from trl.scripts.utils import DatasetMixtureConfig, ScriptArguments, TrlParser
+from trl.scripts.utils import DatasetMixtureConfig, ScriptArguments
 from trl.trainer.model_config import ModelConfig
 
-from ..responses.names import nearest
+from ..responses.names import FLAG, custom_code
 from .config import GRPOConfig, RLOOConfig
-from .values import fits, written
+from .custom_code import refuse_unnamed_code, variables_of
+from .limits import refuse_out_of_range
+from .packages import refuse_missing_packages
+from .parser import RecipeParser
+from .reading import read_recipe
 
 Algorithm = Literal["grpo", "rloo"]
 Settings = tuple["RunArguments", GRPOConfig | RLOOConfig, ModelConfig, DatasetMixtureConfig]
@@ -54,6 +55,21 @@ class RunArguments(ScriptArguments):
             "collapsed or explodes."
         },
     )
+    soft_overlong_length: int | None = field(
+        default=None,
+        metadata={"help": "Tokens from which on get_soft_overlong_punishment pays -1; default: max_completion_length."},
+    )
+    soft_overlong_cache: int | None = field(
+        default=None,
+        metadata={"help": "Tokens before that in which its punishment grows from 0 to -1; default: a fifth of them."},
+    )
+    allow_custom_code: bool = field(
+        default=False,
+        metadata={
+            "help": "On the command line only: let the recipe name code from outside the library by dotted paths, and "
+            "bring code along with a model. SECURITY.md says what that trusts."
+        },
+    )
     save_final: bool = field(default=True, metadata={"help": "Whether to write the trained model into output_dir."})
 
     def __post_init__(self) -> None:
@@ -76,45 +92,6 @@ class RunArguments(ScriptArguments):
             raise ValueError("eval_samples needs a task, whose verifier says which answers are right: set task")
 
 
-class RecipeParser(TrlParser):
-    """TRL's parser; what is wrong is said in one sentence, as a ValueError, without pages of usage.
-
-    `instead` stands in for what recipe and flags say of its keys, of those that the algorithm knows.
-    """
-
-    instead: Mapping[str, object] = MappingProxyType({})
-
-    def parse_known_args(self, *args: Any, **kwargs: Any) -> tuple[Any, list[str]]:
-        namespace, left = super().parse_known_args(*args, **kwargs)
-        vars(namespace).update({key: value for key, value in self.instead.items() if hasattr(namespace, key)})
-        return namespace, left
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(message)
-
-    def known(self) -> dict[str, object]:
-        """All keys with their types."""
-        return {
-            each.name: typing.get_type_hints(of)[each.name]
-            for of in self.dataclass_types
-            for each in dataclasses.fields(of)
-        }
-
-    def refuse_unknown(self, key: str, where: str) -> NoReturn:
-        raise ValueError(f"unknown key '{key}' {where}; the nearest known ones are {nearest(key, self.known())}")
-
-    def set_defaults_with_config(self, **config: object) -> list[str]:
-        known = self.known()
-        for key, value in config.items():
-            if key not in known:
-                self.refuse_unknown(key, "in the recipe")
-            options = set(typing.get_args(known[key]) or (known[key],))
-            # text is left to argparse, which reads it as it would on the command line: 1e-6 is text in YAML
-            if options <= {int, float, bool, type(None)} and not (isinstance(value, str) or fits(value, known[key])):
-                raise ValueError(f"{key} must be {written(known[key])}, got {type(value).__name__} {value!r}")
-        return super().set_defaults_with_config(**config)
-
-
 def make_parser(algorithm: Algorithm, prog: str | None = None) -> RecipeParser:
     """The keys and flags of a run: ours, TRL's algorithm, model and data set mixture."""
     config = {"grpo": GRPOConfig, "rloo": RLOOConfig}[algorithm]
@@ -127,17 +104,34 @@ def parse(algorithm: Algorithm, line: Sequence[str], instead: Mapping[str, objec
     parser = make_parser(algorithm, prog=f"hclm-rl {algorithm}")
     parser.instead = instead or {}
     recipe = recipe_of(line)
-    if recipe is not None and not recipe.is_file():
-        raise ValueError(f"no recipe at '{recipe}': --config names a YAML file")
-    try:
-        *settings, left = parser.parse_args_and_config(line, return_remaining_strings=True)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{recipe} is not valid YAML: {error}") from error
-    for each in left:
-        if each.startswith("--"):
-            parser.refuse_unknown(each.removeprefix("--").split("=", 1)[0].replace("-", "_"), "on the command line")
-        raise ValueError(f"unexpected argument '{each}'; keys are written --key value, the recipe --config FILE")
-    return tuple(settings)  # type: ignore[return-value]
+    given = read_recipe(recipe) if recipe is not None else {}
+    at = line.index("--config") if recipe is not None else len(line)
+    flags = [*line[:at], *line[at + 2 :]]
+    parser.refuse_unknown_keys([key for key in given if key != "env"], flags)
+    if "allow_custom_code" in given:
+        raise ValueError(f"allow_custom_code is {FLAG} on the command line only: a recipe may not allow it to itself")
+    parser.set_defaults_with_config(**{key: value for key, value in given.items() if key != "env"})
+    words, _ = parser.parse_known_args(flags)
+    refuse_out_of_range(vars(words))
+    refuse_missing_packages(vars(words))
+    if not words.allow_custom_code:
+        refuse_unnamed_code(given)
+    set_environment(given)
+    with custom_code(words.allow_custom_code):
+        return parser.settings(flags)
+
+
+def set_environment(recipe: Mapping[str, object]) -> None:
+    """What stands below `env`, as TRL has it."""
+    env = recipe.get("env") or {}
+    if not isinstance(env, Mapping):
+        raise ValueError(f"env must be names and values, as in `WANDB_PROJECT: mine`, got {type(env).__name__}")
+    for name in variables_of(recipe):
+        value = env[name]
+        is_name = isinstance(name, str) and name and not {"=", "\0"} & set(name)
+        if not is_name or not isinstance(value, (str, int, float)) or "\0" in str(value):
+            raise ValueError(f"env must be names and values, as in `WANDB_PROJECT: mine`, got {name!r:.80}")
+        os.environ[name] = str(value)
 
 
 def with_recipe_apart(line: Sequence[str]) -> list[str]:
@@ -149,6 +143,8 @@ def recipe_of(line: Sequence[str]) -> Path | None:
     """The file that --config names."""
     if "--config" not in line:
         return None
+    if line.count("--config") > 1:
+        raise ValueError("--config came twice: a run has one recipe, and flags override its keys")
     after = line.index("--config") + 1
     if after == len(line):
         raise ValueError("--config needs the path of a recipe")

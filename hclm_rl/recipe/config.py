@@ -21,7 +21,8 @@ from ..chain.coefficients import KINDS, Coefficient, Constant, coefficient_from
 from ..responses.names import find, nearest
 from ..types import Term
 from ..watch.trace import Trace
-from .values import fits, options_of, stored, written
+from .refusals import refuse_order
+from .values import fits, options_of, shown, stored, written
 
 ENTROPY_TERMS_HELP = (
     "Entropy-control terms, from left to right: a list of names, each alone or with its hyper-parameters, "
@@ -68,7 +69,8 @@ def find_term(name: str) -> type[Term]:
             "all; a term of your own is named by its dotted path"
         )
     # its own fields: an undecorated subclass inherits those of Term, which are none
-    if not (isinstance(found, type) and issubclass(found, Term) and "__dataclass_fields__" in vars(found)):
+    is_term = isinstance(found, type) and issubclass(found, Term) and found is not Term
+    if not (is_term and "__dataclass_fields__" in vars(found)):
         raise ValueError(f"'{name}' is not an entropy term: it must be a frozen dataclass that subclasses hclm_rl.Term")
     return found
 
@@ -89,7 +91,7 @@ def build_term(name: str, parameters: Mapping[str, Any]) -> Term:
             if isinstance(value, str) and float in options_of(annotations[key]):
                 hint = "; YAML reads 1e-6 as text, write 1.0e-6"
             raise ValueError(
-                f"{name}: {key} must be {written(annotations[key])}, got {type(value).__name__} {value!r}{hint}"
+                f"{name}: {key} must be {written(annotations[key])}, got {type(value).__name__} {shown(value)}{hint}"
             )
     missing = [
         each.name
@@ -100,7 +102,7 @@ def build_term(name: str, parameters: Mapping[str, Any]) -> Term:
         raise ValueError(f"{name} needs {', '.join(missing)}; got {', '.join(parameters) or 'nothing'}")
     try:
         term = term_class(**{key: stored(value, annotations[key]) for key, value in parameters.items()})
-    except (ValueError, OverflowError) as error:
+    except (ValueError, TypeError, ArithmeticError) as error:
         raise ValueError(f"{name}: {error}") from error
     return checked_term(name, term)
 
@@ -111,7 +113,9 @@ def checked_term(name: str, term: Term) -> Term:
     for each in dataclasses.fields(term) if dataclasses.is_dataclass(term) else ():
         value, annotation = vars(term)[each.name], annotations[each.name]
         if not fits(value, annotation):
-            raise ValueError(f"{name}: {each.name} must be {written(annotation)}, got {type(value).__name__} {value!r}")
+            raise ValueError(
+                f"{name}: {each.name} must be {written(annotation)}, got {type(value).__name__} {shown(value)}"
+            )
         is_endless = isinstance(value, float) and not math.isfinite(value)
         if is_endless and not (isinstance(each.default, float) and math.isinf(each.default)):
             raise ValueError(f"{name}: {each.name} must be finite, got {value}")
@@ -123,6 +127,8 @@ def build_link(entry: object) -> Link:
     if isinstance(entry, Link):
         checked_term(entry.name, entry.term)
         return entry
+    if type(entry) is Term:
+        raise ValueError("hclm_rl.Term itself is no entropy term: subclass it")
     if isinstance(entry, Term):
         package, _, module = type(entry).__module__.rpartition(".")
         name = module if package == terms.__name__ else type(entry).__name__  # as a recipe would name it
@@ -131,17 +137,17 @@ def build_link(entry: object) -> Link:
         entry = {entry: {}}
     if not isinstance(entry, Mapping) or len(entry) != 1 or not isinstance(next(iter(entry)), str):
         raise ValueError(
-            f"an entry of entropy_terms is a name or one {{name: {{hyper-parameter: value}}}}, got {entry!r}; "
+            f"an entry of entropy_terms is a name or one {{name: {{hyper-parameter: value}}}}, got {shown(entry)}; "
             "hyper-parameters are indented below the name, and each term starts with its own `-`"
         )
     [(name, given)] = entry.items()
     if given is not None and not isinstance(given, Mapping):
-        raise ValueError(f"{name}: its hyper-parameters are a mapping, as in {{coef: 0.5}}, got {given!r}")
+        raise ValueError(f"{name}: its hyper-parameters are a mapping, as in {{coef: 0.5}}, got {shown(given)}")
     parameters = dict(given or {})
     coef, label = parameters.pop("coef", None), parameters.pop("name", None)
     term = build_term(name, parameters)
     if label is not None and not isinstance(label, str):
-        raise ValueError(f"{name}: name must be text without '/', got {label!r}")
+        raise ValueError(f"{name}: name must be text without '/', got {shown(label)}")
     try:
         strength: Coefficient = coefficient_from(term.default_coef if coef is None else coef)
     except ValueError as error:
@@ -156,13 +162,16 @@ def build_chain(entries: object) -> Chain:
     if isinstance(entries, str):
         try:
             entries = json.loads(entries)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(
-                f"entropy_terms on the command line is JSON, as in '[{{\"clip_cov\": {{}}}}]'; {error}: {entries!r}"
+                f"entropy_terms on the command line is JSON, as in '[{{\"clip_cov\": {{}}}}]'; {error}: "
+                f"{shown(entries)}"
             ) from error
     if not isinstance(entries, Sequence) or isinstance(entries, str):
-        raise ValueError(f"entropy_terms is a list, one entry a term, got {type(entries).__name__} {entries!r}")
-    return Chain(tuple(build_link(entry) for entry in entries))
+        raise ValueError(f"entropy_terms is a list, one entry a term, got {type(entries).__name__} {shown(entries)}")
+    chain = Chain(tuple(build_link(entry) for entry in entries))
+    refuse_order(chain)
+    return chain
 
 
 def as_recipe(value: object) -> object:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import trl
@@ -53,6 +55,32 @@ def refuse_what_the_run_lacks(chain: Chain, model: Any, config: Any) -> None:
     if config is not None:
         refuse_rewards_out_of_sight(chain, config)
         refuse_ratios_out_of_reach(chain, config)
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """A run's folder that is a file, or lies where nothing may be written; leaves no trace of the try."""
+    there = folder.absolute()
+    try:
+        while not there.exists():
+            there = there.parent
+        with tempfile.TemporaryDirectory(dir=there):
+            pass
+    except (OSError, ValueError) as error:  # a NUL in the path is a ValueError
+        raise ValueError(f"output_dir '{folder}' cannot be written to: {error}") from error
+
+
+def refuse_order(chain: Chain) -> None:
+    """A term that shapes rewards after one that shapes advantages, whose work it would undo; coef 0 is absence."""
+    shaper = None
+    for link in chain.links:
+        if link.coef == NOTHING:
+            continue
+        if link.term.shapes_rewards and shaper is not None:
+            raise ValueError(
+                f"'{link.name}' shapes rewards, of which the advantages are made anew, and would undo '{shaper}' "
+                f"before it: put '{link.name}' before '{shaper}'"
+            )
+        shaper = link.name if link.term.shapes_advantages else shaper
 
 
 def refuse_rewards_out_of_sight(chain: Chain, config: Any) -> None:

@@ -1,8 +1,27 @@
 """Whether a value of a recipe may stand where a type is declared, how it is held there, and the type in words."""
 
+import reprlib
 import types
 import typing
 from typing import Any
+
+SHORT = reprlib.Repr()
+SHORT.maxstring = SHORT.maxother = SHORT.maxlong = 120
+SHORT.maxlevel, SHORT.maxdict, SHORT.maxlist, SHORT.maxtuple = 4, 12, 12, 12
+
+
+def shown(value: object) -> str:
+    """A value in a sentence: not all of it, where it is long."""
+    try:
+        return SHORT.repr(value)
+    except ValueError:  # a whole number of more digits than Python prints
+        return "a number of thousands of digits"
+
+
+def is_mixed(annotation: object) -> bool:
+    """Whether a mapping is meant, and text may stand for it."""
+    options = options_of(annotation)
+    return str in options and any(each is dict or typing.get_origin(each) is dict for each in options)
 
 
 def options_of(annotation: object) -> tuple[object, ...]:

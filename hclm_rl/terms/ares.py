@@ -59,6 +59,7 @@ class Ares(Term):
     """
 
     needs_scores: ClassVar[bool] = True
+    shapes_rewards: ClassVar[bool] = True
 
     triggers: tuple[str, ...] = tuple(TURNS.split())
     window: int = 4

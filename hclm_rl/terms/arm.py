@@ -34,6 +34,7 @@ class Arm(Term):
     needs_scores: ClassVar[bool] = True
     needs_rescoring: ClassVar[bool] = True
     seeks: ClassVar[Direction | None] = "more"
+    shapes_advantages: ClassVar[bool] = True
 
     alpha: float = 0.3
     fraction: float = 0.2

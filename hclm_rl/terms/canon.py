@@ -43,6 +43,7 @@ class Canon(Term):
 
     needs_scores: ClassVar[bool] = True
     sets_baseline: ClassVar[bool] = True
+    shapes_advantages: ClassVar[bool] = True
 
     metric: Literal["entropy", "length"] = "entropy"
     mu: float = 1.0

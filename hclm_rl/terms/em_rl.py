@@ -38,6 +38,7 @@ class EmRl(Term):
     needs_scores: ClassVar[bool] = True
     seeks: ClassVar[Direction | None] = "less"
     sets_baseline: ClassVar[bool] = True
+    shapes_advantages: ClassVar[bool] = True
 
     reward: Literal["token", "sequence"] = "token"
     reduction: Literal["sum", "mean"] = "sum"

@@ -36,6 +36,7 @@ class Empg(Term):
     needs_scores: ClassVar[bool] = True
     seeks: ClassVar[Direction | None] = "less"  # trusts confident steps and pays for confident next ones
     centres: ClassVar[bool] = True
+    shapes_advantages: ClassVar[bool] = True
 
     k: float = 1.0
     k_next: float = 1.0

@@ -41,6 +41,7 @@ class Empo(Term):
     """
 
     seeks: ClassVar[Direction | None] = "less"
+    shapes_rewards: ClassVar[bool] = True
 
     answer: str = DEFAULT
     equivalence: Literal["text", "math_verify"] = "text"

@@ -1,7 +1,7 @@
 """EAR, Entropy-based Advantage Reshaping (of ETTRL): Liu et al., 2025, arXiv:2508.11356"""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -26,6 +26,8 @@ class EntropyAdvantage(Term):
         floor: least Y_i, <= 1, ours: None, the paper's, lets a response with Hbar_i > 2 m change the sign of its
             advantage
     """
+
+    shapes_advantages: ClassVar[bool] = True
 
     form: Literal["residual", "clip"] = "residual"
     beta: float = 2.0

@@ -75,6 +75,10 @@ class GroupLogDet(Term):
     def default_coef(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride] (one for each way to act)
         return 1e-3 if self.acts == "force" else 1.0
 
+    @property
+    def shapes_advantages(self) -> bool:
+        return self.acts != "force"
+
     def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
         mask, states = rollout.mask, rollout.hidden()
         lengths = mask.sum(dim=1)

@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool
@@ -45,6 +45,8 @@ class Hicra(Term):
             either
         top: of a response's tokens, in (0, 1); the port's, read by "verl"
     """
+
+    shapes_advantages: ClassVar[bool] = True
 
     alpha: float = 0.2
     grams: tuple[str, ...] = GRAMS

@@ -41,6 +41,7 @@ class InfoPo(Term):
 
     needs_scores: ClassVar[bool] = True
     needs_rescoring: ClassVar[bool] = True
+    shapes_advantages: ClassVar[bool] = True
 
     beta: float = 0.1
     temperature: float = 0.05

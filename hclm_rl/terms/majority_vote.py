@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -30,6 +30,8 @@ class MajorityVote(Term):
         samples: the first so many responses of each group train, all vote; >= 2, None: all. The authors' 32 of 64.
             Those left out keep their tokens in the loss's denominator
     """
+
+    shapes_rewards: ClassVar[bool] = True
 
     answer: str = DEFAULT
     equivalence: Literal["text", "math_verify"] = "text"

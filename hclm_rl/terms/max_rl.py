@@ -20,6 +20,7 @@ class MaxRl(Term):
     """
 
     sets_baseline: ClassVar[bool] = True
+    shapes_advantages: ClassVar[bool] = True
 
     def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
         rewards = rollout.rewards

@@ -34,6 +34,7 @@ class Pear(Term):
 
     needs_scores: ClassVar[bool] = True
     seeks: ClassVar[Direction | None] = "less"
+    shapes_rewards: ClassVar[bool] = True
 
     think_end: tuple[int, ...] = (151668,)
     alpha: float = 1.0

@@ -29,6 +29,7 @@ class PerplexityAdvantage(Term):
     """
 
     needs_scores: ClassVar[bool] = True
+    shapes_advantages: ClassVar[bool] = True
 
     alpha: float = 0.01
     favours: Literal["low", "high"] = "low"

@@ -24,6 +24,7 @@ class Qae(Term):
     """
 
     sets_baseline: ClassVar[bool] = True
+    shapes_advantages: ClassVar[bool] = True
 
     quantile_k: float = 0.4
     interpolate: bool = False

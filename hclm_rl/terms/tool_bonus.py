@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -27,6 +27,8 @@ class ToolBonus(Term):
         right_answers: "whole": with a call, a response whose reward is above 0 earns mu `largest`, however many calls
             it made; the authors' reward for Qwen3
     """
+
+    shapes_rewards: ClassVar[bool] = True
 
     each: float = 0.1
     largest: float = 1.0

@@ -1,14 +1,13 @@
 """What a task gives to training and to evaluation, and how one is found by name."""
 
 import importlib
-import importlib.util
 import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import datasets
 
-from hclm_rl.responses.names import look_here, nearest
+from hclm_rl.responses.names import find_function, is_of_library, nearest
 
 PACKAGE = "hclm_rl.testbed"
 
@@ -34,15 +33,16 @@ class Task:
 
 def find_task(name: str, **kwargs: object) -> Task:
     """The task of `make_task(**kwargs)` in hclm_rl/testbed/<name>.py, or of the function at a dotted path."""
-    module_name, _, function_name = name.rpartition(".")
-    if not module_name:
-        module_name, function_name = f"{PACKAGE}.{name}", "make_task"
-    look_here()
-    try:
-        found = importlib.util.find_spec(module_name) is not None
-    except ModuleNotFoundError:  # a parent package is missing
-        found = False
-    make_task = getattr(importlib.import_module(module_name), function_name, None) if found else None
+    if "." in name:
+        if is_of_library(name, "task") and not name.endswith(".make_task"):
+            raise ValueError(f"no task {name!r}: the library's tasks are made by functions called make_task")
+        try:
+            make_task = find_function(name, "task")
+        except ValueError as error:
+            raise ValueError(f"no task {name!r}: {error}") from error
+    else:
+        is_module = name in {module.name for module in pkgutil.iter_modules(importlib.import_module(PACKAGE).__path__)}
+        make_task = getattr(importlib.import_module(f"{PACKAGE}.{name}"), "make_task", None) if is_module else None
     if make_task is None:
         raise ValueError(
             f"no task {name!r}; the nearest are {nearest(name, known_tasks())}; `hclm-rl grpo --help` lists all; "

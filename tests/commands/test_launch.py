@@ -134,7 +134,7 @@ def always_half(completions: list[str], **columns: object) -> list[float]:
 
 
 def test_rewards_and_terms_of_the_users_own_by_dotted_path(
-    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
     (tmp_path / "own_floor.py").write_text(
         "from dataclasses import dataclass\nfrom hclm_rl import Effect, Term\n\n\n"
@@ -144,7 +144,10 @@ def test_rewards_and_terms_of_the_users_own_by_dotted_path(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     line = ["--config", str(recipe), "--output_dir", "run", "--entropy_terms", '[{"own_floor.Floor": {"coef": 0.5}}]']
-    assert main("grpo", [*line, "--reward_funcs", f"{__name__}.always_half"]) == 0
+    line += ["--reward_funcs", f"{__name__}.always_half"]
+    assert main("grpo", line) == 2 and "own_floor" not in sys.modules
+    assert "'own_floor.Floor' is code from outside the library" in capsys.readouterr().err
+    assert main("grpo", [*line, "--allow_custom_code"]) == 0
     first = log_of(tmp_path / "run")[0]
     assert first["Floor/coef"] == 0.5 and first["reward"] == 0.5 and first["reward_std"] == 0
 
@@ -171,7 +174,7 @@ MISTAKES = {
     "task:\neval_samples: 0\nreward_funcs: accuracy_reward": "the data set is missing: set task",
     "dataset_name: some/data": "the task 'coins' brings its own prompts: drop dataset_name, or drop task",
     "reward_funcs: accuracy": "unknown reward function 'accuracy'; the nearest are accuracy_reward, ",
-    "reward_funcs: nowhere.reward": "no reward function at 'nowhere.reward': No module named 'nowhere'",
+    "reward_funcs: nowhere.reward": "the reward function 'nowhere.reward' is code from outside the library, which ",
     "model_name_or_path: no/where": "model_name_or_path 'no/where' could not be loaded: ",
     "resume_from_checkpoint: true": "resume_from_checkpoint: no checkpoint at '",
     "entropy_terms: [clip_kov]": "unknown entropy term 'clip_kov'; the nearest are clip_cov, ",
@@ -204,6 +207,10 @@ def test_a_mistake_is_one_sentence_on_stderr_and_exit_code_2(
     [
         (["--config", "nope.yaml"], "no recipe at 'nope.yaml'"),
         (["--config"], "--config needs the path of a recipe"),
+        (
+            ["--task", "coins", "--allow_custom_code", "--reward_funcs", "nowhere.reward"],
+            "no reward function at 'nowhere.reward': No module named 'nowhere'",
+        ),
         (["--taks", "coins"], "unknown key 'taks' on the command line; the nearest known ones are task, "),
         (["coins"], "unexpected argument 'coins'"),
         (["--task_kwargs", "{a"], "task_kwargs on the command line is JSON"),
