@@ -191,7 +191,7 @@ def refuse_what_cannot_run(
         )
 
 
-def rewards_of(arguments: RunArguments, config: GRPOConfig | RLOOConfig, task: Task | None) -> list[Reward]:
+def rewards_of(arguments: RunArguments, config: GRPOConfig | RLOOConfig, task: Task | None) -> list:
     """The recipe's, in place of the task's."""
     found = [find_reward(name, arguments, config) for name in arguments.reward_funcs or []]
     found = found or list(task.reward_funcs if task else [])

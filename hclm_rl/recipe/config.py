@@ -69,8 +69,11 @@ def find_term(name: str) -> type[Term]:
             "all; a term of your own is named by its dotted path"
         )
     # its own fields: an undecorated subclass inherits those of Term, which are none
-    is_term = isinstance(found, type) and issubclass(found, Term) and found is not Term
-    if not (is_term and "__dataclass_fields__" in vars(found)):
+    if (
+        not (isinstance(found, type) and issubclass(found, Term))
+        or found is Term
+        or "__dataclass_fields__" not in vars(found)
+    ):
         raise ValueError(f"'{name}' is not an entropy term: it must be a frozen dataclass that subclasses hclm_rl.Term")
     return found
 

@@ -41,6 +41,12 @@ class Arm(Term):
     prompt_fraction: float = 0.2
     shift_when: Literal["any_correct", "mixed_only"] = "any_correct"
 
+    def caveats(self) -> list[str]:
+        small = [f"{name} {vars(self)[name]:g}" for name in ("fraction", "prompt_fraction") if vars(self)[name] < 0.02]
+        if not small:
+            return []
+        return [f"{' and '.join(small)}: a mean over one token in 50 or fewer is noise; the paper has one in 5"]
+
     def __post_init__(self) -> None:
         if not 0 <= self.alpha < math.inf:
             raise ValueError(f"alpha must be finite and >= 0, got {self.alpha}")

@@ -38,6 +38,14 @@ class ClipCov(Term):
     def needs_scores(self) -> bool:
         return self.statistics == "step"
 
+    def caveats(self) -> list[str]:
+        if self.ratio <= 0.05:
+            return []
+        return [
+            f"ratio {self.ratio:g} is a fraction: it drops up to {100 * self.ratio:g} % of all tokens, where the paper "
+            "has 2e-4 and SPEAR 0.02; a percentage must be divided by 100"
+        ]
+
     def __post_init__(self) -> None:
         if not 0 < self.ratio <= 1:
             raise ValueError(f"ratio must be in (0, 1], got {self.ratio}")

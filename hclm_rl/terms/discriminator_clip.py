@@ -50,6 +50,14 @@ class DiscriminatorClip(Term):
     normalise_by: Literal["kept", "all"] = "kept"
     is_symmetric: bool = False
 
+    def caveats(self) -> list[str]:
+        if self.over != "vocabulary" or self.max_frac <= 0.01 or self.max_frac == 1:
+            return []
+        return [
+            f"max_frac {self.max_frac:g} lets {100 * self.max_frac:g} % of the tokens be dropped, where the authors "
+            "have 0.01 %: a cap so wide is none; 1 says so"
+        ]
+
     def __post_init__(self) -> None:
         if self.mu is not None and not 0 < self.mu < math.inf:
             raise ValueError(f"mu must be positive and finite, got {self.mu}")

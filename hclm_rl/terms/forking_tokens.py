@@ -38,6 +38,14 @@ class ForkingTokens(Term):
     def needs_scores(self) -> bool:
         return self.statistics == "step"
 
+    def caveats(self) -> list[str]:
+        if self.share >= 0.02:
+            return []
+        return [
+            f"share {self.share:g} trains one token in {1 / self.share:.0f}, where the paper has one in 5: most of the "
+            "uncertain tokens, which carry its gain, are left out too"
+        ]
+
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
             raise ValueError(f"share must be in (0, 1], got {self.share}")

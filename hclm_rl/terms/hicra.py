@@ -53,6 +53,14 @@ class Hicra(Term):
     form: Literal["paper", "verl"] = "paper"
     top: float = 0.3
 
+    def caveats(self) -> list[str]:
+        if self.form != "verl" or self.top >= 0.03:
+            return []
+        return [
+            f"top {self.top:g} raises one token in {1 / self.top:.0f} of a long right answer, where the port has the "
+            "most uncertain 3 in 10"
+        ]
+
     def __post_init__(self) -> None:
         if not 0 <= self.alpha < torch.inf:
             raise ValueError(f"alpha must be >= 0 and finite, got {self.alpha}")

@@ -37,6 +37,14 @@ class KlCov(Term):
     def needs_scores(self) -> bool:
         return self.statistics == "step"
 
+    def caveats(self) -> list[str]:
+        if self.ratio <= 0.02:
+            return []
+        return [
+            f"ratio {self.ratio:g} is a fraction: it pulls {100 * self.ratio:g} % of all tokens back, where the paper "
+            "has 2e-4 for 32B and 2e-3 for 7B; its code takes percent, where 0.2 means 2e-3 here"
+        ]
+
     def __post_init__(self) -> None:
         if not 0 < self.ratio <= 1:
             raise ValueError(f"ratio is a fraction in (0, 1], not a percentage, got {self.ratio}")

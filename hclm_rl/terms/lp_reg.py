@@ -54,6 +54,14 @@ class LpReg(Term):
     estimator: Literal["k3", "full"] = "k3"
     statistics: Literal["step", "micro_batch"] = "step"
 
+    def caveats(self) -> list[str]:
+        if self.rho <= 0.1:
+            return []
+        return [
+            f"rho {self.rho:g} protects the least probable {100 * self.rho:g} %, where the paper has 0.5 % to 1 %: these "
+            "are not rare tokens, and much of the learning from bad responses is taken back"
+        ]
+
     def __post_init__(self) -> None:
         if not 0 <= self.kappa < 1:
             raise ValueError(f"kappa must be in [0, 1), got {self.kappa}")

@@ -53,6 +53,14 @@ class Siren(Term):
     anchor: float | None = None
     statistics: Literal["step", "micro_batch"] = "step"
 
+    def caveats(self) -> list[str]:
+        if self.p_top >= 0.08:
+            return []
+        return [
+            f"p_top {self.p_top:g}: a nucleus of so little mass is one token nearly everywhere, whose entropy is 0; "
+            "the authors have 0.8"
+        ]
+
     def __post_init__(self) -> None:
         if not 0 < self.p_top <= 1:
             raise ValueError(f"p_top must be in (0, 1], got {self.p_top}")
