@@ -118,6 +118,9 @@ class Rollout:
     logps: Float[Tensor, "N T"] | None = None  # log pi(token) of the sampling policy; None unless a term needs_scores
     entropy: Float[Tensor, "N T"] | None = None  # nats, at the sampling temperature; None unless a term needs_scores
     ref_logps: Float[Tensor, "N T"] | None = None
+    loss_mean: Literal["tokens", "sequences"] = "tokens"  # what the policy loss averages: tokens, or means of responses
+    # what the policy loss multiplies each token's by, where the sampler's log-probs differ; 0: masked by it
+    sampler_ratio: Float[Tensor, "N T"] | Float[Tensor, "N 1"] | None = None
     prompts: list = field(default_factory=list)  # text, or the messages of a chat
     texts: list = field(default_factory=list)  # of the completions, or their messages
     rows: list = field(default_factory=list)  # {column: value} of the data set, one a response
@@ -164,6 +167,7 @@ class TokenBatch:
     columns: Mapping[str, Tensor] = field(default_factory=dict)  # what this term's on_rollout attached, row by row
     shared: Mapping[str, Tensor] = field(default_factory=dict)  # what this term's on_rollout attached for all rows
     clip_range: tuple[float, float] = (0.2, 0.2)  # epsilon_low, epsilon_high of the base algorithm
+    is_clipped: Bool[Tensor, "B T"] | None = None  # tokens without gradient; None where the loss clips none
     coef: float = 1.0  # the link's strength in this step, by which the trainer multiplies the loss that is asked for
     progress: float = 0.0
     step: int = 0
@@ -241,3 +245,6 @@ class Term:
     def __call__(self, batch: TokenBatch, memory: dict) -> Effect:
         """Stage 2, once per micro-batch: token weights, masks, losses."""
         return Effect()
+
+    def on_step(self, metrics: Mapping[str, float], memory: dict) -> None:
+        """After an optimiser step: what stage 2 made of it, over its micro-batches and all processes."""

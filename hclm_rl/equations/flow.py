@@ -10,10 +10,11 @@ The policy gradient of a token a with advantage A and ratio 1 moves its logits a
     e = -A (S_a - sum_v p_v S_v)                                       per unit of step, exactly, to first order
 
 e < 0: the token's own update burns entropy. What updates of other tokens do to the same logits through shared
-parameters is left out, so the unit of e is not nats per optimiser step: `Ledger` learns the factor between the two
-from the entropies that the run then shows.
+parameters is left out, so the unit of e is not nats per optimiser step: `Ledger` (ledger.py) learns the factor between
+the two from the entropies that the run then shows.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,7 +22,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..types import Rollout
+from ..types import Metric, Rollout, TokenBatch, Total
 from .functional import Scalar, covariance_contributions, in_double, per_token
 
 
@@ -59,11 +60,48 @@ def entropy_influence(
 
 
 def policy_influence(rollout: Rollout, advantages: Float[Tensor, "N T"]) -> tuple[float, Float[Tensor, "N T"]]:
-    """(mean entropy in nats over the tokens of all processes, `entropy_influence` of this process's)."""
+    """(mean entropy in nats over the tokens of all processes, `entropy_influence` of this process's).
+
+    NaN where no token has an entropy.
+    """
     (logps, entropy), mask = rollout.scored(), rollout.mask
-    sums = rollout.total(torch.stack([in_double(torch.where(mask, x, 0)).sum() for x in (entropy, mask.to(entropy))]))
-    mean = rollout.over_vocab(mean_discriminator)
-    return (sums[0] / sums[1].clamp(min=1)).item(), entropy_influence(logps, entropy, mean, advantages, mask)
+    is_told = mask & entropy.isfinite()  # a token whose entropy is NaN has no part in the mean, and influence 0
+    sums = torch.stack([in_double(torch.where(is_told, x, 0)).sum() for x in (entropy, mask.to(entropy))])
+    sums = rollout.total(sums)
+    influence = entropy_influence(logps, entropy, rollout.over_vocab(mean_discriminator), advantages, mask)
+    level = (sums[0] / sums[1]).item() if sums[1] > 0 else math.nan
+    return level, torch.where(influence.isfinite(), influence, 0)
+
+
+def loss_weights(rollout: Rollout) -> Float[Tensor, "N T"]:
+    """How much each token counts in the policy loss, 1 on average over the tokens; 0 off the mask.
+
+    1 where the loss is a mean over tokens; where it is one over sequences of their means, n / (R len) for a token of
+    a response of `len` tokens, with n tokens and R responses on all processes. Times the correction for the sampler,
+    where the loss has one: a token that it masks counts 0.
+    """
+    mask = rollout.mask
+    weights = mask.to(rollout.scored()[0] if rollout.logps is not None else torch.float32)
+    if rollout.loss_mean == "sequences":
+        lengths = mask.sum(dim=1, keepdim=True)
+        tokens, responses = rollout.total(torch.stack([lengths.sum(), lengths.new_tensor(len(mask))]))
+        weights = weights * (tokens / responses / lengths.clamp(min=1))
+    if rollout.sampler_ratio is not None:
+        weights = torch.where(mask, weights * rollout.sampler_ratio, 0)
+    return weights
+
+
+def standard_error(mean: float, squares: float, count: float) -> float:
+    """Of a mean over `count` tokens whose squares sum to `squares`, as if they were independent."""
+    return math.sqrt(max(squares / count - mean * mean, 0.0) / count) if count else 0.0
+
+
+def without_gradient(batch: TokenBatch, influence: Float[Tensor, "B T"]) -> dict[str, Metric]:
+    """`clipped`: what of the optimiser step's mean influence lay on tokens that the loss clips, if it clips any."""
+    if batch.is_clipped is None:
+        return {}
+    sums = torch.where(batch.is_clipped & batch.mask, influence, 0).sum(), batch.mask.sum()
+    return {"clipped": Total(sums=sums, form=lambda lost, count: lost / count if count else 0.0)}
 
 
 @dataclass(frozen=True)
@@ -151,56 +189,3 @@ def least_weights(
         return reached < edge if net < low else reached > edge
 
     return weights(least_that_reaches(misses, rounds)).to(influence)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ledger:
-    """Turns influences into nats per optimiser step by what the run has shown; all it knows is in a term's `memory`.
-
-    The measured entropies H of the generation batches are regressed on the influences C summed over the steps made:
-    H = offset + gain C, older batches forgotten at `decay`. Levels, not differences: the noise of a batch's mean
-    entropy is larger than what a step changes, and it cancels over a line but not over differences. `entropy` in
-    memory is the level filtered by that model: carried on by gain * net, drawn to each measurement by `trust`.
-    """
-
-    decay: float = 0.99  # per generation batch, in (0, 1]
-    trust: float = 0.3  # in a single measurement, in (0, 1]
-
-    def measure(self, memory: dict, step: int, entropy: float) -> None:
-        """`entropy`: nats, mean over the generation batch sampled before optimiser step `step`."""
-        if "measured" in memory and step > memory["step"]:
-            steps = step - memory["step"]
-            memory["realised"] = (entropy - memory["measured"]) / steps
-            memory["predicted"] = self.gain(memory) * memory["net"]
-            memory["summed"] += steps * memory["net"]
-            memory["entropy"] += steps * memory["predicted"]
-        else:
-            memory.setdefault("summed", 0.0)
-            memory.setdefault("entropy", entropy)
-        memory["entropy"] += self.trust * (entropy - memory["entropy"])
-        for name, value in zip(("n", "c", "h", "cc", "ch"), products(memory["summed"], entropy), strict=True):
-            memory[name] = self.decay * memory.get(name, 0.0) + value
-        memory["measured"], memory["step"] = entropy, step
-
-    @staticmethod
-    def plan(memory: dict, net: float) -> None:
-        """`net`: the mean influence of the steps until the next measurement, weights included."""
-        memory["net"] = net
-
-    @staticmethod
-    def changes(memory: dict, like: Tensor) -> dict[str, Tensor]:
-        """`predicted_change` and `realised_change` up to the last measurement, as metrics; none before the second."""
-        told = (name for name in ("predicted", "realised") if name in memory)
-        return {f"{name}_change": like.new_tensor(memory[name]) for name in told}
-
-    @staticmethod
-    def gain(memory: dict) -> float:
-        """Nats per optimiser step for a net of 1; 0 until two batches with different sums were measured."""
-        n, c, h, cc, ch = (memory.get(name, 0.0) for name in ("n", "c", "h", "cc", "ch"))
-        spread = n * cc - c * c
-        return max((n * ch - c * h) / spread, 0.0) if spread > 1e-9 * n * cc else 0.0
-
-
-def products(c: float, h: float) -> tuple[float, float, float, float, float]:
-    """What a line through points (c, h) needs: 1, c, h, c^2, c h."""
-    return 1.0, c, h, c * c, c * h

@@ -1,13 +1,15 @@
 """Entropy flow, a gauge derived here from the discriminator of: Wang et al., 2026, arXiv:2602.03392"""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
-from ..equations.flow import Ledger, policy_influence, sides
-from ..equations.functional import per_token
-from ..types import Metric, Quantiles, Rollout, RolloutEffect, Term
+from ..equations.flow import loss_weights, policy_influence, sides, standard_error, without_gradient
+from ..equations.functional import in_double, per_token
+from ..equations.ledger import Ledger
+from ..types import Effect, Metric, Quantiles, Rollout, RolloutEffect, Term, TokenBatch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,11 +17,13 @@ class EntropyFlow(Term):
     """Changes nothing; says which tokens' updates burn entropy, and how fast the entropy is about to change.
 
     Influence of token a with advantage A on the policy entropy H at its position (flow.py):
-    e = -A (S_a - sum_v p_v S_v), S_v = p_v (log p_v + H). Over the whole generation batch, at the sampling policy:
-    `influence`, quantiles of e; `burning`, the share of tokens with e < 0; `net`, its mean; `cancelled` = 1 - |sum e| /
-    sum |e|, in [0, 1]: near 1 a small shift of the weights turns the flow; `predicted_change` = gain * net and
-    `realised_change`, both of the steps before this batch, in nats per optimiser step; `gain`, learnt from the run, 0
-    at first; `distinct`, the share of different responses in a group, which falls before pass@k does.
+    e = -A (S_a - sum_v p_v S_v), S_v = p_v (log p_v + H), times the token's part in the loss's own mean. Over the whole
+    generation batch, at the sampling policy: `influence`, quantiles of e; `burning`, the share of tokens with e < 0;
+    `net`, its mean; `cancelled` = 1 - |sum e| / sum |e|, in [0, 1]: near 1 a small shift of the weights turns the flow;
+    `predicted_change` = gain * net + drift and `realised_change`, both of the steps before this batch, in nats per
+    optimiser step; `gain`, learnt from the run, 0 until it lies above 0 by two of its errors (`gain_error`), and
+    `drift`, what the entropy does whatever the influences; `clipped`, the net on tokens that the loss clipped;
+    `distinct`, the share of different responses in a group, which falls before pass@k does.
     It sees the advantages that the links before it leave. Parameter sharing between tokens is ignored: a single step's
     prediction is poor, that of some tens of steps is not (docs/results.md).
     """
@@ -30,10 +34,13 @@ class EntropyFlow(Term):
 
     def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
         entropy, influence = policy_influence(rollout, per_token(rollout.advantages, rollout.mask))
+        influence = influence * loss_weights(rollout)
         of = sides(influence, rollout.mask, rollout.total)
         ledger = Ledger()
         ledger.measure(memory, rollout.step, entropy)
-        ledger.plan(memory, of.net.item())
+        squares = rollout.total(in_double(influence).square().sum())
+        net = of.net.item()
+        ledger.plan(memory, net, standard_error(net, squares.item(), of.count.item()))
         metrics: dict[str, Metric] = {
             "influence": Quantiles(values=influence),
             "burning": (influence < 0).float(),
@@ -43,7 +50,13 @@ class EntropyFlow(Term):
         }
         if (share := distinct(rollout)) is not None:
             metrics["distinct"] = share
-        return RolloutEffect(metrics=metrics | ledger.changes(memory, of.net))
+        return RolloutEffect(columns={"influence": influence}, metrics=metrics | ledger.changes(memory, of.net))
+
+    def __call__(self, batch: TokenBatch, memory: dict) -> Effect:
+        return Effect(metrics=without_gradient(batch, batch.columns["influence"]))
+
+    def on_step(self, metrics: Mapping[str, float], memory: dict) -> None:
+        Ledger.drop(memory, metrics.get("clipped", 0.0))
 
 
 def distinct(rollout: Rollout) -> torch.Tensor | None:

@@ -1,34 +1,60 @@
 """Force reweighting, entropy change as a constraint; derived here from: HCLM, Tran, 2026, arXiv:2605.22940"""
 
+import logging
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from ..equations.flow import Ledger, least_weights, policy_influence, sides, uniform_weights
+from ..equations.flow import (
+    Sides,
+    least_weights,
+    loss_weights,
+    policy_influence,
+    sides,
+    standard_error,
+    uniform_weights,
+    without_gradient,
+)
 from ..equations.functional import in_double, per_token
 from ..equations.geometry import moments_everywhere
+from ..equations.ledger import Ledger, Line
 from ..types import Direction, Effect, Metric, Rollout, RolloutEffect, Term, TokenBatch
 from .log_det import step_factor
+
+logger = logging.getLogger(__name__)
+
+SURE_BY = 3.0  # standard errors by which a fall must be left, with all weights at 0, before it is said
+HELD = 0.1  # of the floor, within which the entropy is held
+LOG_DET_SCALE = 10.0  # nats; a log-det's change from the start may be 0, and a tenth of it bounds nothing
 
 
 @dataclass(frozen=True, kw_only=True)
 class ForceReweight(Term):
     """Holds the entropy inside a band: weights in [0, 1] on the tokens whose updates would carry it out.
 
-    e_i is the change of entropy by token i's own update, to first order (flow.py). With gain, the nats per optimiser
-    step of a mean influence of 1, learnt from the run, and H the entropy, the step's weights solve
+    e_i is the change of entropy by token i's own update, to first order (flow.py), times the token's part in the
+    loss's own mean. With gain, the nats per optimiser step of a mean influence of 1, and drift, what the entropy does
+    whatever the influences, both learnt from the run (ledger.py), and H the entropy, the step's weights solve
 
-        low' <= gain * mean_i w_i e_i <= high',   low' = (floor - H) / horizon,  high' = (ceiling - H) / horizon
+        low' <= gain * mean_i w_i e_i + drift <= high',   low' = (floor - H) / horizon,  high' = (ceiling - H) / horizon
 
     narrowed by `low` and `high`. Inside the band all weights are 1; below it burning tokens (e < 0) lose weight, above
-    it raising ones (e > 0), by as little as meets the edge; where weights of 0 do not reach it, 0. Until the gain is
-    known (5 generation batches) only the sign is held: net >= 0 below the floor, net <= 0 above the ceiling. The
-    advantages are those that reward and advantage shapers before it leave, so put it last. Logs `predicted_change` and
-    `realised_change`, in nats per optimiser step, of the steps before, `net` and the unweighted `own`, `gain`, and
-    `weight`, the mean over burning tokens.
+    it raising ones (e > 0), by as little as meets the edge; where weights of 0 do not reach it, 0. Until the gain lies
+    above 0 by two of its errors only the sign is held: net >= 0 below the floor, net <= 0 above the ceiling. Beside it
+    acts a feedback on the level that needs no gain: of the burning side's sum at least the share
+
+        s = clip(f x + f integral of x dt / horizon, 0, 1),   x = (floor - H) / |floor|,  f = `feedback`
+
+    is removed, of the raising side's above the ceiling. What falls beyond all that can be removed (`authority` less
+    than the fall) is said in a warning. A token that the loss clips has influence 0; with several updates per rollout
+    the weights are those of the sampling policy. The advantages are those that reward and advantage shapers before it
+    leave, so put it last. Logs `predicted_change` and `realised_change`, in nats per optimiser step, of the steps
+    before, `net` and the unweighted `own`, `gain`, `gain_error`, `drift`, `authority` (gain times what can be taken
+    away), `removed` (s), and `weight`, the mean over burning tokens.
 
     Args:
         by: whose entropy: of the next token, or log-det of hidden states
@@ -44,6 +70,7 @@ class ForceReweight(Term):
         least_weight: in [0, 1]; only for "least"
         decay: of what the gain is learnt from, per generation batch, in (0, 1]; ours
         trust: in one batch's mean entropy against the model's, in (0, 1]; ours
+        feedback: share of a side removed for a level that is off the band by as much as the edge; >= 0, 0 is none; ours
         eps_relative: of the log-det, as in log_det; > 0
     """
 
@@ -62,6 +89,7 @@ class ForceReweight(Term):
     least_weight: float = 0.0
     decay: float = 0.99
     trust: float = 0.3
+    feedback: float = 1.0
     eps_relative: float = 1e-4
 
     def __post_init__(self) -> None:
@@ -81,6 +109,8 @@ class ForceReweight(Term):
         for name in ("decay", "trust"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in (0, 1], got {getattr(self, name)}")
+        if not 0 <= self.feedback < math.inf:
+            raise ValueError(f"feedback must be at least 0, got {self.feedback}")
         if not self.eps_relative > 0:
             raise ValueError(f"eps_relative must be positive, got {self.eps_relative}")
 
@@ -90,35 +120,99 @@ class ForceReweight(Term):
         if measured is None:
             return RolloutEffect()
         entropy, influence = measured
-        start = memory.setdefault("start", entropy)
-        ledger = Ledger(decay=self.decay, trust=self.trust)
-        ledger.measure(memory, rollout.step, entropy)
+        influence = influence * loss_weights(rollout)
         of = sides(influence, rollout.mask, rollout.total)
-        low, high = self.band(memory["entropy"], start, ledger.gain(memory) if memory["n"] > 4 else 0.0)
-        if self.weights == "uniform":
-            up, down = uniform_weights(of, low, high)
-            weights = torch.where(influence < 0, down, torch.where(influence > 0, up, 1.0))
-        else:
-            weights = least_weights(influence, of, low, high, rollout.total, self.least_weight)
+        ledger = Ledger(decay=self.decay, trust=self.trust, scale=LOG_DET_SCALE if self.by == "representation" else 0.0)
+        steps = max(rollout.step - memory.get("step", rollout.step), 0)
+        ledger.measure(memory, rollout.step, entropy)
+        if "entropy" not in memory:  # nothing finite was measured yet
+            return RolloutEffect()
+        start, line = memory.setdefault("start", memory["entropy"]), ledger.line(memory)
+        weights, removed = self.weigh(influence, of, rollout, memory, line, start, steps)
         is_burning = rollout.mask & (influence < 0)
-        products = (weights * influence, torch.where(is_burning, weights, 0), is_burning.to(weights))
-        reached, kept, burning = rollout.total(torch.stack([in_double(x).sum() for x in products]))
+        weighted = weights * influence
+        products = (weighted, torch.where(is_burning, weights, 0), is_burning.to(weights), in_double(weighted).square())
+        reached, kept, burning, squares = rollout.total(torch.stack([in_double(x).sum() for x in products]))
         net = reached / of.count.clamp(min=1)
-        ledger.plan(memory, net.item())
+        ledger.plan(memory, net.item(), standard_error(net.item(), squares.item(), of.count.item()))
+        self.warn(memory, line, of, start, removed)
+        gain = ledger.gain(memory)
         metrics: dict[str, Metric] = {
             "own": of.net,
             "net": net,
-            "gain": net.new_tensor(ledger.gain(memory)),
+            "gain": net.new_tensor(gain),
+            "authority": -gain * of.burning / of.count.clamp(min=1),
+            "removed": net.new_tensor(removed),
             "weight": torch.where(burning > 0, kept / burning.clamp(min=1), 1.0),
             "burning": is_burning.float(),
         }
         metrics |= ledger.changes(memory, net)
-        return RolloutEffect(columns={"weights": torch.where(rollout.mask, weights, 0)}, metrics=metrics)
+        columns = {"weights": torch.where(rollout.mask, weights, 0), "influence": weighted}
+        return RolloutEffect(columns=columns, metrics=metrics)
 
     def __call__(self, batch: TokenBatch, memory: dict) -> Effect:
         if "weights" not in batch.columns:  # the states had no spread to speak of
             return Effect()
-        return Effect(advantages=batch.columns["weights"] * batch.advantages)
+        metrics = without_gradient(batch, batch.columns["influence"])
+        return Effect(advantages=batch.columns["weights"] * batch.advantages, metrics=metrics)
+
+    def on_step(self, metrics: Mapping[str, float], memory: dict) -> None:
+        Ledger.drop(memory, metrics.get("clipped", 0.0))
+
+    def weigh(
+        self,
+        influence: Tensor,
+        of: Sides,
+        rollout: Rollout,
+        memory: dict,
+        line: Line | None,
+        start: float,
+        steps: int,
+    ) -> tuple[Tensor, float]:
+        """(weights, share of the side that leads off the band that the feedback removes at least, < 0: raising)."""
+        known = line if line is not None and line.is_known else None
+        low, high = self.band(memory["entropy"], start, known.gain if known else 0.0, known.drift if known else 0.0)
+        below, above = self.removed(memory, start, steps)
+        count = max(of.count.item(), 1.0)
+        if below > 0:
+            low = min(max(low, of.net.item() - below * of.burning.item() / count), high)
+        if above > 0:
+            high = max(min(high, of.net.item() - above * of.raising.item() / count), low)
+        removed = below if below > 0 else -above
+        if self.weights == "uniform":
+            up, down = uniform_weights(of, low, high)
+            return torch.where(influence < 0, down, torch.where(influence > 0, up, 1.0)), removed
+        return least_weights(influence, of, low, high, rollout.total, self.least_weight), removed
+
+    def removed(self, memory: dict, start: float, steps: int) -> tuple[float, float]:
+        """The feedback's shares of the burning and of the raising side, `steps` after the last time."""
+        shares = []
+        for name, edge, sign in (("below", self.floor, 1.0), ("above", self.ceiling, -1.0)):
+            edge *= start if self.unit == "start" else 1.0
+            size = max(abs(edge), 1.0 if self.by == "representation" else 1e-6)  # nats
+            off = sign * (edge - memory["entropy"]) / size if math.isfinite(edge) else -1.0
+            summed = memory.get(name, 0.0) + self.feedback * off * steps / self.horizon
+            memory[name] = min(max(summed, 0.0), 1.0)
+            shares.append(min(max(self.feedback * off + memory[name], 0.0), 1.0))
+        return shares[0], shares[1]
+
+    def warn(self, memory: dict, line: Line | None, of: Sides, start: float, removed: float) -> None:
+        """Says once that the floor cannot be held, off it: where even without all that burns the entropy would fall."""
+        floor, entropy = self.floor * (start if self.unit == "start" else 1.0), memory["entropy"]
+        if memory.get("is_warned") or abs(entropy - floor) < HELD * abs(floor):
+            return
+        change, error = (math.nan,) * 2 if line is None else line.change(of.raising.item() / max(of.count.item(), 1.0))
+        if change + SURE_BY * error < 0 or (removed >= 1 and entropy < floor):
+            memory["is_warned"] = True
+            logger.warning(
+                "force_reweight cannot hold the floor of %.3g nats, the entropy is %.3g: without all the tokens that burn "
+                "it, it would still change by %.2g ± %.1g nats per optimiser step, so most of the fall does not come from "
+                "the tokens' own updates; an entropy_bonus, a smaller learning rate or more prompts may slow it",
+                floor,
+                entropy,
+                change,
+                error,
+            )
 
     def policy(self, rollout: Rollout, advantages: Tensor) -> tuple[float, Tensor]:
         """Mean entropy of the tokens, and each one's influence on it."""
@@ -136,11 +230,11 @@ class ForceReweight(Term):
         entropy = whole.log_det().item()
         return entropy - memory.setdefault("log_det", entropy), torch.where(mask, advantages * slope, 0)
 
-    def band(self, entropy: float, start: float, gain: float) -> tuple[float, float]:
+    def band(self, entropy: float, start: float, gain: float, drift: float = 0.0) -> tuple[float, float]:
         """(low', high') as mean influences; without a gain only their signs."""
         scale = start if self.unit == "start" else 1.0
         lowest, highest = ((edge * scale - entropy) / self.horizon for edge in (self.floor, self.ceiling))
         low, high = (min(max(edge, lowest), highest) for edge in (self.low, self.high))
         if gain > 0:
-            return low / gain, high / gain
+            return (low - drift) / gain, (high - drift) / gain
         return (0.0 if low > 0 else -math.inf), (0.0 if high < 0 else math.inf)

@@ -172,6 +172,7 @@ def rollout_of(trainer: Any, output: dict[str, Any], generation: Generation, sco
     rewards = rewards.masked_fill(parts.isnan().all(dim=1), torch.nan)
     group = torch.arange(own.start, own.stop, device=parts.device) // trainer.num_generations
     mask = mask_of(output)
+    loss_type = getattr(trainer.args, "loss_type", None)  # RLOO has one loss, a sum over tokens
     return Rollout(
         ids=output["completion_ids"],
         mask=mask,
@@ -184,6 +185,8 @@ def rollout_of(trainer: Any, output: dict[str, Any], generation: Generation, sco
         logps=None if scores is None else scores.logps,
         entropy=None if scores is None else scores.entropy,
         ref_logps=output.get("ref_per_token_logps"),
+        loss_mean="sequences" if loss_type in ("grpo", "sapo") else "tokens",
+        sampler_ratio=None if loss_type == "vespo" else output.get("importance_sampling_ratio"),
         rows=generation.rows,
         prompts=generation.prompts,
         texts=generation.texts,

@@ -87,11 +87,26 @@ def token_batch(
         columns={key.removeprefix(COLUMN): value for key, value in inputs.items() if key.startswith(COLUMN)},
         shared=trainer._hclm.shared,
         clip_range=(trainer.epsilon_low, trainer.epsilon_high),
+        is_clipped=clipped(trainer, logps, old_logps, per_token(inputs["advantages"], mask), mask),
         progress=progress(trainer),
         step=trainer.state.global_step,
         share=trainer.current_gradient_accumulation_steps / trainer.args.steps_per_generation,
         **reads,
     )
+
+
+def clipped(trainer: Any, logps: Tensor, old_logps: Tensor | None, advantages: Tensor, mask: Tensor) -> Tensor | None:
+    """The tokens whose gradient PPO's clip drops, by the ratio that the loss clips; None where it clips none."""
+    args = trainer.args
+    if old_logps is None or is_on_policy(args) or getattr(args, "loss_type", None) in ("cispo", "sapo", "vespo"):
+        return None
+    ratio = torch.where(mask, logps.detach() - old_logps, 0)
+    if trainer._hclm_is_sequence_level():  # RLOO has no levels: the ratio of a response is the product of its tokens'
+        is_mean = hasattr(args, "importance_sampling_level")
+        ratio = ratio.sum(dim=1, keepdim=True) / (mask.sum(dim=1, keepdim=True).clamp(min=1) if is_mean else 1)
+    ratio = ratio.exp()
+    low, high = 1 - trainer.epsilon_low, 1 + trainer.epsilon_high
+    return mask & torch.where(advantages > 0, ratio > high, ratio < low) & (advantages != 0)
 
 
 def hand_to_trl(trainer: Any, inputs: dict[str, Any], shaped: Tensor, batch: TokenBatch) -> Tensor:

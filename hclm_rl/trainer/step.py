@@ -29,6 +29,10 @@ def end_step(trainer: Any) -> None:
         run.state.require_savable()
     for link in run.chain.links:
         coef, sampled = now.coefs[link.name], now.sampled_entropy
+        own = {
+            name.removeprefix(f"{link.name}/"): metrics[name] for name in metrics if name.startswith(f"{link.name}/")
+        }
+        link.term.on_step(own, run.state.memory[link.name])
         metrics[f"{link.name}/coef"] = coef
         # a controller that gates by the entropy at sampling moves by the same one
         measured = sampled if link.coef.needs_entropy and sampled is not None else entropy
