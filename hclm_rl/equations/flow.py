@@ -100,7 +100,7 @@ def without_gradient(batch: TokenBatch, influence: Float[Tensor, "B T"]) -> dict
     """`clipped`: what of the optimiser step's mean influence lay on tokens that the loss clips, if it clips any."""
     if batch.is_clipped is None:
         return {}
-    sums = torch.where(batch.is_clipped & batch.mask, influence, 0).sum(), batch.mask.sum()
+    sums = torch.where(batch.is_clipped & batch.mask, influence, 0).sum(), batch.mask.sum().to(influence)
     return {"clipped": Total(sums=sums, form=lambda lost, count: lost / count if count else 0.0)}
 
 

@@ -199,20 +199,25 @@ class ForceReweight(Term):
     def warn(self, memory: dict, line: Line | None, of: Sides, start: float, removed: float) -> None:
         """Says once that the floor cannot be held, off it: where even without all that burns the entropy would fall."""
         floor, entropy = self.floor * (start if self.unit == "start" else 1.0), memory["entropy"]
-        if memory.get("is_warned") or abs(entropy - floor) < HELD * abs(floor):
+        can_be_missed = math.isfinite(floor) and (floor > 0 or self.by == "representation")
+        if memory.get("is_warned") or not can_be_missed or abs(entropy - floor) < HELD * abs(floor):
             return
-        change, error = (math.nan,) * 2 if line is None else line.change(of.raising.item() / max(of.count.item(), 1.0))
-        if change + SURE_BY * error < 0 or (removed >= 1 and entropy < floor):
-            memory["is_warned"] = True
-            logger.warning(
-                "force_reweight cannot hold the floor of %.3g nats, the entropy is %.3g: without all the tokens that burn "
-                "it, it would still change by %.2g ± %.1g nats per optimiser step, so most of the fall does not come from "
-                "the tokens' own updates; an entropy_bonus, a smaller learning rate or more prompts may slow it",
-                floor,
-                entropy,
-                change,
-                error,
-            )
+        change, error = (0.0, 0.0) if line is None else line.change(of.raising.item() / max(of.count.item(), 1.0))
+        if change + SURE_BY * error < 0:
+            reason = f"would still change by {change:.2g} ± {error:.1g} nats per optimiser step"
+        elif removed >= 1 and entropy < floor:
+            reason = "still lies below"
+        else:
+            return
+        memory["is_warned"] = True
+        logger.warning(
+            "force_reweight cannot hold the floor of %.3g nats, the entropy is %.3g: without all the tokens that burn it "
+            "it %s, so its fall does not come from the tokens' own updates; an entropy_bonus, a smaller learning rate "
+            "or more prompts may slow it",
+            floor,
+            entropy,
+            reason,
+        )
 
     def policy(self, rollout: Rollout, advantages: Tensor) -> tuple[float, Tensor]:
         """Mean entropy of the tokens, and each one's influence on it."""

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from hclm_rl.equations.flow import (
-    Ledger,
     discriminator,
     entropy_influence,
     least_weights,
@@ -117,44 +116,3 @@ def test_least_weights_are_nearer_to_one_than_uniform_ones():
     least = least_weights(INFLUENCE, of, 0.0, 1.0, alone)
     assert net(uniform) == pytest.approx(0, abs=1e-7) and net(least) == pytest.approx(0, abs=1e-7)
     assert ((1 - least) ** 2).sum() < ((1 - uniform) ** 2).sum()
-
-
-def test_ledger_finds_the_gain_through_noise_and_predicts():
-    # H falls by 0.3 nats per unit of net; each batch's mean entropy is measured with a deviation of 0.02, four times
-    # what a step changes
-    generator = torch.Generator().manual_seed(0)
-    ledger, memory, level = Ledger(decay=1.0), {}, 1.0
-    for batch in range(200):
-        noise = 0.02 * torch.randn((), generator=generator).item()
-        ledger.measure(memory, 2 * batch, level + noise)
-        ledger.plan(memory, -0.01)
-        level += 2 * 0.3 * -0.01
-    # error of a slope over 200 points: 0.02 / (0.02 * 200 / sqrt(12) * sqrt(200)) = 0.0012
-    assert ledger.gain(memory) == pytest.approx(0.3, abs=0.004)
-    assert memory["predicted"] == pytest.approx(-0.003, rel=0.02)
-    assert memory["entropy"] == pytest.approx(level + 0.006, abs=0.02)
-
-
-def test_ledger_on_a_line_by_hand():
-    ledger, memory = Ledger(decay=1.0, trust=0.5), {}
-    ledger.measure(memory, 0, 1.0)
-    assert ledger.gain(memory) == 0 and "realised" not in memory and memory["entropy"] == 1.0
-    ledger.plan(memory, -0.5)
-    ledger.measure(memory, 2, 0.8)  # two steps of -0.5: C = -1, so the gain is 0.2
-    assert memory["realised"] == pytest.approx(-0.1) and memory["predicted"] == 0
-    assert ledger.gain(memory) == pytest.approx(0.2)
-    ledger.plan(memory, -0.25)
-    ledger.measure(memory, 4, 0.7)
-    # predicted 0.2 * -0.25 a step; carried on from (1 + 0.8) / 2 = 0.9 to 0.8, then half way to 0.7
-    assert memory["predicted"] == pytest.approx(-0.05) and memory["entropy"] == pytest.approx(0.75)
-
-
-def test_ledger_has_no_gain_while_nothing_moves_or_moves_the_wrong_way():
-    ledger, memory = Ledger(), {}
-    for step, entropy in ((0, 1.0), (1, 1.1), (2, 1.2)):
-        ledger.measure(memory, step, entropy)
-        ledger.plan(memory, 0.0)
-    assert ledger.gain(memory) == 0
-    ledger.plan(memory, -1.0)
-    ledger.measure(memory, 3, 1.5)  # rose although -1 was expected to lower it
-    assert ledger.gain(memory) == 0
