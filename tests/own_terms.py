@@ -6,6 +6,7 @@ from typing import ClassVar
 import torch
 
 from hclm_rl import Effect, Rollout, RolloutEffect, Term, TokenBatch, Transcript
+from hclm_rl.equations.flow import loss_weights
 
 SEEN: list[torch.Tensor] = []  # gradients at the log-probs, one a micro-batch
 
@@ -21,6 +22,24 @@ class TokenWeight(Term):
         weights = torch.ones_like(batch.advantages)
         weights[:, 1] = self.weight
         return Effect(advantages=weights * batch.advantages)
+
+
+ACTING: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]] = []  # one a micro-batch, of Acting
+
+
+@dataclass(frozen=True, kw_only=True)
+class Acting(Term):
+    """Keeps, beside the gradient at log-probs, the advantages, the loss's weights of tokens, and what it clips."""
+
+    needs_scores: ClassVar[bool] = True
+
+    def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
+        return RolloutEffect(columns={"weights": loss_weights(rollout)})
+
+    def __call__(self, batch: TokenBatch, memory: dict) -> Effect:
+        batch.logps.register_hook(lambda gradient: SEEN.append(gradient.clone()))
+        ACTING.append((batch.advantages, batch.columns["weights"], batch.is_clipped))
+        return Effect()
 
 
 @dataclass(frozen=True, kw_only=True)

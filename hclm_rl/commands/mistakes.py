@@ -12,6 +12,7 @@ from ..equations.forces import DISTORTION, SURROGATES, Surrogate
 from ..recipe.config import GRPOConfig, RLOOConfig
 from ..recipe.conflicts import conflicts
 from ..recipe.refusals import is_on_policy
+from ..terms.force_reweight import ForceReweight
 
 TOKENS_PER_DIMENSION = 4  # below it the covariance of a step is mostly noise
 MANY_CUT_OFF = 0.5  # of the responses; from here on most of what is learnt is learnt from unfinished ones
@@ -123,7 +124,21 @@ def target_mistakes(chain: Chain, entropy: float) -> list[str]:
                 f"{link.name} steers towards {target:g} nats and the policy starts at {entropy:.3g}: it pushes from "
                 "the first step"
             )
+        if isinstance(link.term, ForceReweight):
+            found += band_mistakes(link.name, link.term, entropy)
     return found
+
+
+def band_mistakes(name: str, term: ForceReweight, entropy: float) -> list[str]:
+    """A floor above the start, or a ceiling below it; by representation both are changes from it."""
+    what, start = ("entropy", entropy) if term.by == "policy" else ("change of the log-det", 0.0)
+    floor, ceiling = term.edges(entropy)
+    off = [f"above its floor of {floor:.3g}"] if floor > start else []
+    off += [f"below its ceiling of {ceiling:.3g}"] if ceiling < start else []
+    return [
+        f"{name} holds the {what} {edge} nats and the policy starts at {start:.3g}: it pushes from the first step"
+        for edge in off
+    ]
 
 
 def memory_mistakes(model, config) -> list[str]:

@@ -187,8 +187,7 @@ class ForceReweight(Term):
     def removed(self, memory: dict, start: float, steps: int) -> tuple[float, float]:
         """The feedback's shares of the burning and of the raising side, `steps` after the last time."""
         shares = []
-        for name, edge, sign in (("below", self.floor, 1.0), ("above", self.ceiling, -1.0)):
-            edge *= start if self.unit == "start" else 1.0
+        for name, edge, sign in zip(("below", "above"), self.edges(start), (1.0, -1.0), strict=True):
             size = max(abs(edge), 1.0 if self.by == "representation" else 1e-6)  # nats
             off = sign * (edge - memory["entropy"]) / size if math.isfinite(edge) else -1.0
             summed = memory.get(name, 0.0) + self.feedback * off * steps / self.horizon
@@ -198,7 +197,7 @@ class ForceReweight(Term):
 
     def warn(self, memory: dict, line: Line | None, of: Sides, start: float, removed: float) -> None:
         """Says once that the floor cannot be held, off it: where even without all that burns the entropy would fall."""
-        floor, entropy = self.floor * (start if self.unit == "start" else 1.0), memory["entropy"]
+        (floor, _), entropy = self.edges(start), memory["entropy"]
         can_be_missed = math.isfinite(floor) and (floor > 0 or self.by == "representation")
         if memory.get("is_warned") or not can_be_missed or abs(entropy - floor) < HELD * abs(floor):
             return
@@ -211,7 +210,7 @@ class ForceReweight(Term):
             return
         memory["is_warned"] = True
         logger.warning(
-            "force_reweight cannot hold the floor of %.3g nats, the entropy is %.3g: without all the tokens that burn it "
+            "force_reweight cannot hold the floor of %.3g nats, the entropy is %.3g: without all tokens that burn it "
             "it %s, so its fall does not come from the tokens' own updates; an entropy_bonus, a smaller learning rate "
             "or more prompts may slow it",
             floor,
@@ -235,10 +234,14 @@ class ForceReweight(Term):
         entropy = whole.log_det().item()
         return entropy - memory.setdefault("log_det", entropy), torch.where(mask, advantages * slope, 0)
 
+    def edges(self, start: float) -> tuple[float, float]:
+        """(floor, ceiling) in nats, of the entropy or, by representation, of its change."""
+        scale = start if self.unit == "start" else 1.0
+        return self.floor * scale, self.ceiling * scale
+
     def band(self, entropy: float, start: float, gain: float, drift: float = 0.0) -> tuple[float, float]:
         """(low', high') as mean influences; without a gain only their signs."""
-        scale = start if self.unit == "start" else 1.0
-        lowest, highest = ((edge * scale - entropy) / self.horizon for edge in (self.floor, self.ceiling))
+        lowest, highest = ((edge - entropy) / self.horizon for edge in self.edges(start))
         low, high = (min(max(edge, lowest), highest) for edge in (self.low, self.high))
         if gain > 0:
             return (low - drift) / gain, (high - drift) / gain

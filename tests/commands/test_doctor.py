@@ -206,6 +206,27 @@ def test_a_target_above_the_start(target: float):
     assert target_mistakes(chain, entropy=1.1) == []
 
 
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"floor": 1.5}, "the entropy above its floor of 0.6 nats and the policy starts at 0.4"),
+        ({"floor": 0.5, "unit": "nats"}, "the entropy above its floor of 0.5 nats and the policy starts at 0.4"),
+        ({"ceiling": 0.75}, "the entropy below its ceiling of 0.3 nats and the policy starts at 0.4"),
+        (
+            {"by": "representation", "unit": "nats", "floor": 1, "ceiling": 5},
+            "the change of the log-det above its floor of 1 nats and the policy starts at 0",
+        ),
+        ({"floor": 0.3, "unit": "nats"}, None),
+        ({"by": "representation", "unit": "nats", "floor": 0, "ceiling": 5}, None),
+        ({}, None),
+    ],
+)
+def test_a_band_that_the_start_lies_outside(settings: dict, sentence: str | None):
+    chain = build_chain([{"force_reweight": settings}])
+    expected = [] if sentence is None else [f"force_reweight holds {sentence}: it pushes from the first step"]
+    assert target_mistakes(chain, entropy=0.4) == expected
+
+
 def test_the_strongest_that_a_coefficient_gets():
     for spec, expected in (
         (0.3, 0.3),

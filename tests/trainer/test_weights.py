@@ -44,6 +44,24 @@ def test_a_weight_scales_exactly_its_tokens_gradient(surrogate: str, weight: flo
             assert (after[:, 1] == 0).all()
 
 
+@pytest.mark.parametrize("surrogate", [name for name in SURROGATES if name != "vespo"])  # it has weights of its own
+def test_what_a_term_is_told_of_the_loss_is_what_the_loss_does(surrogate: str, policy: str, tmp_path: Path):
+    own_terms.SEEN.clear()
+    own_terms.ACTING.clear()
+    changes = {"num_iterations": 2, "max_steps": 2, "learning_rate": 5.0, "epsilon": 0.01, **SURROGATES[surrogate]}
+    make(policy, tmp_path, terms=["tests.own_terms.Acting"], **changes).train()
+    (advantages, weights, is_clipped), (_, _, later) = own_terms.ACTING
+    first, second = own_terms.SEEN
+    # at ratio 1 the gradient of a token is -A times its part in the mean
+    expected = -advantages * weights
+    torch.testing.assert_close(first / first.abs().sum(), expected / expected.abs().sum(), rtol=1e-4, atol=1e-7)
+    if surrogate in ("cispo", "sapo"):
+        assert is_clipped is None and later is None
+        return
+    assert not is_clipped.any() and later.any() and not later.all()
+    assert torch.equal(second == 0, later | (advantages == 0) | (weights == 0))
+
+
 def test_split_of_token_weights():
     # row 1: largest 2, so weights 1/2, 1; row 2: largest in size -4, so 1/4, 1; row 3: nothing to weight
     advantages = torch.tensor([[1.0, 2.0, 9.0], [-1.0, -4.0, 0.0], [0.0, 0.0, 0.0]])
