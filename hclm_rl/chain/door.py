@@ -68,8 +68,12 @@ class Door:
     def tensor(self, field: str, value: object, shapes: list[tuple[int, ...]], *, is_bool: bool = False) -> None:
         """A tensor of one of the shapes; of any kind of float, or bool."""
         kind = "bool" if is_bool else "float"
-        is_one = isinstance(value, Tensor) and tuple(value.shape) in shapes
-        if not (is_one and (value.dtype == torch.bool if is_bool else value.is_floating_point())):
+        is_right = (
+            isinstance(value, Tensor)
+            and tuple(value.shape) in shapes
+            and (value.dtype == torch.bool if is_bool else value.is_floating_point())
+        )
+        if not is_right:
             self.refuse(field, value, f"a {kind} tensor of shape {' or '.join(str(shape) for shape in shapes)}")
 
     def named_tensors(self, field: str, values: object) -> None:

@@ -39,7 +39,8 @@ class Watch:
         value = value.detach()
         if mask is not None and mask.shape == value.shape:
             value = torch.where(mask, value, 0)
-        self.noted.append((Finding(link, quantity, coef), *torch.aminmax(value)))
+        least, largest = torch.aminmax(value)
+        self.noted.append((Finding(link, quantity, coef), least, largest))
 
     def alias(self, link: str, quantity: str, value: Tensor, coef: float = 1.0) -> Tensor:
         """The same values for one link, whose gradient is noted in the backward pass."""
