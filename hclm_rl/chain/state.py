@@ -168,6 +168,8 @@ def read(folder: Path) -> tuple[dict, dict[str, Tensor]]:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (it is no dict)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{file} is damaged or missing: {' '.join(str(error).split())}") from error
+    if ABOUT not in metadata and not (folder / FIRST_NAME).exists():
+        raise ValueError(f"{file} is damaged, or of version 1 without its {FIRST_NAME}")
     if ABOUT not in metadata:
         return of_version_1(folder / FIRST_NAME), tensors
     try:

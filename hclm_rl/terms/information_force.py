@@ -79,7 +79,8 @@ class InformationForce(Term):
             mean_leverage = rollout.total(leverage.sum()) / m.count
             metrics["dof"] = mean_leverage
             metrics["leverage"] = Quantiles(values=spread_out(leverage / mean_leverage))
-        if rollout.step >= memory.get("next_spectrum", 0):
+        # one that is further off was planned by a run with another step, or by another spectrum_every
+        if not rollout.step < memory.get("next_spectrum", 0) <= rollout.step + self.spectrum_every:
             memory["next_spectrum"] = rollout.step + self.spectrum_every
             metrics |= self.of_spectrum(whole, power)
         return RolloutEffect(shared=shared, metrics=metrics)

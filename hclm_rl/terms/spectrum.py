@@ -71,7 +71,8 @@ class Spectrum(Term):
             raise ValueError(f"most_responses must be at least 2, got {self.most_responses}")
 
     def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
-        if rollout.step < memory.get("next_spectrum", 0):
+        # one that is further off was planned by a run with another step, or by another spectrum_every
+        if rollout.step < memory.get("next_spectrum", 0) <= rollout.step + self.spectrum_every:
             return RolloutEffect()
         memory["next_spectrum"] = rollout.step + self.spectrum_every
         is_row = rollout.mask

@@ -84,7 +84,7 @@ def what_is_missing(folder: Path, is_model_alone: bool = False) -> str | None:
         for kind in ("optimizer", "scheduler", "rng_state"):
             if not any(folder.glob(f"{kind}*")) and not (is_sharded and kind != "rng_state"):
                 return f"it has no {kind}"
-    return next((f"{each.name} is damaged" for each in folder.iterdir() if is_damaged(each)), None)
+    return next((f"its {each.name} is damaged" for each in folder.iterdir() if is_damaged(each)), None)
 
 
 def what_is_missing_of_weights(folder: Path) -> str | None:
@@ -93,7 +93,7 @@ def what_is_missing_of_weights(folder: Path) -> str | None:
         try:
             shards = set(json.loads(index.read_text())["weight_map"].values())
         except (OSError, ValueError, KeyError, AttributeError):
-            return f"{index.name} is damaged"
+            return f"its {index.name} is damaged"
         return next((f"it has no {shard}" for shard in sorted(shards) if not (folder / shard).is_file()), None)
     names = ("model.safetensors", "adapter_model.safetensors", "pytorch_model.bin", "adapter_model.bin")
     return None if any((folder / name).is_file() for name in names) else "it has no weights"

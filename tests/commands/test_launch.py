@@ -2,10 +2,12 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from datasets import Dataset, DatasetDict
 
@@ -103,6 +105,50 @@ def test_a_killed_run_resumes_and_its_log_has_each_step_once(recipe: Path, tmp_p
         resumed = [entry for entry in log_of(out) if "train_runtime" not in entry]
         assert [entry["step"] for entry in resumed] == [1, 2, 3, 4]
         assert [entry["entropy"] for entry in resumed] == [entry["entropy"] for entry in whole[:4]]
+
+
+def content_of(folder: Path) -> dict[str, bytes]:
+    return {str(each.relative_to(folder)): each.read_bytes() for each in folder.rglob("*") if each.is_file()}
+
+
+def test_a_resume_that_is_refused_leaves_the_folder_as_it_was(recipe: Path, tmp_path: Path, capsys):
+    """With a checkpoint of a job that was killed while it saved; by every spelling of the folder."""
+    out = tmp_path / "run"
+    line = ["--config", str(recipe), "--output_dir", str(out), "--eval_samples", "0", "--no_save_final"]
+    assert main("grpo", [*line, "--save_strategy", "steps", "--save_steps", "1", "--trace_every", "1"]) == 0
+    (out / "checkpoint-99").mkdir()
+    (out / "checkpoint-99/model.safetensors").touch()
+    before, half = content_of(out), "checkpoint-99' is no complete checkpoint: it has no trainer_state.json"
+    refused = {
+        "--resume_from_checkpoint": (str(out / "checkpoint-99"), half),
+        "--entropy_terms": ("[]", "was written with the entropy terms ['entropy_bonus'], this run has none; resume"),
+        "--model_name_or_path": ("no/where", "could not be loaded"),
+    }
+    for key, (value, sentence) in refused.items():
+        given = {"--resume_from_checkpoint": "true", key: value}
+        assert main("grpo", [*line, *(part for pair in given.items() for part in pair)]) == 2
+        err = capsys.readouterr().err
+        assert sentence in err and err.splitlines()[-1].startswith("hclm-rl grpo: "), err
+        assert content_of(out) == before
+    assert main("grpo", [*line, "--max_steps", "3", "--resume_from_checkpoint", f"{out}/"]) == 0
+    assert summary_of(out)["steps"] == 3
+    assert [entry["step"] for entry in log_of(out) if "train_runtime" not in entry] == [1, 2, 3]
+
+
+def test_a_second_run_in_the_same_folder_is_refused(recipe: Path, tmp_path: Path, capsys):
+    out = tmp_path / "run"
+    out.mkdir()
+    parent = psutil.Process(os.getppid())
+    owner = {"host": socket.gethostname(), "process": parent.pid, "started": parent.create_time()}
+    (out / "run.lock").write_text(json.dumps(owner))
+    line = ["--config", str(recipe), "--output_dir", str(out), "--eval_samples", "0"]
+    assert main("grpo", line) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"hclm-rl grpo: another run is at work in {out} (process {parent.pid} on ")
+    assert [each.name for each in out.iterdir()] == ["run.lock"]
+    (out / "run.lock").unlink()
+    assert main("grpo", line) == 0
+    assert not (out / "run.lock").exists()
 
 
 def test_a_sharded_model_is_measured_once_it_is_wrapped_and_not_where_a_run_is_resumed(
