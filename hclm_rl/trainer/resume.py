@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 
 from ..chain.state import settle
 from ..watch.trace import Trace
-from .checkpoints import CHECKPOINT, STATE_NAME, terms_state
+from .checkpoints import CHECKPOINT, STATE_NAME, newest_first, terms_state
 from .run import Run
 
 logger = logging.getLogger(__name__)
@@ -25,6 +26,7 @@ def begin_run(trainer: Any, checkpoint: str | None) -> None:
     if trainer.accelerator.is_main_process:
         for sentence in state.changed:
             logger.warning("%s", sentence)
+        set_half_ones_aside(Path(trainer.args.output_dir))
     trace = Trace(folder=before.trace.folder, steps=before.trace.steps, every=before.trace.every)
     trainer._hclm = Run(
         chain=before.chain, state=state, trace=trace, reference_gives_entropy=before.reference_gives_entropy
@@ -35,6 +37,20 @@ def begin_run(trainer: Any, checkpoint: str | None) -> None:
         trainer._step, trainer._buffered_inputs = 0, None
     if checkpoint is not None:
         resume_rollout(trainer, Path(checkpoint))
+
+
+def set_half_ones_aside(folder: Path) -> None:
+    """Renames checkpoints that a kill left unfinished.
+
+    transformers counts them when it deletes old ones, and where it goes by their numbers it takes one of a later step
+    for the newest: it would keep that and delete what this run writes.
+    """
+    for each in newest_first(folder):
+        if not (each / STATE_NAME).exists():
+            aside = each.with_name(f"incomplete-{each.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            each.rename(aside)
+            logger.warning("%s was not finished: it is now %s, and can be removed", each, aside.name)
 
 
 def is_within_a_rollout(trainer: Any, micro_batches: int) -> bool:

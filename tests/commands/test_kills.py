@@ -1,4 +1,4 @@
-"""Runs that are killed at random moments, also while they save: each resumes and ends bit for bit as the one left alone."""
+"""Runs that are killed at random moments, also while they save: each resumes and ends bit for bit as one left alone."""
 
 import json
 import multiprocessing

@@ -235,3 +235,12 @@ def test_the_terms_state_is_there_before_older_checkpoints_go(policy: str, tmp_p
         patch.setattr(transformers.trainer, "rotate_checkpoints", watched)
         make(policy, tmp_path, terms=["epo"], max_steps=2, save_total_limit=1, **SAVING).train()
     assert seen == [["checkpoint-1"], ["checkpoint-1", "checkpoint-2"]]
+
+
+def test_a_half_checkpoint_of_a_later_step_does_not_outlive_what_the_run_writes(policy: str, run: Path):
+    """transformers keeps the one with the highest number, where the times of writing tell nothing."""
+    shutil.copytree(run / "checkpoint-2", run / "checkpoint-9")
+    (run / "checkpoint-9" / STATE_NAME).unlink()
+    make(policy, run, terms=["epo"], max_steps=4, save_total_limit=1, **SAVING).train(resume_from_checkpoint=True)
+    left = sorted(each.name for each in run.iterdir() if "checkpoint" in each.name)
+    assert left == ["checkpoint-4", "incomplete-checkpoint-9"] and what_is_missing(run / "checkpoint-4") is None
