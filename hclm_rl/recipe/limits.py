@@ -37,7 +37,7 @@ LIMITS: Mapping[str, Limit] = {
         (
             "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
             "num_iterations", "steps_per_generation", "generation_batch_size", "max_completion_length",
-            "num_generations_eval", "eval_batch", "trace_every", "save_total_limit", "ref_model_sync_steps",
+            "num_generations_eval", "eval_batch", "trace_every", "ref_model_sync_steps",
             "torch_empty_cache_steps", "eval_accumulation_steps", "vllm_tensor_parallel_size", "lora_r", "lora_alpha",
             "dataloader_prefetch_factor", "vllm_max_model_length", "max_tool_calling_iterations",
             "soft_overlong_length", "soft_overlong_cache", "ddp_timeout",
@@ -48,7 +48,7 @@ LIMITS: Mapping[str, Limit] = {
         (
             "learning_rate", "weight_decay", "beta", "warmup_steps", "eval_samples", "dataloader_num_workers",
             "eval_delay", "max_grad_norm", "adam_epsilon", "entropy_coef_min", "entropy_coef_delta", "entropy_target",
-            "router_aux_loss_coef", "neftune_noise_alpha", "top_k", "num_completions_to_print",
+            "router_aux_loss_coef", "neftune_noise_alpha", "save_total_limit", "num_completions_to_print",
             "vllm_importance_sampling_clip_min",
         ),
         NOT_NEGATIVE,

@@ -1,6 +1,7 @@
 """How the page's figures look: colours, panels in a grid, SVG and PNG, drawn by matplotlib without a window."""
 
 import io
+import re
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from .table import by_group, group_of
 COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito: told apart by everyone
 BEFORE_COLOUR = "#9aa0a6"
 LINES = ("-", "--", ":", "-.")
+COMMENT = re.compile("<!--.*?-->", re.DOTALL)  # matplotlib repeats every text in one, where no markup is escaped
 SMOOTHED_OVER = 9  # logged steps
 OUTER, OUTER_RATIOS = 0.02, 0.1  # share of the logged values left out of the scale on either side
 FEW = 4 * SMOOTHED_OVER  # so few points are drawn one by one
@@ -69,7 +71,7 @@ def svg_of(figure: Figure) -> str:
     with rc_context(STYLE):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     _, start, rest = buffer.getvalue().partition("<svg")
-    return start + rest
+    return start + COMMENT.sub("", rest)
 
 
 def spaced() -> ConstrainedLayoutEngine:
