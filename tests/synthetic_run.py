@@ -4,6 +4,7 @@ import json
 import math
 import random
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -44,14 +45,21 @@ def entry(step: int, steps: int, rng: random.Random) -> dict:
     return logged
 
 
-def write_trace(folder: Path, step: int, rng: random.Random, responses: int = 8, tokens: int = 20) -> None:
+def write_trace(
+    folder: Path,
+    step: int,
+    rng: random.Random,
+    responses: int = 8,
+    tokens: int = 20,
+    said: Sequence[str] = tuple(HOSTILE),
+) -> None:
     rows = [(r, t) for r in range(responses) for t in range(tokens)]
     columns = {
         "prompt": [r // 4 for r, _ in rows],
         "response": [r for r, _ in rows],
         "position": [t for _, t in rows],
         "id": [t for _, t in rows],
-        "token": [HOSTILE[t // 3 % len(HOSTILE)] if t % 3 == 0 else f" w{t}" for _, t in rows],
+        "token": [said[t // 3 % len(said)] if t % 3 == 0 else f" w{t}" for _, t in rows],
         "prompt_text": ["What is <b>it</b>?" for _ in rows],
         "reward": [float(r % 2) for r, _ in rows],
         "entropy": [rng.random() for _ in rows],

@@ -71,6 +71,8 @@ class StepToTarget:
 
     def __post_init__(self) -> None:
         require_numbers(self, "target", "delta", "start", "minimum", "maximum")
+        if self.target < 0:
+            raise ValueError(f"target must not be negative, got {self.target}; for no control give a number as coef")
         if self.delta < 0:
             raise ValueError(f"delta must not be negative, got {self.delta}")
         if not self.minimum <= self.start <= self.maximum:

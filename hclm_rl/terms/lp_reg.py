@@ -58,8 +58,8 @@ class LpReg(Term):
         if self.rho <= 0.1:
             return []
         return [
-            f"rho {self.rho:g} protects the least probable {100 * self.rho:g} %, where the paper has 0.5 % to 1 %: these "
-            "are not rare tokens, and much of the learning from bad responses is taken back"
+            f"rho {self.rho:g} protects the least probable {100 * self.rho:g} %, where the paper has 0.5 % to 1 %: "
+            "these are not rare tokens, and much of the learning from bad responses is taken back"
         ]
 
     def __post_init__(self) -> None:

@@ -70,8 +70,9 @@ class SelfImitation(Term):
         if 2e-4 <= self.cov_ratio <= 0.2:
             return []
         return [
-            f"cov_ratio {self.cov_ratio:g} stops the gradient of {100 * self.cov_ratio:g} % of the replayed tokens, where "
-            "the README has 2 %: " + ("little is left to imitate" if self.cov_ratio > 0.2 else "it bounds nothing")
+            f"cov_ratio {self.cov_ratio:g} stops the gradient of {100 * self.cov_ratio:g} % of the replayed tokens, "
+            "where the README has 2 %: "
+            + ("little is left to imitate" if self.cov_ratio > 0.2 else "it bounds nothing")
         ]
 
     def __post_init__(self) -> None:

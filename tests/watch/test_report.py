@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 import shutil
 import statistics
 import subprocess
@@ -15,13 +16,14 @@ import pytest
 from hclm_rl.watch.report import read_run, write_report
 from hclm_rl.watch.report.command import main, named
 from hclm_rl.watch.report.figures import shown_range, smoothed
+from hclm_rl.watch.report.page import TURNS
 from hclm_rl.watch.report.runs import Run, read_log
 from hclm_rl.watch.report.sections import agreement, bar_series, stretches
 from hclm_rl.watch.report.table import changes, compare, value_of
 from hclm_rl.watch.report.tokens import Scale, scales_of, spread
 from hclm_rl.watch.trace import file_of
 
-from ..synthetic_run import HOSTILE, write_full_run
+from ..synthetic_run import HOSTILE, write_full_run, write_trace
 
 MEANS = {"token_entropy": 0.4, "pass@1": 0.5, "distinct_correct": 12.0}
 ERRORS = {"token_entropy": 0.01, "pass@1": 0.02, "distinct_correct": 0.5}
@@ -371,3 +373,40 @@ def test_the_bands_have_the_detectors_words_in_its_order():
     from hclm_rl.watch.report.sections import STATES
 
     assert tuple(word for word, _ in STATES) == WORDS
+
+
+BREAKS_OUT = "</script><img src=x onerror='document.title=1'>"
+TURNED = "\u202etfel ot thgir\u202c\u2066\x1b[31m"
+
+
+def write_hostile_run(folder: Path) -> Path:
+    """Every text of a run that a stranger or a model may have written, in a folder of its own."""
+    write_run(folder)
+    told = json.loads((folder / "summary.json").read_text())
+    told |= {"model": BREAKS_OUT, "algorithm": TURNED, "terms": [{BREAKS_OUT: {"api_key": "k-1234567"}}]}
+    told |= {"overrides": f"--run_name '{BREAKS_OUT}' --hub_token hf_abcdefg", "versions": {BREAKS_OUT: TURNED}}
+    (folder / "summary.json").write_text(json.dumps(told))
+    (folder / "recipe.yaml").write_text(f"# {BREAKS_OUT} {TURNED[:-5]}\nhub_token: hf_abcdefg  # hf_abcdefg\n")
+    write_trace(folder, 1, random.Random(0), said=[BREAKS_OUT, TURNED])
+    return folder
+
+
+def test_nothing_that_a_run_says_becomes_markup_turns_the_page_or_tells_a_token(tmp_path: Path):
+    runs = {f"--> {BREAKS_OUT} $x_": write_hostile_run(tmp_path / "a"), TURNED: write_hostile_run(tmp_path / "b")}
+    text = write_report(runs, tmp_path / "report.html").read_text()
+    assert "<img" not in text and "<script" not in text and "onerror='" not in text
+    assert "&lt;/script&gt;&lt;img src=x" in text  # it is there, as text
+    assert not TURNS & set(text) and "\x1b" not in text
+    assert "\\u202etfel ot thgir\\u202c\\u2066\\u001b[31m" in text
+    assert "hf_abcdefg" not in text and "k-1234567" not in text
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="needs Chromium or Chrome on the PATH")
+def test_a_hostile_page_runs_nothing_in_a_browser(tmp_path: Path):
+    page = write_report({BREAKS_OUT: write_hostile_run(tmp_path / "a")}, tmp_path / "report.html")
+    seen = in_browser(page, "--dump-dom")
+    assert "<title>1</title>" not in seen.stdout and "<img" not in seen.stdout and "CONSOLE" not in seen.stderr
+    broken = tmp_path / "broken.html"
+    broken.write_text(page.read_text().replace("<body>", f"<body>{BREAKS_OUT}"))
+    assert "<title>1</title>" in in_browser(broken, "--dump-dom").stdout  # it would be seen

@@ -1,13 +1,41 @@
 """One HTML page of runs side by side: no network, no script, nothing beside it."""
 
 import json
+import shlex
+import unicodedata
 from pathlib import Path
 
+from ..secrets import hide, hide_in_line, hide_in_yaml
 from .runs import Run, read_run
 from .table import changes, compare
 from .tokens import tokens
 
 TEMPLATE = "page.html.j2"
+# the characters of Unicode's bidirectional algorithm: marks, embeddings, overrides, isolates
+TURNS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def visible(text: str) -> str:
+    """Characters that turn the order of what follows, or that control anything else, as `\\u202e`: a completion may
+    not rearrange the page, nor hide in it."""
+    return "".join(
+        f"\\u{ord(each):04x}" if each in TURNS or (unicodedata.category(each) == "Cc" and each not in "\n\t") else each
+        for each in text
+    )
+
+
+def shown(value: object) -> object:
+    """What the page prints of a value, before jinja escapes what is no markup yet."""
+    return type(value)(visible(value)) if isinstance(value, str) else value
+
+
+def overrides_of(run: Run) -> str:
+    """What the command line added to the run's recipe, without the tokens and keys of a summary from elsewhere."""
+    try:
+        words = shlex.split(run.summary.get("overrides") or "")
+    except ValueError:
+        return "-"
+    return shlex.join(hide_in_line(words)) or "-"
 
 
 def terms_of(run: Run) -> str:
@@ -15,7 +43,7 @@ def terms_of(run: Run) -> str:
     if not run.summary:
         return "unknown"
     terms = run.summary.get("terms") or []
-    return "; ".join(term if isinstance(term, str) else json.dumps(term) for term in terms) or "none"
+    return "; ".join(term if isinstance(term, str) else json.dumps(hide(term)) for term in terms) or "none"
 
 
 def recipes_of(runs: list[Run]) -> list[tuple[str, str]]:
@@ -23,7 +51,7 @@ def recipes_of(runs: list[Run]) -> list[tuple[str, str]]:
     names: dict[str, list[str]] = {}
     for run in runs:
         if run.recipe:
-            names.setdefault(run.recipe, []).append(run.name)
+            names.setdefault(hide_in_yaml(run.recipe), []).append(run.name)
     return [(" and ".join(of), recipe) for recipe, of in names.items()]
 
 
@@ -42,20 +70,26 @@ def write_report(runs: dict[str, Path], out: Path, *, png: bool = False) -> Path
         raise ImportError(f"the report needs {error.name}: pip install 'hclm-rl[report]'") from error
     if not runs:
         raise ValueError("runs must name at least one run folder, got none")
-    read = [read_run(name, Path(folder)) for name, folder in runs.items()]
+    read = [read_run(visible(name), Path(folder)) for name, folder in runs.items()]
     measured = bars(read)
     sections = [section for section in (draw(read) for draw in SECTIONS) if section is not None]
     of_tokens = tokens(read)
     problems = [(run.name, problem) for run in read for problem in run.problems]
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=loader,
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=shown,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     page = environment.get_template(TEMPLATE).render(
         runs=read,
         changes=changes(read),
         table=compare(read),
         terms={run.name: terms_of(run) for run in read},
+        overrides={run.name: overrides_of(run) for run in read},
         recipes=recipes_of(read),
         measured=markupsafe.Markup(measured.svg()) if measured else None,
         sections=[(section, markupsafe.Markup(section.svg())) for section in sections],
