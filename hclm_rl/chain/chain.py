@@ -222,8 +222,8 @@ class Chain:
     ) -> Outcome:
         """Stage 2. `batch.columns` and `batch.shared` hold those of all links; each term gets its own.
 
-        `watched` puts aliases into what a link sees, whose gradients `watch` notes. Whoever gives a `watch` judges it;
-        without one what is not finite is raised here.
+        `watched` puts aliases into what a link sees, whose gradients `watch` notes. Whoever gives a `watch` trains, and
+        judges it; without one what is not finite is raised here.
         """
         columns, shared, stock, noted = batch.columns, batch.shared, batch.advantages, watch or Watch()
         losses, metrics, callbacks, shapers = {}, {}, {}, []
@@ -233,7 +233,7 @@ class Chain:
             own = replace(own if coef == 0 else watched(own, name), generator=generators(name))
             with named(f"the entropy term '{name}'", "stage 2", batch.step, noted):
                 effect = link.term(own, memories[name])
-            check_effect(effect, own, name)
+            check_effect(effect, own, name, in_training=watch is not None)
             affected = affected_before[name]
             if effect.advantages is not None and coef:
                 shaped = blend(batch.advantages, effect.advantages, coef)

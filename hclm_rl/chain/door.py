@@ -124,8 +124,8 @@ def check_rollout_effect(effect: RolloutEffect, rollout: Rollout, link: str) -> 
             )
 
 
-def check_effect(effect: Effect, batch: TokenBatch, link: str) -> None:
-    """Stage 2."""
+def check_effect(effect: Effect, batch: TokenBatch, link: str, in_training: bool) -> None:
+    """Stage 2; a loss must have a gradient where the policy trains."""
     door, shape = Door(link, 2, batch.step, batch.mask), tuple(batch.mask.shape)
     door.effect(effect, Effect)
     if effect.advantages is not None:
@@ -134,7 +134,7 @@ def check_effect(effect: Effect, batch: TokenBatch, link: str) -> None:
             door.refuse("advantages", effect.advantages, "one without a gradient: detach it, or give a loss")
     if effect.loss is not None:
         door.tensor("loss", effect.loss, [shape, ()])
-        if batch.logps.requires_grad and batch.coef and not effect.loss.requires_grad:
+        if in_training and batch.coef and not effect.loss.requires_grad:
             needs = "one with a gradient: it is detached, or what it reads needs none in this run"
             door.refuse("loss", effect.loss, needs)
     if effect.affected is not None:

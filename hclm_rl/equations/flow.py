@@ -62,15 +62,23 @@ def entropy_influence(
 def policy_influence(rollout: Rollout, advantages: Float[Tensor, "N T"]) -> tuple[float, Float[Tensor, "N T"]]:
     """(mean entropy in nats over the tokens of all processes, `entropy_influence` of this process's).
 
-    NaN where no token has an entropy.
+    Entropies that are not finite have no part in the mean, which is NaN without any; influences may be not finite.
     """
     (logps, entropy), mask = rollout.scored(), rollout.mask
-    is_told = mask & entropy.isfinite()  # a token whose entropy is NaN has no part in the mean, and influence 0
-    sums = torch.stack([in_double(torch.where(is_told, x, 0)).sum() for x in (entropy, mask.to(entropy))])
-    sums = rollout.total(sums)
-    influence = entropy_influence(logps, entropy, rollout.over_vocab(mean_discriminator), advantages, mask)
-    level = (sums[0] / sums[1]).item() if sums[1] > 0 else math.nan
-    return level, torch.where(influence.isfinite(), influence, 0)
+    counted = mask & entropy.isfinite()
+    summed = (torch.where(counted, entropy, 0), counted.to(entropy))
+    total, count = rollout.total(torch.stack([in_double(x).sum() for x in summed])).tolist()
+    mean = rollout.over_vocab(mean_discriminator)
+    return total / count if count else math.nan, entropy_influence(logps, entropy, mean, advantages, mask)
+
+
+def finite_part(
+    influence: Float[Tensor, "N T"], mask: Bool[Tensor, "N T"]
+) -> tuple[Float[Tensor, "N T"], Bool[Tensor, "N T"], Total]:
+    """(the influences, 0 where not finite; the tokens that count; a metric: the number of those that do not)."""
+    counted = mask & influence.isfinite()
+    ignored = Total(sums=((mask & ~counted).sum().float(),), form=float)
+    return torch.where(counted, influence, 0), counted, ignored
 
 
 def loss_weights(rollout: Rollout) -> Float[Tensor, "N T"]:

@@ -18,6 +18,7 @@ What follows from eigenvalues alone (predictive test, ranks) is in `spectra.py`,
 in `surrogates.py`, the same three from an N x N matrix in `gram.py`: four files for length, one subject.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -38,6 +39,7 @@ def at_least_float32(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
 
 def eigenvalues(s: Float[Tensor, "D D"]) -> Float[Tensor, "D"]:
     """Of a covariance: ascending, in double, rounding below 0 cut."""
+    require_finite_states(s.diagonal().sum())
     return torch.linalg.eigvalsh(exactly(s)).clamp(min=0).to(s.device, widest(s.device))
 
 
@@ -112,11 +114,23 @@ def covariance(m: Moments) -> Float[Tensor, "D D"]:
     return m.scatter / m.count.clamp(min=1)
 
 
+def require_finite_states(trace: Scalar) -> None:
+    """`trace` of a covariance of states, in which a single NaN or infinity shows."""
+    if not math.isfinite(trace.item()):
+        raise ValueError(
+            "the hidden states that it reads hold NaN or infinities, so they have no covariance to decompose; they are "
+            "the policy's own: look at its weights, or at its precision"
+        )
+
+
 def has_spread(m: Moments) -> bool:
     """Whether the rows differ by more than the rounding of their own size."""
     trace = covariance(m).trace()
     rounding = 10 * torch.finfo(trace.dtype).eps
-    return bool(m.count >= 2 and trace > rounding**2 * (trace + m.mean.square().sum()))
+    if m.count >= 2 and trace > rounding**2 * (trace + m.mean.square().sum()):
+        return True
+    require_finite_states(trace)  # NaN > 0 is False
+    return False
 
 
 def floor_from(m: Moments, relative: float = 1e-4) -> Scalar:

@@ -31,6 +31,7 @@ from .geometry import (
     full_precision,
     gram_matrix,
     log_det,
+    require_finite_states,
     solve_,
 )
 
@@ -130,7 +131,9 @@ def von_neumann_force(u: Float[Tensor, "N D"], m: Moments, floor: float = 1e-12)
 
     log C = V diag(log max(l, floor)) V^T: finite where a direction is empty, where autograd through eigh gives NaN.
     """
-    lam, vectors = torch.linalg.eigh(exactly(second_moment(m)))
+    c = second_moment(m)
+    require_finite_states(c.trace())
+    lam, vectors = torch.linalg.eigh(exactly(c))
     with full_precision(u):
         log_c = (vectors * lam.clamp(min=floor).log()) @ vectors.T
         return -2 / m.count.clamp(min=1) * (at_least_float32(u.detach()) @ log_c.to(m.mean))

@@ -141,7 +141,7 @@ class Ares(Term):
 
     def _theta(self, rollout: Rollout, ahead: Float[Tensor, "N T"], memory: dict) -> float:
         """The threshold of the batches before this one, of this one where it is the first; the memory moves on."""
-        quantiles = rollout.everywhere(row_quantile(ahead, ~ahead.isnan(), self.level))
+        quantiles = rollout.everywhere(row_quantile(ahead, ahead.isfinite(), self.level))
         quantiles = quantiles[~quantiles.isnan()]
         if not len(quantiles):
             return memory.get("theta", math.inf)
@@ -167,7 +167,7 @@ class Ares(Term):
         divergence = rollout.everywhere(divergence)  # NaN for a response without tokens
         memory["batches"] = memory.get("batches", 0) + 1
         for k, name in enumerate(DIFFICULTIES):
-            values = divergence[(kind == k) & ~divergence.isnan()]
+            values = divergence[(kind == k) & divergence.isfinite()]
             if not len(values):
                 continue
             mean = float(values.mean())

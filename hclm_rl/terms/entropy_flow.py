@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import torch
 
-from ..equations.flow import loss_weights, policy_influence, sides, standard_error, without_gradient
+from ..equations.flow import finite_part, loss_weights, policy_influence, sides, standard_error, without_gradient
 from ..equations.functional import in_double, per_token
 from ..equations.ledger import Ledger
 from ..types import Effect, Metric, Quantiles, Rollout, RolloutEffect, Term, TokenBatch
@@ -23,7 +23,8 @@ class EntropyFlow(Term):
     `predicted_change` = gain * net + drift and `realised_change`, both of the steps before this batch, in nats per
     optimiser step; `gain`, learnt from the run, 0 until it lies above 0 by two of its errors (`gain_error`), and
     `drift`, what the entropy does whatever the influences; `clipped`, the net on tokens that the loss clipped;
-    `distinct`, the share of different responses in a group, which falls before pass@k does.
+    `distinct`, the share of different responses in a group, which falls before pass@k does; `ignored`, the number
+    of tokens left out because their entropy or influence is not finite.
     It sees the advantages that the links before it leave. Parameter sharing between tokens is ignored: a single step's
     prediction is poor, that of some tens of steps is not (docs/results.md).
     """
@@ -34,8 +35,9 @@ class EntropyFlow(Term):
 
     def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
         entropy, influence = policy_influence(rollout, per_token(rollout.advantages, rollout.mask))
+        influence, counted, ignored = finite_part(influence, rollout.mask)
         influence = influence * loss_weights(rollout)
-        of = sides(influence, rollout.mask, rollout.total)
+        of = sides(influence, counted, rollout.total)
         ledger = Ledger()
         ledger.measure(memory, rollout.step, entropy)
         squares = rollout.total(in_double(influence).square().sum())
@@ -47,6 +49,7 @@ class EntropyFlow(Term):
             "net": of.net,
             "cancelled": 1 - (of.raising + of.burning).abs() / (of.raising - of.burning).clamp(min=1e-30),
             "gain": of.net.new_tensor(ledger.gain(memory)),
+            "ignored": ignored,
         }
         if (share := distinct(rollout)) is not None:
             metrics["distinct"] = share

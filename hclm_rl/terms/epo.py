@@ -8,7 +8,7 @@ import torch
 
 from ..equations.functional import in_double
 from ..responses.turns import share_of_turns
-from ..types import Direction, Effect, Rollout, RolloutEffect, Term, TokenBatch
+from ..types import Direction, Effect, Rollout, RolloutEffect, Term, TokenBatch, Total
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +20,8 @@ class Epo(Term):
     response, then over responses. Hbar is the mean of the token-mean entropies of the earlier steps, nats, at the
     sampling policy; before there is one P_t = 0. beta_k = 1 + exp(-gamma k / floor(K / 2)) at step k of K.
     A turn is an unbroken run of response tokens between what tools wrote. The net bonus above the band is
-    coef (1 - beta_k alpha): it stays a bonus unless beta_k alpha > 1.
+    coef (1 - beta_k alpha): it stays a bonus unless beta_k alpha > 1. Hbar leaves out entropies that are not finite;
+    `ignored` is their number.
 
     Args:
         alpha: strength of the penalty, >= 0; the paper's on ALFWorld, 0.05 on ScienceWorld
@@ -59,18 +60,20 @@ class Epo(Term):
 
     def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
         mask, entropy = rollout.mask, in_double(rollout.scored()[1])
-        sums = [torch.where(mask, entropy, 0.0).sum(), mask.sum(), mask.any(dim=1).sum()]
-        total, tokens, responses = rollout.total(torch.stack([in_double(each) for each in sums])).tolist()
+        counted = mask & entropy.isfinite()
+        sums = [torch.where(counted, entropy, 0.0).sum(), counted.sum(), mask.sum(), mask.any(dim=1).sum()]
+        total, finite, tokens, responses = rollout.total(torch.stack([in_double(each) for each in sums])).tolist()
         shared = {}
         if "steps" in memory:
             shared["reference"] = entropy.new_tensor(memory["entropy_sum"] / memory["steps"])
-        if tokens:
-            memory["entropy_sum"] = memory.get("entropy_sum", 0.0) + total / tokens
+        if finite:
+            memory["entropy_sum"] = memory.get("entropy_sum", 0.0) + total / finite
             memory["steps"] = memory.get("steps", 0) + 1
         weight = in_double(mask)
         if self.average == "turns":
             weight = share_of_turns(mask) * tokens / max(responses, 1.0)  # the trainer divides by the tokens again
-        return RolloutEffect(columns={"weight": weight.float()}, shared=shared, metrics=shared)
+        ignored = Total(sums=((mask & ~counted).sum().float(),), form=float)
+        return RolloutEffect(columns={"weight": weight.float()}, shared=shared, metrics=shared | {"ignored": ignored})
 
     def __call__(self, batch: TokenBatch, memory: dict) -> Effect:
         entropy = torch.where(batch.mask, batch.entropy, 0.0)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..equations.flow import (
     Sides,
+    finite_part,
     least_weights,
     loss_weights,
     policy_influence,
@@ -54,7 +55,8 @@ class ForceReweight(Term):
     the weights are those of the sampling policy. The advantages are those that reward and advantage shapers before it
     leave, so put it last. Logs `predicted_change` and `realised_change`, in nats per optimiser step, of the steps
     before, `net` and the unweighted `own`, `gain`, `gain_error`, `drift`, `authority` (gain times what can be taken
-    away), `removed` (s), and `weight`, the mean over burning tokens.
+    away), `removed` (s), `weight`, the mean over burning tokens, and `ignored`, the number
+    of tokens left out because their entropy or influence is not finite.
 
     Args:
         by: whose entropy: of the next token, or log-det of hidden states
@@ -120,13 +122,14 @@ class ForceReweight(Term):
         if measured is None:
             return RolloutEffect()
         entropy, influence = measured
+        influence, counted, ignored = finite_part(influence, rollout.mask)
         influence = influence * loss_weights(rollout)
-        of = sides(influence, rollout.mask, rollout.total)
+        of = sides(influence, counted, rollout.total)
         ledger = Ledger(decay=self.decay, trust=self.trust, scale=LOG_DET_SCALE if self.by == "representation" else 0.0)
         steps = max(rollout.step - memory.get("step", rollout.step), 0)
         ledger.measure(memory, rollout.step, entropy)
         if "entropy" not in memory:  # nothing finite was measured yet
-            return RolloutEffect()
+            return RolloutEffect(metrics={"ignored": ignored})
         start, line = memory.setdefault("start", memory["entropy"]), ledger.line(memory)
         weights, removed = self.weigh(influence, of, rollout, memory, line, start, steps)
         is_burning = rollout.mask & (influence < 0)
@@ -138,6 +141,7 @@ class ForceReweight(Term):
         self.warn(memory, line, of, start, removed)
         gain = ledger.gain(memory)
         metrics: dict[str, Metric] = {
+            "ignored": ignored,
             "own": of.net,
             "net": net,
             "gain": net.new_tensor(gain),

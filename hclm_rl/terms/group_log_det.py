@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..equations.functional import in_double
-from ..equations.geometry import at_least_float32, full_precision
+from ..equations.geometry import at_least_float32, full_precision, require_finite_states
 from ..types import Direction, Effect, Metric, Quantiles, Rollout, RolloutEffect, Term, TokenBatch
 
 ROUNDING = torch.finfo(torch.float32).eps  # of the states, relative
@@ -92,6 +92,7 @@ class GroupLogDet(Term):
         group = spread(h, is_in)
         has_two = is_in.sum(dim=1) > 1
         if not group.trace[has_two].mean() > ROUNDING**2 * h.square().sum(dim=2).mean():
+            require_finite_states(group.trace.sum())  # NaN > 0 is False
             return RolloutEffect()
         if "eps" not in memory:
             memory["eps"] = self.eps_relative * group.trace[has_two].mean().item() / h.size(1)

@@ -166,7 +166,7 @@ class SelfImitation(Term):
             advantage=torch.where(mask, advantages, 0.0).sum(dim=1) / mask.sum(dim=1).clamp(min=1),
             step=torch.full_like(rewards, rollout.step, dtype=torch.long),
         )
-        is_good = (new.advantage > 0) & ~rewards.isnan()
+        is_good = (new.advantage > 0) & ~rewards.isnan() & new.logps.isfinite().all(dim=1)
         if self.needs_tool_call:  # present but not the model's: what a tool wrote
             is_good = is_good & (new.present & ~mask).any(dim=1) & mask.any(dim=1)
         new = new.rows(is_good)

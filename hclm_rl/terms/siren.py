@@ -79,7 +79,7 @@ class Siren(Term):
         sums = torch.stack([per_response, per_response.new_tensor(len(entropy)), in_double(rollout.mask.sum())])
         level, responses, tokens = rollout.total(sums).tolist()
         level = level / responses
-        if tokens:  # a batch without any says nothing of the level
+        if tokens and math.isfinite(level):  # a batch without any says nothing of the level
             memory.setdefault("anchor", level)
         elif "anchor" not in memory:
             return RolloutEffect(shared={"pull": entropy.new_zeros(())})

@@ -216,8 +216,8 @@ def bad(shape: tuple[int, ...], value: float, at: tuple[int, ...]) -> Tensor:
         (1, "column 'c'", lambda v: Says(first=RolloutEffect(columns={"c": bad((8, 6), v, (0, 5))}))),
         (1, "shared 's'", lambda v: Says(first=RolloutEffect(shared={"s": bad((2, 2), v, (1, 0))}))),
         (2, "advantages", lambda v: Says(second=Effect(advantages=bad((8, 6), v, (0, 5))))),
-        (2, "loss", lambda v: Says(second=Effect(loss=bad((8, 6), v, (0, 5)).requires_grad_()))),
-        (2, "loss", lambda v: Says(second=Effect(loss=torch.tensor(v, requires_grad=True)))),
+        (2, "loss", lambda v: Says(second=Effect(loss=bad((8, 6), v, (0, 5))))),
+        (2, "loss", lambda v: Says(second=Effect(loss=torch.tensor(v)))),
     ],
 )
 def test_what_is_not_finite_stops_with_link_step_and_quantity(stage, quantity, make, value):
@@ -235,7 +235,7 @@ def test_nan_in_the_padding_stops_nothing_and_reaches_nothing():
     weights = bad((8, 6), math.nan, (6, 3)) + 2.0
     for run, effect in (
         (stage_one, Says(first=RolloutEffect(advantages=weights, columns={"c": weights}))),
-        (stage_two, Says(second=Effect(advantages=weights, loss=weights.clone().requires_grad_()))),
+        (stage_two, Says(second=Effect(advantages=weights, loss=weights))),
     ):
         outcome = run(chain_of(says=effect))
         assert outcome.advantages.isfinite().all() and (outcome.advantages[STEP.mask] == 2.0).all()
