@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from accelerate import PartialState
 
 from hclm_rl import Effect, Rollout, RolloutEffect, Term, TokenBatch, Transcript
 from hclm_rl.equations.flow import loss_weights
@@ -132,6 +133,15 @@ class ReadsPrompts(Term):
         text = Transcript.of(ids, mask, ids.size(1) - 1)
         READ.append((ids, mask, *rollout.score(text, scorer=self.scorer)))
         return RolloutEffect()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrapOnOne(Term):
+    """A loss of 0 whose gradient is NaN, on the second process alone."""
+
+    def __call__(self, batch: TokenBatch, memory: dict) -> Effect:
+        edge = -1.0 if PartialState().process_index == 1 else 1.0
+        return Effect(loss=torch.where(batch.logps.detach() > 1e9, (edge + 0 * batch.logps).sqrt(), 0.0))
 
 
 NOT_A_TERM = 3

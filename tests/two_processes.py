@@ -9,6 +9,7 @@ import torch
 from accelerate import PartialState
 from safetensors.torch import save_file
 
+from hclm_rl import NotFinite
 from hclm_rl.commands.launch import run as launch
 from hclm_rl.recipe.arguments import parse
 from hclm_rl.trainer.head import output_head
@@ -54,6 +55,10 @@ def main(policy: str, out: Path, cases: dict[str, dict], kind: str) -> None:
     if kind == "fsdp2":
         runs |= {"stock bf16": {"ours": False, "bf16": True}, "empty bf16": {"bf16": True}}
         runs["terms bf16"] = {"bf16": True, "terms": ["force_reweight", "siren", {"log_det": {"coef": 0.1}}]}
+    try:
+        make(policy, out / "stopped", terms=["tests.own_terms.TrapOnOne", "qae"], fixed=True, **half).train()
+    except NotFinite as error:
+        (out / f"stopped_{PartialState().process_index}.txt").write_text(str(error))
     for name, run in runs.items():
         trainer: Any = make(policy, out / name, **half, **run)
         trainer.train(resume_from_checkpoint=str(out / "through" / "checkpoint-2") if name == "resumed" else None)

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from hclm_rl.recipe.config import as_recipe, build_chain, find_term, known_terms
+from hclm_rl.recipe.config import build_chain, find_term, known_terms
+from hclm_rl.recipe.written_out import as_recipe
 from hclm_rl.responses.names import nearest_first
 from hclm_rl.watch.report.runs import SUMMARY_NAME
 

@@ -94,9 +94,7 @@ class GroupLogDet(Term):
         if not group.trace[has_two].mean() > ROUNDING**2 * h.square().sum(dim=2).mean():
             require_finite_states(group.trace.sum())  # NaN > 0 is False
             return RolloutEffect()
-        if "eps" not in memory:
-            memory["eps"] = self.eps_relative * group.trace[has_two].mean().item() / h.size(1)
-        eps = memory["eps"]
+        eps = memory.setdefault("eps", self.eps_relative * group.trace[has_two].mean().item() / h.size(1))
         lower, leverage = group.factor(eps)
 
         right = spread(h, is_in & (a > 0))
@@ -114,11 +112,10 @@ class GroupLogDet(Term):
             of_row = self.all_weights(leverage, a, is_in).flatten()[own].to(rollout.advantages)
             shaped = rollout.advantages * (of_row if rollout.advantages.dim() == 1 else of_row.unsqueeze(1))
         if self.acts != "advantage":
-            force = torch.cholesky_solve(group.centred, lower) / group.count.clamp(min=1).view(-1, 1, 1)
             # the trainer divides the sum over tokens by `tokens`; here it is to be divided by the number of groups
             tokens = rollout.total(lengths.sum()).to(pooled)  # a quotient of integers would be float32
             scale = tokens / has_two.sum() / lengths.clamp(min=1).unsqueeze(1)
-            columns["force"] = (force.flatten(0, 1)[own] * scale).to(at_least_float32(states[:0]).dtype)
+            columns["force"] = (group.force(lower)[own] * scale).to(at_least_float32(states[:0]).dtype)
         return RolloutEffect(advantages=shaped, columns=columns, metrics=metrics)
 
     def all_weights(
@@ -193,6 +190,11 @@ class Spread:
         lower = torch.linalg.cholesky(self.gram + eps * eye)
         share = torch.cholesky_solve(self.gram, lower).diagonal(dim1=1, dim2=2)
         return lower, self.count.unsqueeze(1) * share
+
+    def force(self, lower: Float[Tensor, "P G G"]) -> Float[Tensor, "rows D"]:
+        """The gradient of half the log-det by each pooled response, group after group."""
+        solved = torch.cholesky_solve(self.centred, lower) / self.count.clamp(min=1).view(-1, 1, 1)
+        return solved.flatten(0, 1)
 
 
 def spread(h: Float[Tensor, "P G D"], counts: Bool[Tensor, "P G"]) -> Spread:

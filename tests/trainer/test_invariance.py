@@ -238,6 +238,14 @@ def test_two_processes_are_one(term: str, whole: Callable, two_processes: Path, 
         assert largest_difference(whole(term), load_file(out / f"{term}.safetensors")) < ROUNDING, out.name
 
 
+@pytest.mark.parametrize("kind", ["two_processes", "fsdp2"])
+def test_a_gradient_of_nan_on_one_process_stops_both(kind: str, request: pytest.FixtureRequest):
+    out = request.getfixturevalue(kind)
+    said = [(out / f"stopped_{process}.txt").read_text() for process in (0, 1)]
+    assert said[0] == said[1] and "'TrapOnOne' produced values that are not finite" in said[0]
+    assert "in its gradient at the log-probs at step 0" in said[0]
+
+
 def test_a_term_of_a_stranger_with_memory_and_randomness_on_two_processes(two_processes, policy: str, tmp_path: Path):
     terms = ["tests.own_terms.Remembers"]
     one = weights_after(policy, tmp_path, terms=terms, fixed=True, loss_type="dapo", **WHOLE)
