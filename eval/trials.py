@@ -1,6 +1,7 @@
 """Terms that were tried and are not in the library; docs/results.md says what came of them. By their dotted path:
 
-hclm-rl grpo --config recipes/quickstart.yaml --entropy_terms '[{"eval.trials.Critical": {"coef": 1.0}}]'
+hclm-rl grpo --config recipes/quickstart.yaml --allow_custom_code \
+  --entropy_terms '[{"eval.trials.Critical": {"coef": 1.0}}]'
 """
 
 from collections.abc import Mapping

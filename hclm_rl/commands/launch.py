@@ -26,7 +26,7 @@ from ..trainer import GRPOTrainer, RLOOTrainer
 from ..trainer.checkpoints import find_checkpoint, terms_state
 from ..watch.callback import CollapseCallback
 from ..watch.report.runs import LOG_NAME, SUMMARY_NAME
-from ..watch.secrets import hide, hide_in_line, secrets_in, without
+from ..watch.secrets import hide, hide_in_line, secrets_in, secrets_in_yaml, without
 from .callbacks import FolderOpener, LogWriter, MeasureAtStart, write_whole
 from .loading import TESTBED, build_trainer
 from .lock import RunLock
@@ -143,9 +143,10 @@ def described(
     }
 
 
-def write_summary(folder: Path, summary: dict, settings: Settings) -> None:
+def write_summary(folder: Path, summary: dict, settings: Settings, recipe: Path | None) -> None:
     """Without tokens and keys, wherever they were given."""
     secrets = list(secrets_in([vars(each) for each in settings]))
+    secrets += secrets_in_yaml(recipe.read_text(encoding="utf-8")) if recipe else []
     said = json.dumps(hide(summary), indent=1, default=repr)
     write_whole(folder / SUMMARY_NAME, without(said, secrets) + "\n")
 
@@ -157,7 +158,9 @@ def let_go(trainer: GRPOTrainer | RLOOTrainer) -> None:
         time.sleep(SECONDS_TO_LET_GO)
 
 
-def leave_behind(trainer: GRPOTrainer | RLOOTrainer, settings: Settings, folder: Path, summary: dict) -> None:
+def leave_behind(
+    trainer: GRPOTrainer | RLOOTrainer, settings: Settings, folder: Path, summary: dict, recipe: Path | None
+) -> None:
     """The trained model and, last, the summary: a run that has one has ended."""
     arguments, config, *_ = settings
     if arguments.save_final:
@@ -165,7 +168,7 @@ def leave_behind(trainer: GRPOTrainer | RLOOTrainer, settings: Settings, folder:
     if config.push_to_hub:
         trainer.push_to_hub(dataset_name=arguments.dataset_name)
     if trainer.accelerator.is_main_process:
-        write_summary(folder, summary, settings)
+        write_summary(folder, summary, settings, recipe)
 
 
 def callbacks_of(folder: Path, recipe: Path | None, arguments: RunArguments) -> list[TrainerCallback]:
@@ -204,7 +207,7 @@ def prepare(
                 "seconds": {"all": time.perf_counter() - start, "training": seconds},
                 "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
             }
-            leave_behind(trainer, settings, folder, summary)
+            leave_behind(trainer, settings, folder, summary, recipe)
         finally:
             lock.release()
         let_go(trainer)

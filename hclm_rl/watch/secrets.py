@@ -61,6 +61,11 @@ def hide_in_yaml(text: str) -> str:
     return without(text, [value for _, _, value in scalars])
 
 
+def secrets_in_yaml(text: str) -> list[str]:
+    """The texts that `hide_in_yaml` hides."""
+    return [value for *_, value in secret_scalars(yaml.compose(text, Loader=yaml.SafeLoader), False, set())]
+
+
 def secret_scalars(
     node: yaml.Node | None, is_below: bool, seen: set[tuple[int, bool]]
 ) -> Iterator[tuple[int, int, str]]:

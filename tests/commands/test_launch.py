@@ -290,3 +290,90 @@ def test_the_cpu_configuration_starts_two_processes_that_train_together(recipe: 
 def test_a_missing_split_is_named_with_its_key():
     with pytest.raises(ValueError, match="the data set has no split 'test', only train; set dataset_test_split"):
         split_of(DatasetDict(train=Dataset.from_dict({"prompt": ["a"]})), "test", "dataset_test_split")
+
+
+def test_tokens_and_keys_never_reach_what_a_run_writes(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    monkeypatch.setenv("WANDB_API_KEY", "before")
+    kwargs = '{"token": "hf_in_kwargs"}'
+    given = "hub_token: hf_in_recipe\nrun_name: of-hf_in_recipe\nenv:\n  WANDB_API_KEY: wb_in_env\ntrace_steps: [1]\n"
+    recipe.write_text(given + RECIPE)
+    out = tmp_path / "run"
+    line = ["--config", str(recipe), "--output_dir", str(out), "--eval_samples", "0", "--no_save_final"]
+    line += ["--hub_token=hf_on_line", "--model_init_kwargs", kwargs, "--project", "hf_in_recipe"]
+    assert main("grpo", line) == 0
+    written = {file.name: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+    assert {"recipe.yaml", "summary.json", "log.jsonl", "step-00001.parquet"} <= written.keys()
+    for secret in (b"hf_in_recipe", b"wb_in_env", b"hf_on_line", b"hf_in_kwargs"):
+        assert not [name for name, text in written.items() if secret in text]
+    assert b"hub_token: <hidden>" in written["recipe.yaml"] and b"WANDB_API_KEY: <hidden>" in written["recipe.yaml"]
+    overrides = summary_of(out)["overrides"]
+    assert (
+        "--hub_token=<hidden>" in overrides and '"token": "<hidden>"' in overrides and "--eval_samples 0" in overrides
+    )
+
+
+ROWS = {
+    "task_kwargs: {prompts: 0}": "task_kwargs of 'coins': prompts must be in 1 to 1000000, got 0",
+    "task_kwargs: {prompts: 1000000000}": "prompts must be in 1 to 1000000, got 1000000000",
+    "task_kwargs: {prompts: many}": "task_kwargs of 'coins': ",
+    "task_kwargs: {3: 4}": "task_kwargs of 'coins': a key must be text, got 3",
+    "task_kwargs: {prompts: 1}": "the data has 1 prompt and a generation batch takes 2 (generation_batch_size 8",
+    "generation_batch_size: 64": "the data has 8 prompts and a generation batch takes 16 (generation_batch_size 64",
+    "reward_funcs: get_soft_overlong_punishment\nsoft_overlong_length: 99": "begins after 80 tokens",
+    "reward_funcs: get_soft_overlong_punishment\nsoft_overlong_cache: 99": "soft_overlong_cache must be at most ",
+    "reward_weights: [1.0, 2.0]": "reward_weights has 2 numbers for 1 reward functions",
+    "output_dir: /dev/null/run": "output_dir '/dev/null/run' cannot be written to: ",
+}
+
+
+@pytest.mark.parametrize("change", ROWS)
+def test_what_cannot_train_is_said_before_a_model_is_loaded(
+    change: str, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(loading, "GRPOTrainer", None)  # no trainer, no model
+    keys = {line.split(":")[0] for line in change.splitlines()}
+    kept = [line for line in RECIPE.splitlines() if line.split(":")[0] not in keys]
+    (tmp_path / "recipe.yaml").write_text("\n".join([*kept, change, ""]))
+    monkeypatch.chdir(tmp_path)
+    assert main("grpo", ["--config", "recipe.yaml"]) == 2
+    err = capsys.readouterr().err
+    assert ROWS[change] in err and err.count("\n") == 1
+
+
+def takes_completions_alone(completions: list[str]) -> list[float]:
+    return [0.0 for _ in completions]
+
+
+def test_a_reward_function_that_cannot_be_called_is_refused():
+    arguments, config, _, _ = parse("grpo", ["--task", "coins", "--use_cpu", "--bf16", "false"])
+    with pytest.raises(ValueError, match=r"must take prompts, completions, .*: got an unexpected keyword argument"):
+        loading.find_reward(f"{__name__}.takes_completions_alone", arguments, config)
+    assert loading.find_reward(f"{__name__}.always_half", arguments, config) is always_half
+
+
+def test_data_without_prompts_or_rows_is_refused():
+    with pytest.raises(ValueError, match="the data has no column 'prompt', only question: rename"):
+        loading.refuse_rows(Dataset.from_dict({"question": ["a"]}), "the data")
+    with pytest.raises(ValueError, match="the data has no rows"):
+        loading.refuse_rows(Dataset.from_dict({"prompt": []}), "the data")
+
+
+@pytest.mark.parametrize(
+    ("flags", "length", "paid"),
+    [
+        # a fifth of 100 is 20: from 80 on (80 - 90) / 20 = -1/2
+        (["--max_completion_length", "100"], 90, -0.5),
+        (["--max_completion_length", "100"], 80, 0.0),
+        # from 60 on (60 - 90) / 40 = -3/4
+        (["--max_completion_length", "100", "--soft_overlong_cache", "40"], 90, -0.75),
+        # of 80 tokens a fifth is 16: at 72 (64 - 72) / 16 = -1/2; beyond 80 -1
+        (["--max_completion_length", "100", "--soft_overlong_length", "80"], 72, -0.5),
+        (["--max_completion_length", "100", "--soft_overlong_length", "80"], 90, -1.0),
+    ],
+)
+def test_the_overlong_punishment_follows_the_runs_length(flags: list[str], length: int, paid: float):
+    arguments, config, _, _ = parse("grpo", ["--use_cpu", "--bf16", "false", *flags])
+    reward = loading.find_reward("get_soft_overlong_punishment", arguments, config)
+    assert callable(reward) and reward(completion_ids=[[1] * length]) == [paid]

@@ -1,5 +1,6 @@
 """What of a chain undoes what, in one sentence each; and a chain of friends says nothing."""
 
+import ast
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +8,8 @@ from typing import ClassVar
 
 import pytest
 
-from hclm_rl import Term, build_chain
+import hclm_rl
+from hclm_rl import Term, build_chain, known_terms
 from hclm_rl.recipe.conflicts import conflicts
 from hclm_rl.types import Direction
 
@@ -138,3 +140,51 @@ def test_the_trainer_says_it_once_before_training(policy: str, tmp_path: Path, c
 def test_entropy_as_the_reward_undoes_a_baseline_before_it():
     assert len(conflicts(build_chain(["canon", "em_rl"]))) >= 1
     assert any("makes the advantages anew" in said for said in conflicts(build_chain(["canon", "em_rl"])))
+
+
+@pytest.mark.parametrize(
+    ("term", "words"),
+    [
+        ({"kl_cov": {"ratio": 0.2}}, "pulls 20 % of all tokens back, where the paper has 2e-4 for 32B and 2e-3 for 7B"),
+        ({"clip_cov": {"ratio": 0.1}}, "drops up to 10 % of all tokens, where the paper has 2e-4 and SPEAR 0.02"),
+        ({"forking_tokens": {"share": 0.002}}, "trains one token in 500, where the paper has one in 5"),
+        ({"lp_reg": {"rho": 0.5}}, "protects the least probable 50 %, where the paper has 0.5 % to 1 %"),
+        ({"self_imitation": {"cov_ratio": 0.5}}, "of 50 % of the replayed tokens, where the README has 2 %: little is"),
+        ({"self_imitation": {"cov_ratio": 1.0e-5}}, "of 0.001 % of the replayed tokens, where the README has 2 %: it "),
+        ({"discriminator_clip": {"over": "vocabulary", "max_frac": 0.1}}, "lets 10 % of the tokens be dropped"),
+        ({"hicra": {"form": "verl", "top": 0.01}}, "raises one token in 100 of a long right answer"),
+        ({"arm": {"fraction": 0.01}}, "fraction 0.01: a mean over one token in 50 or fewer is noise"),
+        ({"siren": {"p_top": 0.01}}, "p_top 0.01: a nucleus of so little mass is one token nearly everywhere"),
+    ],
+)
+def test_a_share_far_from_its_paper_is_said_in_the_terms_own_words(term: dict, words: str):
+    [name] = term
+    [sentence] = said(term)
+    assert sentence.startswith(f"'{name}': ") and words in sentence
+    assert said({name: {**term[name], "coef": 0.0}}) == []
+
+
+@pytest.mark.parametrize("name", known_terms())
+def test_no_term_warns_of_its_own_defaults_and_papers(name: str):
+    if name != "conditional_entropy":  # which warns of the policy as its own judge
+        assert said(name) == []
+
+
+def test_order_is_known_when_the_chain_is_built():
+    for first, second in (("entropy_advantage", "tool_bonus"), ("qae", "pear"), ("group_log_det", "majority_vote")):
+        with pytest.raises(ValueError, match=f"put '{second}' before '{first}'"):
+            build_chain([first, second])
+        build_chain([second, first])
+        build_chain([{first: {"coef": 0.0}}, second])  # coef 0 is absence
+        build_chain([first, {second: {"coef": 0}}])
+    build_chain(["clip_cov", "tool_bonus"])  # stage 2 alone
+    build_chain([{"group_log_det": {"acts": "force"}}, "tool_bonus"])
+
+
+def test_what_a_terms_source_returns_in_stage_one_is_declared():
+    for name in known_terms():
+        source = (Path(hclm_rl.__file__).parent / "terms" / f"{name}.py").read_text()
+        calls = [call for call in ast.walk(ast.parse(source)) if isinstance(call, ast.Call)]
+        given = {key.arg for call in calls if ast.unparse(call.func) == "RolloutEffect" for key in call.keywords}
+        term = build_chain([name]).links[0].term
+        assert (term.shapes_rewards, term.shapes_advantages) == ("rewards" in given, "advantages" in given), name
