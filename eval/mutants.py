@@ -104,7 +104,9 @@ def is_test(node: str, root: Path = ROOT) -> bool:
     if not (root / name).is_file():
         return False
     body = ast.parse((root / name).read_text()).body
-    return not function or function.partition("[")[0] in {each.name for each in body if isinstance(each, ast.FunctionDef)}
+    return not function or function.partition("[")[0] in {
+        each.name for each in body if isinstance(each, ast.FunctionDef)
+    }
 
 
 def copy_of(root: Path, folder: Path) -> Path:
@@ -242,7 +244,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", metavar="TEXT", default="", help="entries whose file, text or reason holds TEXT")
     parser.add_argument("--jobs", metavar="N", type=int, default=1, help="mutants at once; one by default")
     parser.add_argument("--limit", metavar="S", type=float, default=300.0, help="seconds for a mutant; 300 by default")
-    parser.add_argument("--page", type=Path, help="page of the documentation to write the table into; needs a whole run")
+    parser.add_argument(
+        "--page", type=Path, help="page of the documentation to write the table into; needs a whole run"
+    )
     args = parser.parse_args(argv)
     if args.page and args.only:
         parser.error("--page needs all mutants, so it does not go with --only")

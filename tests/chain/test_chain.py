@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hclm_rl import Chain, Constant, Effect, Link, NotFinite, Rollout, RolloutEffect, Term, TokenBatch
+from hclm_rl import Chain, Constant, Effect, Link, NotFinite, Rollout, RolloutEffect, StepToTarget, Term, TokenBatch
 from hclm_rl.chain.chain import Outcome, RolloutOutcome, blend, per_token
 
 from ..term_batches import always_the_same, centred, make_step, rollout, token_batch
@@ -129,6 +129,35 @@ def test_the_ends_of_the_way_are_exact():
     # 0.1 + 1 * (0.3 - 0.1) is not 0.3 in floating point, and an infinity has no way to it
     stock, shaped = torch.tensor([0.1, math.inf]), torch.tensor([0.3, 0.0])
     assert blend(stock, shaped, 0.0) is stock and blend(stock, shaped, 1.0) is shaped
+
+
+def test_a_quarter_of_the_way_is_nearer_to_stock():
+    # 2 + (6 - 2) / 4 = 3; at one half it would not show which end is which
+    assert blend(torch.tensor([2.0]), torch.tensor([6.0]), 0.25).tolist() == [3.0]
+    wide, shaped = torch.tensor([[2.0, 4.0]]), torch.tensor([6.0])
+    assert blend(wide, shaped, 0.25).tolist() == [[3.0, 4.5]]
+    assert blend(shaped, wide, 0.25).tolist() == [[5.0, 5.5]]
+
+
+@pytest.mark.parametrize("coef", [1.0, 0.25])
+def test_what_a_link_leaves_out_has_no_reward_for_those_after_it(coef):
+    is_left_out = torch.arange(8) == 2
+    stock = rollout(STEP).rewards.tolist()
+    memories: dict = {"leaves": {}, "after": {}}
+    leaves = Says(first=RolloutEffect(rewards=torch.tensor(stock), is_left_out=is_left_out))
+    outcome = stage_one(chain_of(leaves=leaves, after=Remembers()), coef=coef, memories=memories)
+    expected = [*stock[:2], math.nan, *stock[3:]]
+    for seen in (outcome.rewards.tolist(), memories["after"]["rewards"]):
+        assert seen == pytest.approx(expected, nan_ok=True)
+    for row in outcome.group_rewards.tolist()[:4]:
+        assert row == pytest.approx(expected[:4], nan_ok=True)
+    assert outcome.group_rewards[4:].tolist() == [stock[4:]] * 4
+
+
+def test_a_coefficient_that_reads_the_sampled_entropy_needs_the_scoring_pass():
+    gated = StepToTarget(target=0.2, rule="paper")
+    assert Chain((Link(name="a", term=Says(), coef=gated),)).needs_scores
+    assert not chain_of(a=Says()).needs_scores
 
 
 def test_advantages_per_response_and_per_token_mix():

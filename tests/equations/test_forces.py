@@ -110,6 +110,16 @@ def test_live_directions():
     assert unit.live() == pytest.approx((lam / (lam + 0.5 / 4)).sum().item() / 4, rel=1e-9)
 
 
+def test_three_rows_have_two_directions_however_wide_they_are():
+    # the rows 1, -1 and 0 along two axes of six: centred, they span two directions
+    z = torch.zeros(3, 6, dtype=torch.float64)
+    z[0, 0], z[1, 0], z[2, 1], z[0, 1], z[1, 1] = 1.0, -1.0, 2.0, -1.0, -1.0
+    # the greatest von Neumann force is that of directions alike: 2 log(live) / sqrt(N), live = min(D, N - 1) = 2
+    assert whole("von_neumann", z).bound() == pytest.approx(2 * math.log(2) / math.sqrt(3))
+    # variances 2 / 3 and 2, far above eps: both live
+    assert whole("log_det", z, 1e-12).live() == pytest.approx(1.0)
+
+
 def test_equal_states_have_no_force():
     assert step_force("log_det", torch.ones(6, 3), alone, {}) is None
     assert step_force("variance", torch.ones(1, 3), alone, {}) is None
