@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from hclm_rl.equations.ledger import LEAST_SPARE, Ledger
+from hclm_rl.equations.ledger import LEAST_SPARE, Ledger, solved
 
 NETS = (-0.5, 0.25, -0.25, 0.5, -0.75, 0.0, 0.5, -0.25, -0.5, 0.75, 0.25, -0.5)
 
@@ -62,6 +62,21 @@ def test_coefficients_and_errors_are_those_of_weighted_least_squares(decay: floa
     assert line.change(1.0)[1] == pytest.approx(math.sqrt(variance * at @ inverse @ at))
     memory["pairs"] = 0.6 * memory["errors"]  # (1 + .6) / (1 - .6) = 4, and its root
     assert Ledger.line(memory).gain_error == pytest.approx(2 * line.gain_error)
+
+
+def test_older_batches_are_forgotten():
+    # 40 batches, the gain .5 in the first half and .1 in the second: the newest weighs 1, each one before it .9 of that
+    source = np.random.default_rng(1)
+    nets = source.choice([-0.5, 0.0, 0.5], size=40)
+    levels = 3 + np.concatenate([[0], np.cumsum(2 * np.where(np.arange(39) < 20, 0.5, 0.1) * nets[:-1])])
+    design = np.stack([np.ones(40), 2.0 * np.arange(40), np.concatenate([[0], np.cumsum(2 * nets[:-1])])], axis=1)
+    roots = np.sqrt(0.9 ** np.arange(40)[::-1])  # of the weights, which sum to 9.85: too few for an error
+    expected = np.linalg.lstsq(roots[:, None] * design, roots * levels, rcond=None)[0]
+    found = solved(np.reshape(measured(levels, nets, decay=0.9)["fit"], (4, 4)))[0]
+    assert found[1:] == pytest.approx(expected[1:])
+    assert found[2] == pytest.approx(0.1, abs=0.05), "nearly the gain of the second half"
+    kept = solved(np.reshape(measured(levels, nets, decay=1.0)["fit"], (4, 4)))[0]
+    assert abs(kept[2] - found[2]) > 0.05, "where nothing is forgotten it is another"
 
 
 def test_nothing_is_predicted_before_the_gain_has_an_error():

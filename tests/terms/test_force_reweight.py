@@ -63,6 +63,16 @@ def test_the_expected_change_meets_the_edge_of_the_band(weights: str, low: float
     assert (w[view.mask & ~side] == 1).all() and (w[view.mask & side] < 1).all()
 
 
+def test_what_is_planned_is_the_mean_of_what_the_weights_leave():
+    view = rollout(make_step())
+    memory, e = learnt(view), influence_by_hand(view)
+    term = ForceReweight(low=0.001, high=0.002, floor=-100.0, ceiling=100.0)
+    w, metrics = weights_of(term, view, memory)
+    left = (w * e).sum().item() / view.mask.sum().item()
+    assert memory["net"] == pytest.approx(left) and memory["net"] == metrics["link/net"].item()
+    assert abs(memory["net"] - e.sum().item() / view.mask.sum().item()) > 1e-3, "the weights do something here"
+
+
 def test_inside_the_band_nothing_changes():
     step = make_step()
     term = ForceReweight(low=-1.0, high=1.0, floor=-100.0, ceiling=100.0)
