@@ -60,6 +60,7 @@ FORMS = {
     "group_log_det, both": find_term("group_log_det")(acts="both"),
     "group_log_det, force": find_term("group_log_det")(acts="force"),
     "forking_tokens, ties cut": find_term("forking_tokens")(ties="cut"),
+    "right_anchor, log_det": find_term("right_anchor")(source="any", unit="token", keep="log_det", capacity=1),
     "steer, exact": find_term("steer")(estimate="exact"),
 }
 every_term = pytest.mark.parametrize("term", (TERMS | FORMS).values(), ids=(TERMS | FORMS).keys())

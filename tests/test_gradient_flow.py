@@ -15,6 +15,7 @@ from torch import Tensor
 from hclm_rl import Rollout, Term, TokenBatch, known_terms
 from hclm_rl.chain.chain import Outcome
 from hclm_rl.terms.epo import Epo
+from hclm_rl.terms.right_anchor import RightAnchor
 from hclm_rl.terms.self_imitation import SelfImitation
 
 from .term_batches import (
@@ -84,6 +85,8 @@ FLOWS = {
     "perplexity_advantage": Flow(sampling="advantages logps"),
     "position_advantage": Flow(current="advantages"),
     "qae": Flow(sampling="rewards group_rewards reward_scale"),
+    "right_anchor": Flow(gradient="hidden", sampling="logps rewards", current="hidden"),
+    "right_anchor, log_det": Flow(gradient="hidden", sampling="hidden logps rewards", current="hidden"),
     "self_imitation": Flow(gradient="hidden", sampling="advantages logps rewards group_rewards", current="hidden"),
     "siren": Flow(gradient="hidden", sampling="hidden", current="hidden"),
     "siren, micro_batch": Flow(gradient="hidden", current="hidden"),
@@ -98,7 +101,7 @@ FLOWS = {
     "variance": Flow(gradient="hidden", sampling="hidden", current="hidden"),
     "von_neumann": Flow(gradient="hidden", sampling="hidden", current="hidden"),
     # the threshold of its windows, the kind of prompt, the KL's strength; no vocabulary, no advantages
-    # what it keeps for later and where the bar lies; replays hang on the batches' hidden states
+    # what they keep for later and where the bar lies; replays hang on the batches' hidden states
 }
 CASES = TERMS | FORMS | FOR_PARITY
 every_case = pytest.mark.parametrize("name", sorted(CASES))
@@ -194,9 +197,9 @@ def of_stage_two(term: Term, view: Rollout, batch: TokenBatch) -> dict[str, Tens
 
 
 def earlier(term: Term) -> dict:
-    """A memory where a rule needs an earlier step: epo's band, and what self_imitation replays."""
+    """A memory where a rule needs an earlier step: epo's band, and what self_imitation and right_anchor replay."""
     memory: dict = {"entropy_sum": 1.0, "steps": 1} if isinstance(term, Epo) else {}
-    if isinstance(term, SelfImitation):
+    if isinstance(term, SelfImitation | RightAnchor):
         first_stage(term, rollout(with_tools(make_step(7, torch.float64))), memory)
     return memory
 

@@ -1,6 +1,6 @@
 """The small policies of the tasks: a tokenizer of a few words, a Llama of 110,000 ("coins") or 360,000 parameters."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -22,15 +22,17 @@ class Shape:
     folder: str  # of the shipped warm start
 
 
+OF_COINS = Shape(
+    words=(PAD, EOS, ":", "!", ">", *map(str, range(41))),
+    longest_text=32,  # a prompt has 10, a completion at most 17
+    width=64,
+    layers=2,
+    mlp=192,
+    folder="warm_start",
+)
 SHAPES = {
-    "coins": Shape(
-        words=(PAD, EOS, ":", "!", ">", *map(str, range(41))),
-        longest_text=32,  # a prompt has 10, a completion at most 17
-        width=64,
-        layers=2,
-        mlp=192,
-        folder="warm_start",
-    ),
+    "coins": OF_COINS,
+    "coins_noisy": replace(OF_COINS, folder="warm_start_noisy"),
     "products": Shape(
         words=(PAD, EOS, "*", "=", *map(str, range(10))),
         longest_text=16,  # a prompt has 6, a completion at most 5

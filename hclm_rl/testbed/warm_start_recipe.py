@@ -1,6 +1,7 @@
 """Supervised warm start of a task's policy on problems of its own: coins, one random right payment for each of 30,000.
 
 python -m hclm_rl.testbed.warm_start_recipe --out DIR --seed 0
+python -m hclm_rl.testbed.warm_start_recipe --task coins_noisy --out DIR --seed 0   # half of the examples wrong
 python -m hclm_rl.testbed.warm_start_recipe --task products --out DIR --seed 0
 """
 
@@ -16,12 +17,13 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm, trange
 from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
-from hclm_rl.testbed import coins, products
+from hclm_rl.testbed import coins, coins_noisy, products
 from hclm_rl.testbed.policy import EOS, new_policy, new_tokenizer, save_policy
 from hclm_rl.testbed.sampling import evaluate
 from hclm_rl.testbed.task import find_task
 
 WARM_UP_STEPS = 30
+COINS_PROBLEMS = 30_000
 IGNORED = -100
 
 
@@ -38,8 +40,20 @@ class Lesson:
 
 def coins_texts(seed: int) -> list[str]:
     source = random.Random(seed)
-    problems = [problem for problem, _ in zip(coins.random_problems("train", seed), range(30_000), strict=False)]
+    problems = [
+        problem for problem, _ in zip(coins.random_problems("train", seed), range(COINS_PROBLEMS), strict=False)
+    ]
     return [f"{problem.prompt} {problem.random_solution(source)}" for problem in problems]
+
+
+def coins_noisy_texts(seed: int) -> list[str]:
+    """Those of coins, in every second of them a random walk for the payment."""
+    source = random.Random(f"noisy {seed}")
+    texts, problems = coins_texts(seed), coins.random_problems("train", seed)
+    return [
+        f"{problem.prompt} {coins_noisy.random_walk(problem, source)}" if i % 2 else text
+        for i, (text, problem) in enumerate(zip(texts, problems, strict=False))
+    ]
 
 
 def products_texts(seed: int) -> list[str]:
@@ -50,6 +64,7 @@ def products_texts(seed: int) -> list[str]:
 
 LESSONS = {
     "coins": Lesson(texts=coins_texts, prompt_tokens=10, steps=650, batch=128, learning_rate=4e-3),
+    "coins_noisy": Lesson(texts=coins_noisy_texts, prompt_tokens=10, steps=650, batch=128, learning_rate=4e-3),
     "products": Lesson(texts=products_texts, prompt_tokens=6, steps=300, batch=256, learning_rate=3e-3),
 }
 

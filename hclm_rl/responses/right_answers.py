@@ -1,0 +1,161 @@
+"""Right responses kept from earlier steps, without padding, as tensors that fit a term's memory."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from ..equations.geometry import gram_factor
+from ..types import Transcript
+
+PREFIX = "right_"  # of the keys in a memory
+OF_PROMPT = ("prompt_ids",)
+OF_TEXT = ("ids", "mask", "logps")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RightAnswers:
+    """K right responses, the texts of all one after the other, on the CPU; the same on all processes.
+
+    A response takes 28 bytes, 4 for each token of its prompt, 9 for each of its own, and 4 for each of its D states.
+    """
+
+    prompt: Int[Tensor, "K"]  # a number that stands for the prompt
+    answer: Int[Tensor, "K"]  # a number that stands for prompt and answer
+    step: Int[Tensor, "K"]  # the optimiser step at which it was first sampled
+    prompt_length: Int[Tensor, "K"]
+    length: Int[Tensor, "K"]
+    prompt_ids: Int[Tensor, "prompts"]
+    ids: Int[Tensor, "tokens"]
+    mask: Bool[Tensor, "tokens"]  # False on what tools wrote
+    logps: Float[Tensor, "tokens"]  # of the policy that first sampled it; 0 off the mask
+    states: Float[Tensor, "K D"]  # its pooled hidden state; D is 0 where nobody asks
+
+    def __len__(self) -> int:
+        return len(self.prompt)
+
+    def rows(self, which: Bool[Tensor, "K"] | Int[Tensor, "R"]) -> "RightAnswers":
+        """Some of them, in that order."""
+        order = which.nonzero().squeeze(1) if which.dtype == torch.bool else which
+        of_prompt, of_text = (pieces(lengths, order) for lengths in (self.prompt_length, self.length))
+        at = dict.fromkeys(OF_PROMPT, of_prompt) | dict.fromkeys(OF_TEXT, of_text)
+        return RightAnswers(**{x.name: getattr(self, x.name)[at.get(x.name, order)] for x in fields(self)})
+
+    def joined(self, more: "RightAnswers") -> "RightAnswers":
+        """Both, these first."""
+        names = [each.name for each in fields(self)]
+        return RightAnswers(**{name: torch.cat([getattr(self, name), getattr(more, name)]) for name in names})
+
+    def with_new(self, new: "RightAnswers", capacity: int, keep: Literal["first", "log_det"]) -> "RightAnswers":
+        """These and the first of each new answer, at most `capacity` to a prompt."""
+        has = set(self.answer.tolist())
+        counts = Counter(self.prompt.tolist())
+        takes = []
+        for i, (prompt, answer) in enumerate(zip(new.prompt.tolist(), new.answer.tolist(), strict=True)):
+            if answer not in has and (keep == "log_det" or counts[prompt] < capacity):
+                takes.append(i)
+                has.add(answer)
+                counts[prompt] += 1
+        if not takes:
+            return self
+        joined = self.joined(new.rows(torch.tensor(takes)))
+        stays = torch.ones(len(joined), dtype=torch.bool)
+        for prompt in (of for of, count in counts.items() if count > capacity):
+            rows = (joined.prompt == prompt).nonzero().squeeze(1)
+            stays[rows] = False
+            stays[rows[widest_apart(joined.states[rows], capacity)]] = True
+        return joined if stays.all() else joined.rows(stays)
+
+    def save(self, memory: dict) -> None:
+        memory |= {PREFIX + each.name: getattr(self, each.name) for each in fields(self)}
+
+    def bytes(self) -> int:
+        """What they take in memory and in a checkpoint."""
+        return sum(getattr(self, each.name).nbytes for each in fields(self))
+
+    def padded(self) -> dict[str, Tensor]:
+        """prompt_ids, prompt_mask (K, P), padded on the left; ids, present, mask, logps (K, T), on the right."""
+        prompts = self.prompt_ids.long().split(self.prompt_length.tolist())
+        lengths = self.length.tolist()
+        text = {
+            "ids": self.ids.long(),
+            "present": torch.ones_like(self.mask),
+            "mask": self.mask,
+            "logps": self.logps,
+        }
+        return {
+            "prompt_ids": pad_sequence(prompts, batch_first=True, padding_side="left"),
+            "prompt_mask": pad_sequence([torch.ones_like(x).bool() for x in prompts], True, padding_side="left"),
+            **{name: pad_sequence(x.split(lengths), batch_first=True) for name, x in text.items()},
+        }
+
+
+def widest_apart(states: Float[Tensor, "K D"], capacity: int) -> Int[Tensor, "C"]:
+    """Which rows stay when, one at a time, the one with the least leverage in their log-determinant leaves.
+
+    eps is the mean eigenvalue of the Gram matrix, so leverages are graded whatever the unit of the states. Of a tie the
+    last leaves.
+    """
+    stays = torch.arange(len(states))
+    while len(stays) > capacity:
+        z = states[stays].double()
+        eps = float((z - z.mean(dim=0)).square().sum()) / len(z) ** 2
+        leverage = gram_factor(z, eps).leverage() if eps > 0 else z.new_zeros(len(z))
+        last = len(stays) - 1 - int(leverage.flip(0).argmin())
+        stays = stays[torch.arange(len(stays)) != last]
+    return stays
+
+
+def pieces(lengths: Int[Tensor, "K"], order: Int[Tensor, "R"]) -> Int[Tensor, "tokens"]:
+    """Where the tokens of the pieces `order` lie, the pieces of these lengths lying one after the other."""
+    starts = lengths.long().cumsum(dim=0) - lengths
+    own = lengths[order].long()
+    within = torch.arange(int(own.sum())) - (own.cumsum(dim=0) - own).repeat_interleave(own)
+    return starts[order].repeat_interleave(own) + within
+
+
+def unpadded(
+    text: Transcript,
+    mask: Bool[Tensor, "R T"],
+    logps: Float[Tensor, "R T"],
+    *,
+    prompt: Int[Tensor, "R"],
+    answer: Int[Tensor, "R"],
+    step: int,
+    states: Float[Tensor, "R D"],
+) -> RightAnswers:
+    """Responses as a rollout has them, wherever their padding is."""
+    return RightAnswers(
+        prompt=prompt,
+        answer=answer,
+        step=torch.full_like(prompt, step, dtype=torch.int32),
+        prompt_length=text.prompt_mask.sum(dim=1).int(),
+        length=text.present.sum(dim=1).int(),
+        prompt_ids=text.prompt_ids[text.prompt_mask].int(),
+        ids=text.ids[text.present].int(),
+        mask=mask[text.present],
+        logps=torch.where(mask, logps, 0.0)[text.present].float(),
+        states=states.float(),
+    )
+
+
+def kept_in(memory: dict) -> RightAnswers | None:
+    """What `save` left there."""
+    if PREFIX + "ids" not in memory:
+        return None
+    return RightAnswers(**{each.name: memory[PREFIX + each.name].cpu() for each in fields(RightAnswers)})
+
+
+def number_of(*said: str | Sequence[int]) -> int:
+    """64 bits that stand for a text or a row of token ids: equal for equals, of others once in 10^19."""
+    found = hashlib.blake2b(digest_size=8)
+    for each in said:
+        found.update(each.encode(errors="replace") if isinstance(each, str) else repr(list(each)).encode())
+        found.update(b"\0")
+    return int.from_bytes(found.digest(), "big", signed=True)

@@ -1,0 +1,288 @@
+"""Right-answer anchor, derived here; nearest: DPH-RL, Li et al., 2025, arXiv:2509.07430"""
+
+import logging
+import math
+import os
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ..equations.functional import in_double, widest
+from ..equations.geometry import at_least_float32
+from ..responses.answers import DEFAULT, answer_of, extractor
+from ..responses.right_answers import RightAnswers, kept_in, number_of, unpadded
+from ..types import Effect, Rollout, RolloutEffect, Term, TokenBatch, Total, Transcript
+
+logger = logging.getLogger(__name__)
+
+PATIENCE = 50  # rollouts without a prompt that came again, after which a run is told
+GB = 1e9
+
+
+@dataclass(frozen=True, kw_only=True)
+class RightAnchor(Term):
+    """What was once sampled and right may not become less likely: its log-prob is held from below.
+
+    A store keeps up to `capacity` different right responses of each prompt, with their log-probs when first sampled:
+    l_0 = sum_t log pi_0(o_t). A `share` of the rows each replays one of an earlier step, drawn uniformly. Its loss is
+
+        max(0, l_0 - margin - l)    l = sum_t log pi(o_t) now    summed over replays, over the number of their tokens
+
+    times coef. Where nothing right has become less likely the gradient is 0, so learning is free, unlike under a KL to
+    the start, which holds the start's mistakes too. It is likelihood without an importance ratio, on purpose: a floor.
+    A replay costs one more pass, forward and backward; those drawn twice in a micro-batch are read once. `share: 1`
+    doubles the texts that are read with gradient. The store is the same on all processes and goes into checkpoints:
+    28 bytes a response, 4 for each token of its prompt, 9 for each of its own (`bytes` logs the sum); with
+    `keep: log_det` 4 D more. A right answer by luck is held like the others.
+
+    Args:
+        source: "prompt": a row replays what its own prompt was once answered; "any": what any prompt was, for data
+            sets whose prompts seldom come twice.
+        unit: what is compared with l_0: "response", its sum; "token", each token, sum_t max(0, l_0t - margin - l_t),
+            for long responses, whose sums drift by many nats.
+        hinge: False: plain cross-entropy -l, the baseline of rejection fine-tuning, which never stops.
+        margin: nats that may be lost, of a response or of a token as `unit` says; at least 0.
+        capacity: responses kept for a prompt, at least 1.
+        share: of the rows, in (0, 1]: those that replay, hence the cost.
+        distinct: which responses to a prompt are different: those of other "tokens", or of another "answer".
+        answer: for "answer": a regular expression with one group or the dotted path of a function; the default is the
+            last \\boxed{}, or a text of nothing but whole numbers. A response without an answer counts by its tokens.
+        keep: when a prompt's store is full: "first" keeps those that came first; "log_det" drops what adds least to the
+            spread of their pooled hidden states (least leverage in the Gram matrix, eps its mean eigenvalue), which
+            are those of the step at which each was sampled.
+        right_at: the reward from which a response is right; None: 1, with a warning where rewards are not 0 or 1.
+        most_gb: the store takes no more responses beyond so many 10^9 bytes, and says so once; above 0.
+    """
+
+    needs_scores: ClassVar[bool] = True
+    needs_rescoring: ClassVar[bool] = True
+    default_coef: ClassVar[float] = 0.3
+
+    source: Literal["prompt", "any"] = "prompt"
+    unit: Literal["response", "token"] = "response"
+    hinge: bool = True
+    margin: float = 0.0
+    capacity: int = 16
+    share: float = 1.0
+    distinct: Literal["tokens", "answer"] = "tokens"
+    answer: str = DEFAULT
+    keep: Literal["first", "log_det"] = "first"
+    right_at: float | None = None
+    most_gb: float = 4.0
+
+    def __post_init__(self) -> None:
+        extractor(self.answer)
+        if not (self.margin >= 0 and math.isfinite(self.margin)):
+            raise ValueError(f"margin is a number of nats, at least 0, got {self.margin}")
+        if self.margin and not self.hinge:
+            raise ValueError(f"margin belongs to the hinge: with hinge: false leave it out, got {self.margin}")
+        if self.capacity < 1:
+            raise ValueError(f"capacity must be at least 1, got {self.capacity}")
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share must be in (0, 1], got {self.share}")
+        if self.right_at is not None and not math.isfinite(self.right_at):
+            raise ValueError(f"right_at must be a finite reward or None, got {self.right_at}")
+        there = memory_of_the_machine()
+        if not 0 < self.most_gb * GB <= there:
+            raise ValueError(f"most_gb must be above 0 and at most this machine's {there / GB:.1f}, got {self.most_gb}")
+
+    @property
+    def needs_hidden(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride] (one way to choose does)
+        return self.keep == "log_det"
+
+    def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
+        self._tell_of_unclear_rewards(rollout, memory)
+        assert rollout.transcript is not None
+        kept, numbers = kept_in(memory), [number_of(ids) for ids in prompts_of(rollout.transcript)]
+        prompt = rollout.everywhere(torch.tensor(numbers, device=rollout.mask.device)).cpu()
+        is_busy = rollout.everywhere(rollout.mask.any(dim=1)).cpu()
+        drawn = self._draw(rollout, kept, prompt, is_busy)
+        columns, shared = self._replays(rollout, kept, drawn)
+        if kept is not None and self.source == "prompt":
+            self._tell_if_none_came_again(kept, prompt, memory)
+        kept = self._with_new(rollout, kept, prompt, memory)
+        kept.save(memory)
+        metrics = {"kept": len(kept), "prompts": len(kept.prompt.unique()), "bytes": kept.bytes()}
+        metrics["replayed"] = int((drawn >= 0).sum())
+        return RolloutEffect(
+            columns=columns,
+            shared=shared,
+            metrics={name: torch.tensor(float(value)) for name, value in metrics.items()},
+        )
+
+    def __call__(self, batch: TokenBatch, memory: dict) -> Effect:
+        if "replay" not in batch.columns:
+            return Effect()
+        kept, number = batch.shared, batch.columns["replay"]
+        # one call on every process, and at least one row in it: a sharded model is read by all or by none
+        read, place = torch.unique(number.clamp(min=0), return_inverse=True)
+        names = ("prompt_ids", "prompt_mask", "ids", "present")
+        logps, _ = batch.score(Transcript(**trimmed({name: kept[name][read] for name in names})))
+        mask = kept["mask"][read][:, : logps.size(1)]
+        lost = self.lost(kept["logps"][read][:, : logps.size(1)].to(logps), logps, mask)[place]
+        replays = number >= 0
+        # on the row's first token; the trainer divides by the tokens of the step, `weight` has them
+        is_first = batch.mask & (batch.mask.cumsum(dim=1) == 1) & replays.unsqueeze(1)
+        of_row = (lost * kept["weight"].to(lost)).unsqueeze(1)
+        gaps = lost.detach()[replays]
+        seen = [in_double(x) for x in (replays.sum(), (gaps > 0).sum(), gaps.sum())]
+        return Effect(
+            loss=torch.where(is_first, of_row, 0.0),
+            metrics={
+                "lost": Total(sums=(seen[1], seen[0]), form=ratio),
+                "nats": Total(sums=(seen[2], seen[0]), form=ratio),
+            },
+        )
+
+    def lost(
+        self, first: Float[Tensor, "R T"], now: Float[Tensor, "R T"], mask: Bool[Tensor, "R T"]
+    ) -> Float[Tensor, "R"]:
+        """Each response's loss: nats below its floor; without the hinge, below 0."""
+        if not self.hinge:
+            return -torch.where(mask, now, 0.0).sum(dim=1)
+        gap = torch.where(mask, first - now, 0.0)
+        if self.unit == "response":
+            return (gap.sum(dim=1) - self.margin).clamp(min=0)
+        return (gap - self.margin).clamp(min=0).sum(dim=1)
+
+    def _tell_of_unclear_rewards(self, rollout: Rollout, memory: dict) -> None:
+        if self.right_at is not None:
+            return
+        rewards = rollout.everywhere(rollout.rewards)
+        other = rewards[~rewards.isnan() & (rewards != 0) & (rewards != 1)]
+        if len(other):
+            tell_once(
+                memory,
+                "unclear",
+                f"rewards should be 0 or 1, {len(other)} of {len(rewards)} are neither, such as {other[0].item():.4g}; "
+                "those of 1 or more count as right: set right_at, the reward from which a response is right",
+            )
+
+    def _draw(
+        self, rollout: Rollout, kept: RightAnswers | None, prompt: Int[Tensor, "N"], is_busy: Bool[Tensor, "N"]
+    ) -> Int[Tensor, "N"]:
+        """The stored response that each row of all processes replays, -1 for none."""
+        count = len(prompt)
+        order = torch.randperm(count, generator=rollout.generator)
+        at = torch.rand(count, generator=rollout.generator, dtype=torch.float64)
+        chooses = torch.zeros(count, dtype=torch.bool)
+        chooses[order[: math.ceil(self.share * count)]] = True
+        if kept is None or not len(kept):
+            return torch.full((count,), -1)
+        ordered, by_prompt = kept.prompt.sort(stable=True)
+        if self.source == "any":
+            low, high = torch.zeros_like(prompt), torch.full_like(prompt, len(kept))
+        else:
+            low, high = torch.searchsorted(ordered, prompt), torch.searchsorted(ordered, prompt, right=True)
+        picked = (low + (at * (high - low)).long()).clamp(max=len(kept) - 1)
+        return torch.where(chooses & is_busy & (high > low), by_prompt[picked], -1)
+
+    def _replays(
+        self, rollout: Rollout, kept: RightAnswers | None, drawn: Int[Tensor, "N"]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The drawn texts, which every process has, and which of them each row of this one replays."""
+        replays = drawn >= 0
+        tokens = rollout.total(rollout.mask.sum()).item()  # on every process, whether there is a replay or not
+        if kept is None or not replays.any():
+            return {}, {}
+        read, place = torch.unique(drawn[replays], return_inverse=True)
+        chosen = kept.rows(read)
+        shared = chosen.padded()
+        replayed = int(shared["mask"].sum(dim=1)[place].sum())
+        number = torch.full_like(drawn, -1).masked_scatter(replays, place)
+        device = rollout.mask.device
+        shared["weight"] = torch.tensor(tokens / max(replayed, 1), dtype=widest(device))
+        shared = {name: x.to(device) for name, x in shared.items()}
+        return {"replay": rollout.here(number.to(device))}, shared
+
+    def _with_new(
+        self, rollout: Rollout, kept: RightAnswers | None, prompt: Int[Tensor, "N"], memory: dict
+    ) -> RightAnswers:
+        """The store with this rollout's right responses that it has not, from all processes."""
+        new = self._right_ones(rollout, prompt)
+        kept = new.rows(torch.zeros(0, dtype=torch.long)) if kept is None else kept
+        if kept.bytes() <= self.most_gb * GB:
+            return kept.with_new(new, self.capacity, self.keep)
+        tell_once(
+            memory,
+            "full",
+            f"the store of right answers takes {kept.bytes() / GB:.2f} GB, most_gb allows {self.most_gb}, so it takes "
+            f"no more than the {len(kept)} responses that it has: lower capacity, or raise most_gb",
+        )
+        return kept
+
+    def _right_ones(self, rollout: Rollout, prompt: Int[Tensor, "N"]) -> RightAnswers:
+        """The rollout's right responses, from all processes."""
+        assert rollout.transcript is not None
+        own, extract, mask = rollout.transcript, extractor(self.answer), rollout.mask
+        said: list[str | list[int]] = [row[is_own].tolist() for row, is_own in zip(own.ids, mask, strict=True)]
+        if self.distinct == "answer":
+            answers = [answer_of(each, extract) for each in rollout.texts]
+            said = [ids if answer is None else answer for ids, answer in zip(said, answers, strict=True)]
+        numbers = [number_of(asked, each) for asked, each in zip(prompts_of(own), said, strict=True)]
+        states = (
+            pooled(rollout.hidden().detach(), mask) if self.keep == "log_det" else torch.zeros_like(mask[:, :0]).float()
+        )
+
+        def everywhere(x: Tensor) -> Tensor:
+            return rollout.everywhere(x).cpu()
+
+        rewards, counts = everywhere(rollout.rewards), everywhere(mask)
+        is_right = (rewards >= (1 if self.right_at is None else self.right_at)) & counts.any(dim=1)
+        found = unpadded(
+            Transcript(**{name: everywhere(x) for name, x in vars(own).items()}),
+            counts,
+            everywhere(torch.where(mask, rollout.scored()[0].detach(), 0.0)),
+            prompt=prompt,
+            answer=everywhere(torch.tensor(numbers, device=mask.device)),
+            step=rollout.step,
+            states=everywhere(states),
+        )
+        return found.rows(is_right)
+
+    def _tell_if_none_came_again(self, kept: RightAnswers, prompt: Int[Tensor, "N"], memory: dict) -> None:
+        memory["alone"] = memory.get("alone", 0) + 1 if not torch.isin(prompt, kept.prompt).any() else -math.inf
+        if memory["alone"] >= PATIENCE:
+            tell_once(
+                memory,
+                "seldom",
+                f"no prompt with a right answer has come again in {PATIENCE} rollouts, so source: prompt holds nothing "
+                "yet; source: any holds the right answers of all prompts",
+            )
+
+
+def tell_once(memory: dict, about: str, sentence: str) -> None:
+    """A warning, once a run."""
+    if not memory.get(about):
+        memory[about] = True
+        logger.warning("right_anchor: %s", sentence)
+
+
+def prompts_of(text: Transcript) -> list[list[int]]:
+    return [ids[is_own].tolist() for ids, is_own in zip(text.prompt_ids, text.prompt_mask, strict=True)]
+
+
+def trimmed(text: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without the columns of padding that these rows do not need."""
+    prompt, completion = text["prompt_mask"].any(dim=0), text["present"].any(dim=0)
+    return {name: x[:, prompt if name.startswith("prompt") else completion] for name, x in text.items()}
+
+
+def pooled(states: Float[Tensor, "N T D"], mask: Bool[Tensor, "N T"]) -> Float[Tensor, "N D"]:
+    """The mean state of each response's tokens, row by row: a sum over padding would depend on the batch's width."""
+    rows = [
+        at_least_float32(z[is_own]).sum(dim=0) / max(len(z[is_own]), 1) for z, is_own in zip(states, mask, strict=True)
+    ]
+    return torch.stack(rows)
+
+
+def ratio(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0
+
+
+def memory_of_the_machine() -> int:
+    """Bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
