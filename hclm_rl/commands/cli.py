@@ -35,7 +35,7 @@ NEEDS = {
     "needs_scores": "scoring pass",
     "needs_hidden": "hidden states",
     "needs_vocab": "next-token distribution",
-    "needs_rescoring": "passes over other texts",
+    "needs_rescoring": "reads other texts",
     "needs_attention": "eager attention",
     "inert_on_policy": "several updates per rollout",
 }

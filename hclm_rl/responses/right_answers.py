@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from ..equations.functional import in_double
 from ..equations.geometry import gram_factor
 from ..types import Transcript
 
@@ -104,7 +105,7 @@ def widest_apart(states: Float[Tensor, "K D"], capacity: int) -> Int[Tensor, "C"
     """
     stays = torch.arange(len(states))
     while len(stays) > capacity:
-        z = states[stays].double()
+        z = in_double(states[stays])
         eps = float((z - z.mean(dim=0)).square().sum()) / len(z) ** 2
         leverage = gram_factor(z, eps).leverage() if eps > 0 else z.new_zeros(len(z))
         last = len(stays) - 1 - int(leverage.flip(0).argmin())

@@ -36,7 +36,7 @@ class RightAnchor(Term):
     A replay costs one more pass, forward and backward; those drawn twice in a micro-batch are read once. `share: 1`
     doubles the texts that are read with gradient. The store is the same on all processes and goes into checkpoints:
     28 bytes a response, 4 for each token of its prompt, 9 for each of its own (`bytes` logs the sum); with
-    `keep: log_det` 4 D more. A right answer by luck is held like the others.
+    `keep: log_det` 4 D more. An answer that was right by luck is held like the others; with dropout l is noisy.
 
     Args:
         source: "prompt": a row replays what its own prompt was once answered; "any": what any prompt was, for data
@@ -117,13 +117,13 @@ class RightAnchor(Term):
         if "replay" not in batch.columns:
             return Effect()
         kept, number = batch.shared, batch.columns["replay"]
+        replays = number >= 0
         # one call on every process, and at least one row in it: a sharded model is read by all or by none
-        read, place = torch.unique(number.clamp(min=0), return_inverse=True)
+        read, place = torch.unique(number.where(replays, number.max().clamp(min=0)), return_inverse=True)
         names = ("prompt_ids", "prompt_mask", "ids", "present")
         logps, _ = batch.score(Transcript(**trimmed({name: kept[name][read] for name in names})))
         mask = kept["mask"][read][:, : logps.size(1)]
-        lost = self.lost(kept["logps"][read][:, : logps.size(1)].to(logps), logps, mask)[place]
-        replays = number >= 0
+        lost = self.lost(kept["logps"][read][:, : logps.size(1)], logps, mask)[place]
         # on the row's first token; the trainer divides by the tokens of the step, `weight` has them
         is_first = batch.mask & (batch.mask.cumsum(dim=1) == 1) & replays.unsqueeze(1)
         of_row = (lost * kept["weight"].to(lost)).unsqueeze(1)
@@ -131,6 +131,7 @@ class RightAnchor(Term):
         seen = [in_double(x) for x in (replays.sum(), (gaps > 0).sum(), gaps.sum())]
         return Effect(
             loss=torch.where(is_first, of_row, 0.0),
+            affected=batch.mask & (replays & (lost > 0)).unsqueeze(1),
             metrics={
                 "lost": Total(sums=(seen[1], seen[0]), form=ratio),
                 "nats": Total(sums=(seen[2], seen[0]), form=ratio),
@@ -167,7 +168,7 @@ class RightAnchor(Term):
         """The stored response that each row of all processes replays, -1 for none."""
         count = len(prompt)
         order = torch.randperm(count, generator=rollout.generator)
-        at = torch.rand(count, generator=rollout.generator, dtype=torch.float64)
+        at = torch.randint(2**62, (count,), generator=rollout.generator)
         chooses = torch.zeros(count, dtype=torch.bool)
         chooses[order[: math.ceil(self.share * count)]] = True
         if kept is None or not len(kept):
@@ -177,7 +178,7 @@ class RightAnchor(Term):
             low, high = torch.zeros_like(prompt), torch.full_like(prompt, len(kept))
         else:
             low, high = torch.searchsorted(ordered, prompt), torch.searchsorted(ordered, prompt, right=True)
-        picked = (low + (at * (high - low)).long()).clamp(max=len(kept) - 1)
+        picked = (low + at % (high - low).clamp(min=1)).clamp(max=len(kept) - 1)
         return torch.where(chooses & is_busy & (high > low), by_prompt[picked], -1)
 
     def _replays(
