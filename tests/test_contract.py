@@ -14,6 +14,7 @@ from torch import Tensor
 from hclm_rl import Quantiles, Term, Total, known_terms
 from hclm_rl.chain.chain import Outcome, per_token
 from hclm_rl.recipe.config import find_term
+from hclm_rl.terms.right_kl import RightKl
 
 from .term_batches import (
     Processes,
@@ -38,6 +39,7 @@ REACHING = {
     "force_reweight": {"floor": 2.0, "ceiling": 3.0},
     "hicra": {"grams": ("so", "let me", "is")},
     "info_po": {"placeholder": "4"},
+    "right_kl": {"right_at": 0.25},  # with two in a group
     "self_imitation": {"buffer": 1, "needs_tool_call": False},
     "entro_pic": {"threshold": 0.3},  # few tokens of this policy reach 0.95
     "lp_reg": {"rho": 0.9},  # 1 % of 32 tokens is none, and most of them are filtered out or have become likelier
@@ -233,6 +235,8 @@ def with_tools(step: Step) -> Step:
 def test_it_does_something(term: Term):
     step, memory = with_tools(make_step()), {}
     first_stage(term, rollout(with_tools(make_step(1))), memory)  # some act from what earlier steps left
+    if isinstance(term, RightKl):  # it compares a response with itself when it was first sampled
+        first_stage(term, rollout(replace(step, old_logps=step.old_logps / 2)), memory)
     _, _, asked = both_stages(term, step, memory=memory)
     if term.is_diagnostic:
         first = first_stage(term, rollout(step), {})

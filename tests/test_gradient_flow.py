@@ -16,6 +16,7 @@ from hclm_rl import Rollout, Term, TokenBatch, known_terms
 from hclm_rl.chain.chain import Outcome
 from hclm_rl.terms.epo import Epo
 from hclm_rl.terms.right_anchor import RightAnchor
+from hclm_rl.terms.right_kl import RightKl
 from hclm_rl.terms.self_imitation import SelfImitation
 
 from .term_batches import (
@@ -87,6 +88,7 @@ FLOWS = {
     "qae": Flow(sampling="rewards group_rewards reward_scale"),
     "right_anchor": Flow(gradient="hidden", sampling="logps rewards", current="hidden"),
     "right_anchor, log_det": Flow(gradient="hidden", sampling="hidden logps rewards", current="hidden"),
+    "right_kl": Flow(sampling="advantages logps rewards"),
     "self_imitation": Flow(gradient="hidden", sampling="advantages logps rewards group_rewards", current="hidden"),
     "siren": Flow(gradient="hidden", sampling="hidden", current="hidden"),
     "siren, micro_batch": Flow(gradient="hidden", current="hidden"),
@@ -197,10 +199,14 @@ def of_stage_two(term: Term, view: Rollout, batch: TokenBatch) -> dict[str, Tens
 
 
 def earlier(term: Term) -> dict:
-    """A memory where a rule needs an earlier step: epo's band, and what self_imitation and right_anchor replay."""
+    """A memory where a rule needs an earlier step: epo's band, what self_imitation and right_anchor replay."""
     memory: dict = {"entropy_sum": 1.0, "steps": 1} if isinstance(term, Epo) else {}
     if isinstance(term, SelfImitation | RightAnchor):
         first_stage(term, rollout(with_tools(make_step(7, torch.float64))), memory)
+    if isinstance(term, RightKl):  # it compares a response with itself when it was first sampled
+        for seed in range(3):
+            step = with_tools(make_step(seed, torch.float64))
+            first_stage(term, rollout(replace(step, old_logps=step.old_logps / 2)), memory)
     return memory
 
 

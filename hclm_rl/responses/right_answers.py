@@ -1,6 +1,7 @@
 """Right responses kept from earlier steps, without padding, as tensors that fit a term's memory."""
 
 import hashlib
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -13,7 +14,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..equations.functional import in_double
 from ..equations.geometry import gram_factor
-from ..types import Transcript
+from ..types import Rollout, Transcript
+
+logger = logging.getLogger(__name__)
 
 PREFIX = "right_"  # of the keys in a memory
 OF_PROMPT = ("prompt_ids",)
@@ -45,7 +48,7 @@ class RightAnswers:
         """Some of them, in that order."""
         order = which.nonzero().squeeze(1) if which.dtype == torch.bool else which
         of_prompt, of_text = (pieces(lengths, order) for lengths in (self.prompt_length, self.length))
-        at = dict.fromkeys(OF_PROMPT, of_prompt) | dict.fromkeys(OF_TEXT, of_text)
+        at: dict[str, Tensor] = {**dict.fromkeys(OF_PROMPT, of_prompt), **dict.fromkeys(OF_TEXT, of_text)}
         return RightAnswers(**{x.name: getattr(self, x.name)[at.get(x.name, order)] for x in fields(self)})
 
     def joined(self, more: "RightAnswers") -> "RightAnswers":
@@ -82,7 +85,7 @@ class RightAnswers:
 
     def padded(self) -> dict[str, Tensor]:
         """prompt_ids, prompt_mask (K, P), padded on the left; ids, present, mask, logps (K, T), on the right."""
-        prompts = self.prompt_ids.long().split(self.prompt_length.tolist())
+        prompts = list(self.prompt_ids.long().split(self.prompt_length.tolist()))
         lengths = self.length.tolist()
         text = {
             "ids": self.ids.long(),
@@ -91,9 +94,9 @@ class RightAnswers:
             "logps": self.logps,
         }
         return {
-            "prompt_ids": pad_sequence(prompts, batch_first=True, padding_side="left"),
+            "prompt_ids": pad_sequence(prompts, True, padding_side="left"),
             "prompt_mask": pad_sequence([torch.ones_like(x).bool() for x in prompts], True, padding_side="left"),
-            **{name: pad_sequence(x.split(lengths), batch_first=True) for name, x in text.items()},
+            **{name: pad_sequence(list(x.split(lengths)), True) for name, x in text.items()},
         }
 
 
@@ -160,3 +163,43 @@ def number_of(*said: str | Sequence[int]) -> int:
         found.update(each.encode(errors="replace") if isinstance(each, str) else repr(list(each)).encode())
         found.update(b"\0")
     return int.from_bytes(found.digest(), "big", signed=True)
+
+
+def prompts_of(text: Transcript) -> list[list[int]]:
+    """The tokens of each prompt."""
+    return [ids[is_own].tolist() for ids, is_own in zip(text.prompt_ids, text.prompt_mask, strict=True)]
+
+
+def prompt_numbers(rollout: Rollout) -> Int[Tensor, "N"]:
+    """A number for the prompt of each row of all processes, on the CPU."""
+    assert rollout.transcript is not None
+    numbers = [number_of(ids) for ids in prompts_of(rollout.transcript)]
+    return rollout.everywhere(torch.tensor(numbers, device=rollout.mask.device)).cpu()
+
+
+def is_right(rewards: Float[Tensor, "N"], right_at: float | None) -> Bool[Tensor, "N"]:
+    """From `right_at` on, 1 where it is None; a response that nothing scored is not."""
+    return rewards >= (1.0 if right_at is None else right_at)
+
+
+def tell_once(memory: dict, about: str, sentence: str) -> None:
+    """A warning, once a run."""
+    if not memory.get(about):
+        memory[about] = True
+        logger.warning(sentence)
+
+
+def tell_of_unclear_rewards(term: str, rollout: Rollout, right_at: float | None, memory: dict) -> None:
+    """A warning where rewards are not 0 or 1 and nobody said which of them are right."""
+    if right_at is not None:
+        return
+    rewards = rollout.everywhere(rollout.rewards)
+    other = rewards[~rewards.isnan() & (rewards != 0) & (rewards != 1)]
+    if len(other):
+        tell_once(
+            memory,
+            "unclear",
+            f"{term}: rewards should be 0 or 1, {len(other)} of {len(rewards)} are neither, such as "
+            f"{other[0].item():.4g}; those of 1 or more count as right: set right_at, the reward from which a response "
+            "is right",
+        )

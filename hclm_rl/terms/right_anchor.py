@@ -1,6 +1,5 @@
 """Right-answer anchor, derived here; nearest: DPH-RL, Li et al., 2025, arXiv:2509.07430"""
 
-import logging
 import math
 import os
 from dataclasses import dataclass
@@ -13,10 +12,18 @@ from torch import Tensor
 from ..equations.functional import in_double, widest
 from ..equations.geometry import at_least_float32
 from ..responses.answers import DEFAULT, answer_of, extractor
-from ..responses.right_answers import RightAnswers, kept_in, number_of, unpadded
+from ..responses.right_answers import (
+    RightAnswers,
+    is_right,
+    kept_in,
+    number_of,
+    prompt_numbers,
+    prompts_of,
+    tell_of_unclear_rewards,
+    tell_once,
+    unpadded,
+)
 from ..types import Effect, Rollout, RolloutEffect, Term, TokenBatch, Total, Transcript
-
-logger = logging.getLogger(__name__)
 
 PATIENCE = 50  # rollouts without a prompt that came again, after which a run is told
 GB = 1e9
@@ -94,16 +101,15 @@ class RightAnchor(Term):
         return self.keep == "log_det"
 
     def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
-        self._tell_of_unclear_rewards(rollout, memory)
+        tell_of_unclear_rewards("right_anchor", rollout, self.right_at, memory)
         assert rollout.transcript is not None
-        kept, numbers = kept_in(memory), [number_of(ids) for ids in prompts_of(rollout.transcript)]
-        prompt = rollout.everywhere(torch.tensor(numbers, device=rollout.mask.device)).cpu()
+        kept, prompt = kept_in(memory), prompt_numbers(rollout)
         is_busy = rollout.everywhere(rollout.mask.any(dim=1)).cpu()
-        drawn = self._draw(rollout, kept, prompt, is_busy)
-        columns, shared = self._replays(rollout, kept, drawn)
+        drawn = self.draw(rollout, kept, prompt, is_busy)
+        columns, shared = self.replays(rollout, kept, drawn)
         if kept is not None and self.source == "prompt":
             self._tell_if_none_came_again(kept, prompt, memory)
-        kept = self._with_new(rollout, kept, prompt, memory)
+        kept = self.with_new(rollout, kept, prompt, memory)
         kept.save(memory)
         metrics = {"kept": len(kept), "prompts": len(kept.prompt.unique()), "bytes": kept.bytes()}
         metrics["replayed"] = int((drawn >= 0).sum())
@@ -149,20 +155,7 @@ class RightAnchor(Term):
             return (gap.sum(dim=1) - self.margin).clamp(min=0)
         return (gap - self.margin).clamp(min=0).sum(dim=1)
 
-    def _tell_of_unclear_rewards(self, rollout: Rollout, memory: dict) -> None:
-        if self.right_at is not None:
-            return
-        rewards = rollout.everywhere(rollout.rewards)
-        other = rewards[~rewards.isnan() & (rewards != 0) & (rewards != 1)]
-        if len(other):
-            tell_once(
-                memory,
-                "unclear",
-                f"rewards should be 0 or 1, {len(other)} of {len(rewards)} are neither, such as {other[0].item():.4g}; "
-                "those of 1 or more count as right: set right_at, the reward from which a response is right",
-            )
-
-    def _draw(
+    def draw(
         self, rollout: Rollout, kept: RightAnswers | None, prompt: Int[Tensor, "N"], is_busy: Bool[Tensor, "N"]
     ) -> Int[Tensor, "N"]:
         """The stored response that each row of all processes replays, -1 for none."""
@@ -181,7 +174,7 @@ class RightAnchor(Term):
         picked = (low + at % (high - low).clamp(min=1)).clamp(max=len(kept) - 1)
         return torch.where(chooses & is_busy & (high > low), by_prompt[picked], -1)
 
-    def _replays(
+    def replays(
         self, rollout: Rollout, kept: RightAnswers | None, drawn: Int[Tensor, "N"]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The drawn texts, which every process has, and which of them each row of this one replays."""
@@ -199,7 +192,7 @@ class RightAnchor(Term):
         shared = {name: x.to(device) for name, x in shared.items()}
         return {"replay": rollout.here(number.to(device))}, shared
 
-    def _with_new(
+    def with_new(
         self, rollout: Rollout, kept: RightAnswers | None, prompt: Int[Tensor, "N"], memory: dict
     ) -> RightAnswers:
         """The store with this rollout's right responses that it has not, from all processes."""
@@ -210,8 +203,9 @@ class RightAnchor(Term):
         tell_once(
             memory,
             "full",
-            f"the store of right answers takes {kept.bytes() / GB:.2f} GB, most_gb allows {self.most_gb}, so it takes "
-            f"no more than the {len(kept)} responses that it has: lower capacity, or raise most_gb",
+            f"right_anchor: the store of right answers takes {kept.bytes() / GB:.2f} GB, most_gb allows "
+            f"{self.most_gb}, so it takes no more than the {len(kept)} responses that it has: lower capacity, or raise "
+            "most_gb",
         )
         return kept
 
@@ -224,15 +218,15 @@ class RightAnchor(Term):
             answers = [answer_of(each, extract) for each in rollout.texts]
             said = [ids if answer is None else answer for ids, answer in zip(said, answers, strict=True)]
         numbers = [number_of(asked, each) for asked, each in zip(prompts_of(own), said, strict=True)]
-        states = (
-            pooled(rollout.hidden().detach(), mask) if self.keep == "log_det" else torch.zeros_like(mask[:, :0]).float()
-        )
+        states = torch.zeros_like(mask[:, :0]).float()
+        if self.keep == "log_det":
+            states = pooled(rollout.hidden().detach(), mask)
 
         def everywhere(x: Tensor) -> Tensor:
             return rollout.everywhere(x).cpu()
 
         rewards, counts = everywhere(rollout.rewards), everywhere(mask)
-        is_right = (rewards >= (1 if self.right_at is None else self.right_at)) & counts.any(dim=1)
+        right = is_right(rewards, self.right_at) & counts.any(dim=1)
         found = unpadded(
             Transcript(**{name: everywhere(x) for name, x in vars(own).items()}),
             counts,
@@ -242,7 +236,7 @@ class RightAnchor(Term):
             step=rollout.step,
             states=everywhere(states),
         )
-        return found.rows(is_right)
+        return found.rows(right)
 
     def _tell_if_none_came_again(self, kept: RightAnswers, prompt: Int[Tensor, "N"], memory: dict) -> None:
         memory["alone"] = memory.get("alone", 0) + 1 if not torch.isin(prompt, kept.prompt).any() else -math.inf
@@ -250,20 +244,9 @@ class RightAnchor(Term):
             tell_once(
                 memory,
                 "seldom",
-                f"no prompt with a right answer has come again in {PATIENCE} rollouts, so source: prompt holds nothing "
-                "yet; source: any holds the right answers of all prompts",
+                f"right_anchor: no prompt with a right answer has come again in {PATIENCE} rollouts, so source: prompt "
+                "holds nothing yet; source: any holds the right answers of all prompts",
             )
-
-
-def tell_once(memory: dict, about: str, sentence: str) -> None:
-    """A warning, once a run."""
-    if not memory.get(about):
-        memory[about] = True
-        logger.warning("right_anchor: %s", sentence)
-
-
-def prompts_of(text: Transcript) -> list[list[int]]:
-    return [ids[is_own].tolist() for ids, is_own in zip(text.prompt_ids, text.prompt_mask, strict=True)]
 
 
 def trimmed(text: dict[str, Tensor]) -> dict[str, Tensor]:

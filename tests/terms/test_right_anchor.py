@@ -168,7 +168,7 @@ def test_what_is_drawn_is_uniform_over_the_answers_of_the_prompt():
     counts = torch.zeros(9)
     for seed in range(300):
         view = replace(rollout(make_step(3)), generator=torch.Generator().manual_seed(seed))
-        drawn = term._draw(view, kept_in(memory), torch.tensor([kept_in(memory).prompt[0]] * 8), torch.ones(8).bool())
+        drawn = term.draw(view, kept_in(memory), torch.tensor([kept_in(memory).prompt[0]] * 8), torch.ones(8).bool())
         counts += torch.bincount(drawn, minlength=9)
     own = counts[kept_in(memory).prompt == kept_in(memory).prompt[0]]
     # 2400 draws of three: 800 each, deviation sqrt(2400 * 1/3 * 2/3) = 23

@@ -118,8 +118,12 @@ def test_micro_batches_in_every_loss(loss: str, policy: str, tmp_path: Path):
     assert largest_difference(whole, cut) < ROUNDING
 
 
+# of these runs no response comes twice, which right_kl waits for, and no second update, which KL-Cov waits for
+IDLE = ("kl_cov", "right_kl")
+
+
 @pytest.mark.parametrize(
-    "term", [name for name in known_terms() if not find_term(name).is_diagnostic and name != "kl_cov"]
+    "term", [name for name in known_terms() if not find_term(name).is_diagnostic and name not in IDLE]
 )
 def test_the_term_changes_the_update_by_more_than_the_tolerance(term: str, whole: Callable, plain: Callable):
     assert largest_difference(plain(rollout(term)), whole(term)) > 100 * ROUNDING
