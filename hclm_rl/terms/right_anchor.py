@@ -1,10 +1,10 @@
 """Right-answer anchor, derived here; nearest: DPH-RL, Li et al., 2025, arXiv:2509.07430"""
 
 import math
-import os
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import psutil
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -78,7 +78,7 @@ class RightAnchor(Term):
     answer: str = DEFAULT
     keep: Literal["first", "log_det"] = "first"
     right_at: float | None = None
-    most_gb: float = 4.0
+    most_gb: float = 1.0
 
     def __post_init__(self) -> None:
         extractor(self.answer)
@@ -92,7 +92,7 @@ class RightAnchor(Term):
             raise ValueError(f"share must be in (0, 1], got {self.share}")
         if self.right_at is not None and not math.isfinite(self.right_at):
             raise ValueError(f"right_at must be a finite reward or None, got {self.right_at}")
-        there = memory_of_the_machine()
+        there = psutil.virtual_memory().total
         if not 0 < self.most_gb * GB <= there:
             raise ValueError(f"most_gb must be above 0 and at most this machine's {there / GB:.1f}, got {self.most_gb}")
 
@@ -265,8 +265,3 @@ def pooled(states: Float[Tensor, "N T D"], mask: Bool[Tensor, "N T"]) -> Float[T
 
 def ratio(part: float, whole: float) -> float:
     return part / whole if whole else 0.0
-
-
-def memory_of_the_machine() -> int:
-    """Bytes."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

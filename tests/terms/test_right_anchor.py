@@ -3,6 +3,7 @@
 import logging
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -46,8 +47,9 @@ def the_cards_batch(now: torch.Tensor, numbers: list[int]):
     }
 
     def score(asked, scorer="policy"):
-        assert len(asked.ids) == len(set(numbers) - {-1})
-        return now[: len(asked.ids), : asked.ids.size(1)], None
+        read = sorted(set(numbers) - {-1})
+        assert len(asked.ids) == len(read)  # no more texts than those that rows replay
+        return now[read, : asked.ids.size(1)], None
 
     return replace(batch, columns={"replay": torch.tensor(numbers)}, shared=shared, score=score)
 
@@ -83,6 +85,8 @@ def test_what_is_drawn_twice_is_read_once_and_counts_twice():
     assert asked.affected.flatten().tolist() == [True, False, False, True]
     lost, nats = (asked.metrics[name].form(*(x.item() for x in asked.metrics[name].sums)) for name in ("lost", "nats"))
     assert lost == pytest.approx(2 / 3) and nats == pytest.approx(2 / 3)
+    asked = RightAnchor()(the_cards_batch(now, [1, -1, 1]), {})  # the first answer is not read
+    assert asked.loss.flatten().tolist() == pytest.approx([3 / 9, 0.0, 3 / 9])
 
 
 def remembering(step: Step, term: RightAnchor) -> dict:
@@ -163,16 +167,19 @@ def test_capacity_and_share():
 
 def test_what_is_drawn_is_uniform_over_the_answers_of_the_prompt():
     term, memory = RightAnchor(), {}
-    for seed in range(3):  # of the second prompt six answers, of the first three
+    for seed in range(3):  # three answers of the first prompt, six of the second
         first_stage(term, rollout(make_step(seed)), memory)
-    counts = torch.zeros(9)
-    for seed in range(300):
-        view = replace(rollout(make_step(3)), generator=torch.Generator().manual_seed(seed))
-        drawn = term.draw(view, kept_in(memory), torch.tensor([kept_in(memory).prompt[0]] * 8), torch.ones(8).bool())
-        counts += torch.bincount(drawn, minlength=9)
-    own = counts[kept_in(memory).prompt == kept_in(memory).prompt[0]]
-    # 2400 draws of three: 800 each, deviation sqrt(2400 * 1/3 * 2/3) = 23
-    assert len(own) == 3 and own.sum() == 2400 and ((own - 800).abs() < 4 * 23).all()
+    kept = kept_in(memory)
+    for prompt, answers in ((kept.prompt[0], 3), (kept.prompt[1], 6)):
+        counts = torch.zeros(9)
+        for seed in range(300):
+            view = replace(rollout(make_step(3)), generator=torch.Generator().manual_seed(seed))
+            drawn = term.draw(view, kept, prompt.repeat(8), torch.ones(8).bool())
+            counts += torch.bincount(drawn, minlength=9)
+        own, mean = counts[kept.prompt == prompt], 2400 / answers
+        # 2400 draws; the deviation of a count is sqrt(mean (1 - 1 / answers))
+        assert len(own) == answers and own.sum() == 2400
+        assert ((own - mean).abs() < 4 * math.sqrt(mean * (1 - 1 / answers))).all()
 
 
 def test_rows_without_tokens_replay_nothing():
@@ -272,7 +279,7 @@ def test_a_full_store_takes_no_more_and_says_so(caplog):
     ],
 )
 def test_refuses(wrong, sentence, monkeypatch):
-    monkeypatch.setattr("hclm_rl.terms.right_anchor.memory_of_the_machine", lambda: 10**9)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=10**9))
     with pytest.raises(ValueError) as error:
         RightAnchor(**{"most_gb": 1.0, **wrong})
     assert str(error.value) == sentence
