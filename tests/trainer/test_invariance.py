@@ -35,7 +35,8 @@ STRONG = {
     "force_reweight": {"floor": 0.1, "ceiling": 0.5},
     "group_log_det": {"acts": "both", "balance": 0.1},
     "info_po": {"beta": 5.0, "temperature": 1.0},
-    "right_anchor": {"coef": 3.0, "source": "any", "right_at": 0.5},  # in two steps no prompt comes twice
+    # in two steps no prompt comes twice
+    "right_anchor": {"coef": 3.0, "source": "any", "right_at": 0.25, "unit": "token"},
     "self_imitation": {"buffer": 1, "warm_up": 1, "needs_tool_call": False},
     "hicra": {"grams": ("1", "2", "3", "5", "8", "13")},
     "epo": {"coef": 0.1, "alpha": 0.5, "kappa_l": 0.9, "kappa_r": 1.0},
