@@ -96,7 +96,6 @@ class GroupLogDet(Term):
             return RolloutEffect()
         eps = memory.setdefault("eps", self.eps_relative * group.trace[has_two].mean().item() / h.size(1))
         lower, leverage = group.factor(eps)
-
         right = spread(h, is_in & (a > 0))
         has_two_right = right.count > 1
         right_dof = right.factor(eps)[1].sum(dim=1) / right.count.clamp(min=1)
