@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import torch
 from datasets import Dataset
@@ -21,13 +22,13 @@ from ..chain.chain import Chain
 from ..equations.forces import SURROGATES
 from ..recipe.arguments import Algorithm, parse, recipe_of, with_recipe_apart
 from ..recipe.config import GRPOConfig, RLOOConfig, build_chain
-from ..recipe.refusals import refuse_what_the_run_lacks
+from ..recipe.refusals import refuse_unwritable, refuse_what_the_run_lacks
 from ..responses.names import custom_code
 from .diagnosis import Diagnosis, force_of, show
 from .loading import build_trainer, load_rows, refuse_batch_larger_than_data
 from .mistakes import (
     chain_mistakes,
-    cut_off_mistakes,
+    cut_off,
     memory_mistakes,
     strengths_of,
     target_mistakes,
@@ -105,6 +106,7 @@ def examine(line: Sequence[str], algorithm: Algorithm = "grpo", prompts: int = 8
             chain = build_chain(config.entropy_terms)
             rows = load_rows(own)
         refuse_batch_larger_than_data(rows, config)
+        refuse_unwritable(Path(config.output_dir or "trainer_output"))
         prompts = min(prompts, len(rows)) if isinstance(rows, Dataset) else prompts
     except (ValueError, OSError, ImportError) as error:
         return unusable(error)
@@ -132,6 +134,8 @@ def read_from(log: Sequence[dict], recipe: str, chain: Chain, config: GRPOConfig
     coefs, _, notes = strengths_of(chain)
     forces = [force_of(name, log, coefs.get(name)) for name in SURROGATES]
     entropy, length = (statistics.fmean(entry[key] for entry in log) for key in ("entropy", "completions/mean_length"))
+    mistakes, more_notes = cut_off(log, config)
+    notes += more_notes
     rows_at_once = config.per_device_train_batch_size * max(config.world_size, 1)
     rollout = rows_at_once * (config.steps_per_generation or 1)  # over which terms take their statistics
     if all(entry.get("reward_std", 0) == 0 for entry in log):
@@ -146,7 +150,7 @@ def read_from(log: Sequence[dict], recipe: str, chain: Chain, config: GRPOConfig
         width=width,
         forces=[force for force in forces if force is not None],
         mistakes=[
-            *cut_off_mistakes(log, config),
+            *mistakes,
             *token_mistakes(chain, round(length * rollout), rollout, width),
             *target_mistakes(chain, entropy),
         ],

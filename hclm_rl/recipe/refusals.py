@@ -57,6 +57,15 @@ def refuse_what_the_run_lacks(chain: Chain, model: Any, config: Any) -> None:
         refuse_ratios_out_of_reach(chain, config)
 
 
+def refuse_frozen(model: Any) -> None:
+    """A model without a weight that trains, such as an adapter that was loaded for inference."""
+    if not any(weight.requires_grad for weight in model.parameters()):
+        raise ValueError(
+            "no weight of the model trains: load an adapter with PeftModel.from_pretrained(..., is_trainable=True), or "
+            "set requires_grad where it should learn"
+        )
+
+
 def refuse_unwritable(folder: Path) -> None:
     """A run's folder that is a file, or lies where nothing may be written; leaves no trace of the try."""
     there = folder.absolute()

@@ -24,6 +24,7 @@ from ..recipe.config import build_chain, refuse_two_controls
 from ..recipe.conflicts import conflicts
 from ..recipe.refusals import (
     is_on_policy,
+    refuse_frozen,
     refuse_ratios_out_of_reach,
     refuse_rewards_out_of_sight,
     refuse_what_the_run_lacks,
@@ -61,6 +62,7 @@ class EntropyTermsMixin:
         self._hclm = Run(chain=chain, state=ChainState.fresh(chain), trace=trace)
         super().__init__(**given)
         refuse_other_attention(self)
+        refuse_frozen(self.model)
         if config is None:
             refuse_rewards_out_of_sight(chain, self.args)
             refuse_ratios_out_of_reach(chain, self.args)

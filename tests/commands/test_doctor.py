@@ -73,6 +73,10 @@ def test_a_floor_above_all_variances_is_frozen(tmp_path: Path):
         ("[{entropy_bonus: {coef: {kind: step_to_target, target: 3.0}}}]", "", "steers towards 3 nats"),
         ("[log_det]", "per_device_train_batch_size: 8\n", "over about"),
         ("[log_dat]", "", "log_dat"),
+        ("[entropy_advantage, tool_bonus]", "", "put 'tool_bonus' before 'entropy_advantage'"),
+        ("[{kl_cov: {ratio: 0.2}}]", "num_iterations: 2\n", "'kl_cov': ratio 0.2 is a fraction: it pulls 20 % of all"),
+        ("[]", "steps_per_generation: 8\n", "the data has 16 prompts and a generation batch takes 32"),
+        ("[]", "max_completion_length: 3\n", "all responses of the dry run were cut off at max_completion_length 3"),
         ("[entropy_bonus]", "entropy_coef: 0.1\n", "TRL's entropy_coef beside entropy_terms"),
     ],
 )
@@ -236,3 +240,22 @@ def test_the_strongest_that_a_coefficient_gets():
         ({"kind": "linear", "start": 0.0, "end": -0.2}, -0.2),
     ):
         assert greatest_coef(coefficient_from(spec)) == expected
+
+
+def test_what_is_all_cut_off_and_masked_trains_nothing_and_is_no_clean_bill(tmp_path: Path, capsys):
+    line = recipe(tmp_path, more="max_completion_length: 3\nmask_truncated_completions: true\n")
+    assert main(["doctor", *line, "--prompts", "2", "--steps", "1"]) == 1
+    page = " ".join(capsys.readouterr().out.split())
+    assert "no force could be measured; 1 mistake in the recipe" in page
+    assert "mask_truncated_completions leaves them out: nothing is trained: raise max_completion_length" in page
+
+
+def test_a_recipe_of_fewer_prompts_than_the_dry_run_takes_is_examined(tmp_path: Path):
+    line = recipe(tmp_path, more="")
+    found = examine([*line, "--task_kwargs", '{"prompts": 4}'], prompts=8, steps=1)
+    assert found.mistakes == [] and found.forces
+
+
+def test_flags_of_the_doctor_are_written_whole(tmp_path: Path, capsys):
+    assert main(["doctor", *recipe(tmp_path), "--step", "1"]) == 1
+    assert "unknown key 'step' on the command line" in " ".join(capsys.readouterr().out.split())

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from transformers import AutoModelForCausalLM
 
 import hclm_rl
 from hclm_rl import Term, build_chain, known_terms
@@ -188,3 +189,10 @@ def test_what_a_terms_source_returns_in_stage_one_is_declared():
         given = {key.arg for call in calls if ast.unparse(call.func) == "RolloutEffect" for key in call.keywords}
         term = build_chain([name]).links[0].term
         assert (term.shapes_rewards, term.shapes_advantages) == ("rewards" in given, "advantages" in given), name
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
+def test_a_model_in_which_nothing_trains_is_refused(algorithm: str, policy: str, tmp_path: Path):
+    model = AutoModelForCausalLM.from_pretrained(policy, attn_implementation="eager").requires_grad_(False)
+    with pytest.raises(ValueError, match=r"no weight of the model trains: load an adapter with .*is_trainable=True"):
+        make(model, tmp_path, algorithm=algorithm, model_init_kwargs=None)  # type: ignore[arg-type]
