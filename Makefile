@@ -58,4 +58,4 @@ bench: install
 
 # Single faults in a copy of the library, each judged by the tests that belong to it: docs/reliability.md.
 mutants: install
-	$(BIN)/python -W ignore eval/mutants.py --page docs/reliability.md
+	nice -n 5 $(BIN)/python -W ignore eval/mutants.py --page docs/reliability.md

@@ -131,7 +131,6 @@ def forget_compiled(file: Path) -> None:
 
 def in_fork(tree: str, tests: list[str], output: str, is_patient: bool) -> None:
     """Runs in a process of its own: pytest in the copy, whose package is the first that is found."""
-    os.nice(5)
     os.chdir(tree)
     sys.path[:] = [tree, *(path for path in sys.path if Path(path or ".").resolve() != ROOT)]
     with open(output, "w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):

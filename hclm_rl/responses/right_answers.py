@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ..equations.functional import in_double
-from ..equations.geometry import gram_factor
+from ..equations.gram import gram_factor
 from ..types import Rollout, Transcript
 
 logger = logging.getLogger(__name__)
