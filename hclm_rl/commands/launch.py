@@ -17,6 +17,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from ..recipe.arguments import Algorithm, RunArguments, Settings, make_parser, parse, recipe_of, with_recipe_apart
 from ..recipe.config import GRPOConfig, RLOOConfig
+from ..recipe.refusals import refuse_unwritable
 from ..responses.answers import final_text, own_last_words
 from ..responses.names import custom_code
 from ..testbed import Evaluation, Task, evaluate
@@ -189,6 +190,7 @@ def prepare(
     arguments, config, *_ = settings
     folder = Path(config.output_dir or "trainer_output")
     checkpoint = checkpoint_of(config)
+    refuse_unwritable(folder)
     lock = RunLock(folder, is_held=config.process_index == 0)
     with lock.until_error():
         trainer, task = build_trainer(algorithm, settings, callbacks_of(folder, recipe, arguments))

@@ -3,7 +3,6 @@
 import inspect
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -14,7 +13,7 @@ from trl.trainer.utils import get_peft_config, get_quantization_config
 
 from ..recipe.arguments import REWARDS, Algorithm, RunArguments, Settings
 from ..recipe.config import GRPOConfig, RLOOConfig
-from ..recipe.refusals import is_fsdp1, refuse_unwritable
+from ..recipe.refusals import is_fsdp1
 from ..responses.names import custom_code, find_function, nearest
 from ..testbed import Task, find_task
 from ..testbed.policy import SHAPES, policy_path
@@ -181,7 +180,6 @@ def refuse_what_cannot_run(
     algorithm: Algorithm, arguments: RunArguments, config: GRPOConfig | RLOOConfig, has_tools: bool
 ) -> None:
     """A sentence for what the machine, the launcher or TRL would answer with a riddle."""
-    refuse_unwritable(Path(config.output_dir or "trainer_output"))
     if arguments.eval_samples and is_fsdp1(config):
         raise ValueError("eval_samples under FSDP1 was never tried: use FSDP2 (fsdp_version: 2), DDP or ZeRO")
     if has_tools and algorithm != "grpo":
