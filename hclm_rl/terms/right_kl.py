@@ -35,6 +35,7 @@ class RightKl(Term):
 
     needs_scores: ClassVar[bool] = True
     needs_rescoring: ClassVar[bool] = True  # for the prompts' tokens
+    shapes_advantages: ClassVar[bool] = True
 
     lam: float = 0.1
     c: float = 5.0
