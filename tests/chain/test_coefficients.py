@@ -130,6 +130,17 @@ def test_what_a_long_phase_above_the_target_leaves_behind():
     assert before[-1] == pytest.approx(100) and applied[-1] == pytest.approx(0.5)
 
 
+def test_anti_windup_stops_the_integral_where_its_share_meets_the_bound():
+    held = ProportionalIntegral(target=1.0, k_p=0.1, k_i=0.5, rule="lagged")
+    # an error of 4: k_i E would be 2, so E stops at 1 / 0.5; the coefficient has the E before it: 0.1 * 4
+    assert held.update(5.0, held.initial_state()) == {"integral": 2.0, "coefficient": pytest.approx(0.4)}
+    # an error of -1: E = 2 - 1, and the coefficient 0.5 * 2 - 0.1
+    assert held.update(0.0, {"integral": 2.0, "coefficient": 0.0}) == {
+        "integral": 1.0,
+        "coefficient": pytest.approx(0.9),
+    }
+
+
 def test_negative_gains_are_for_a_bonus():
     controller = ProportionalIntegral(target=0.3, k_p=-0.2, k_i=-0.1, minimum=0.0, maximum=0.1, rule="same_step")
     # e = -0.2, -0.2, 0.7, -0.2. E before: 0, -0.2, -0.4, then 0.3, held at 0, where c's integral part is at its bound
