@@ -91,6 +91,16 @@ def test_each_signal_alone_is_a_warning():
     assert (verdict.given, verdict.kind) == (["answer collapse"], "warning")
 
 
+def test_better_at_one_try_and_no_worse_at_many_is_not_sharpened():
+    # pass@1 rises by a quarter on every problem, pass@8 is 1 before and after
+    base, better = ([sampled(str(i), answers) for i in range(20)] for answers in ("CCaabbcc", "CCCCabcd"))
+    assert signals(base, better)["sharpened"] is False
+    # three of four problems go from 6/8 to 1, the fourth from 1/8 to none: pass@1 + 5/32, pass@8 - 1/4
+    base = [sampled(str(i), "CCCCCCaa" if i % 4 else "Caaaaaaa") for i in range(40)]
+    sharp = [sampled(str(i), "CCCCCCCC" if i % 4 else "aaaaaaaa") for i in range(40)]
+    assert signals(base, sharp)["sharpened"] is True
+
+
 def test_a_few_problems_lost_are_no_support_loss():
     # 2 gained and 5 lost: p = 0.45, as noise alone would have it
     base = [sampled(str(i), "Cab" if 2 <= i < 7 else "aab") for i in range(9)]
