@@ -2,7 +2,7 @@
 
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import datasets
@@ -27,6 +27,16 @@ MOST_PROMPTS = 1_000_000  # that a task is asked to make
 TESTBED = "testbed"  # as model_name_or_path: the shipped policy of the task
 
 
+# what TRL hands to every reward function beside the columns of the data
+GIVEN_TO_REWARDS = (
+    "prompts",
+    "completions",
+    "completion_ids",
+    "trainer_state",
+    "log_extra",
+    "log_metric",
+    "environments",
+)
 OVERLONG_CACHE = 5  # a part of so many of the longest response, in which its punishment grows: DAPO has 4096 of 20480
 
 
@@ -65,9 +75,10 @@ def soft_overlong_punishment(arguments: RunArguments, longest: int | None) -> Re
 
 
 def refuse_signature(reward: Callable, name: str) -> None:
-    """A reward function that cannot take what TRL calls it with."""
+    """A reward function that cannot take what TRL calls it with; what it asks for by name may be a column."""
     try:
-        inspect.signature(reward).bind(prompts=[], completions=[], completion_ids=[], any_column_of_the_data=[])
+        columns = dict.fromkeys([*asked_by_name(reward), "any_column_of_the_data"])
+        inspect.signature(reward).bind(**{**columns, "prompts": [], "completions": [], "completion_ids": []})
     except TypeError as error:
         raise ValueError(
             f"the reward function '{name}' must take prompts, completions, completion_ids and every column of the "
@@ -75,6 +86,26 @@ def refuse_signature(reward: Callable, name: str) -> None:
         ) from error
     except ValueError:  # a builtin, which does not say what it takes
         return
+
+
+def asked_by_name(reward: Callable) -> list[str]:
+    """The parameters without a default that can be given by name."""
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = inspect.signature(reward).parameters.values()
+    return [each.name for each in parameters if each.kind in by_name and each.default is inspect.Parameter.empty]
+
+
+def refuse_missing_columns(reward_funcs: Iterable[Reward], rows: Rows) -> None:
+    """Reward functions that ask for what the data has not; a stream may not know its columns."""
+    for reward in reward_funcs:
+        if rows.column_names is None or isinstance(reward, str) or not inspect.isfunction(reward):
+            continue
+        lacking = [name for name in asked_by_name(reward) if name not in {*rows.column_names, *GIVEN_TO_REWARDS}]
+        if lacking:
+            raise ValueError(
+                f"the reward function '{reward.__name__}' asks for '{lacking[0]}', and the data has the columns "
+                f"{', '.join(map(str, rows.column_names))}"
+            )
 
 
 def load_task(arguments: RunArguments) -> Task | None:
@@ -222,6 +253,7 @@ def trainer_of(
         config.max_completion_length = min(config.max_completion_length or longest, longest)
     reward_funcs = rewards_of(arguments, config, task)
     train, held_out = train_and_held_out(task, arguments, config, mixture)
+    refuse_missing_columns(reward_funcs, train)
     refuse_batch_larger_than_data(train, config)
     path = model.model_name_or_path or (TESTBED if arguments.task in SHAPES else None)
     if path is None:

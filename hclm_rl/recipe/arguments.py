@@ -21,7 +21,7 @@ from .reading import read_recipe
 Algorithm = Literal["grpo", "rloo"]
 Settings = tuple["RunArguments", GRPOConfig | RLOOConfig, ModelConfig, DatasetMixtureConfig]
 
-TASKS = ("arithmetic", "coins", "hidden_number", "products")
+TASKS = ("arithmetic", "coins", "coins_noisy", "hidden_number", "products")
 REWARDS = ("accuracy_reward", "think_format_reward", "reasoning_accuracy_reward", "get_soft_overlong_punishment")
 
 

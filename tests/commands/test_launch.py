@@ -346,11 +346,19 @@ def takes_completions_alone(completions: list[str]) -> list[float]:
     return [0.0 for _ in completions]
 
 
+def asks_for_a_column(completions: list[str], solution: list[str], **kwargs) -> list[float]:
+    return [float(one == other) for one, other in zip(completions, solution, strict=True)]
+
+
 def test_a_reward_function_that_cannot_be_called_is_refused():
     arguments, config, _, _ = parse("grpo", ["--task", "coins", "--use_cpu", "--bf16", "false"])
     with pytest.raises(ValueError, match=r"must take prompts, completions, .*: got an unexpected keyword argument"):
         loading.find_reward(f"{__name__}.takes_completions_alone", arguments, config)
     assert loading.find_reward(f"{__name__}.always_half", arguments, config) is always_half
+    assert loading.find_reward(f"{__name__}.asks_for_a_column", arguments, config) is asks_for_a_column
+    loading.refuse_missing_columns([asks_for_a_column], Dataset.from_dict({"prompt": ["a"], "solution": ["b"]}))
+    with pytest.raises(ValueError, match="asks for 'solution', and the data has the columns prompt"):
+        loading.refuse_missing_columns([asks_for_a_column], Dataset.from_dict({"prompt": ["a"]}))
 
 
 def test_data_without_prompts_or_rows_is_refused():

@@ -209,6 +209,7 @@ def test_held_out_responses_use_the_tools_and_leave_training_as_it_was(talker: s
     line += ["--max_steps", "2", "--num_generations", "4", "--per_device_train_batch_size", "8"]
     line += ["--learning_rate", "0.01", "--max_tool_calling_iterations", "2"]
     line += ["--use_cpu", "true", "--logging_steps", "1"]
+    line += ["--allow_custom_code", "true"]
     line += ["--eval_batch", "10"]  # neither of whole prompts nor of groups
     logs, after = [], None
     for samples in ("0", "4"):

@@ -1,6 +1,5 @@
 """Nothing that is not finite reaches an optimiser step, and whoever made it is named; whoever errs is named too."""
 
-import json
 import logging
 import math
 from collections.abc import Callable, Mapping
@@ -17,6 +16,7 @@ from accelerate.utils import DistributedType
 from hclm_rl import Constant, Effect, Link, NotFinite, Rollout, RolloutEffect, Term, TokenBatch
 from hclm_rl.chain import TermFailed, TermRefused
 from hclm_rl.chain.finite import Watch
+from hclm_rl.chain.state import read
 from hclm_rl.terms.entropy_bonus import EntropyBonus
 from hclm_rl.terms.forking_tokens import ForkingTokens
 from hclm_rl.trainer.judging import before_deepspeed_steps
@@ -176,11 +176,11 @@ def test_a_coefficient_that_overflows_the_update_is_named_with_what_it_multiplie
 def test_a_controllers_state_of_nan_in_a_checkpoint_stops_the_resumed_run(policy: str, tmp_path: Path):
     coef = {"kind": "step_to_target", "target": 9.0, "start": 0.1, "delta": 0.1}
     changes = {"terms": [{"entropy_bonus": {"coef": coef}}], "fixed": True, "save_strategy": "steps", "save_steps": 1}
-    make(policy, tmp_path, max_steps=1, **changes).train()
-    file = tmp_path / "checkpoint-1/entropy_terms.json"
-    state = json.loads(file.read_text())
-    state["controller"]["entropy_bonus"]["coefficient"] = math.nan
-    file.write_text(json.dumps(state))
+    first = make(policy, tmp_path, max_steps=1, **changes)
+    first.train()
+    state = first._hclm.state
+    state.controller["entropy_bonus"]["coefficient"] = math.nan
+    state.save(tmp_path / "checkpoint-1")
     resumed = make(policy, tmp_path, max_steps=2, **changes)
     with pytest.raises(NotFinite, match=r"the coefficient of 'entropy_bonus' is nan at step 1, with the state \{'coef"):
         resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
@@ -336,8 +336,8 @@ def test_a_memory_that_cannot_be_saved_is_said_in_the_first_step(stage: int, pol
 def test_numpy_numbers_in_a_memory_are_saved(policy: str, tmp_path: Path):
     value = {"a": [np.float32(0.5), np.int64(3)], "b": np.bool_(True)}
     make(policy, tmp_path, terms=[Keeps(value=value)], fixed=True, save_strategy="steps", save_steps=2).train()
-    kept = json.loads((tmp_path / "checkpoint-2/entropy_terms.json").read_text())["memory"]["Keeps"]["x"]
-    assert kept == {"a": [0.5, 3], "b": True}
+    manifest, _ = read(tmp_path / "checkpoint-2")
+    assert manifest["memory"]["Keeps"]["x"] == {"a": [0.5, 3], "b": True}
 
 
 # ---- the policy

@@ -47,6 +47,7 @@ def made_up(
             reduce=lambda x, reduction: x,
         ),
         "num_generations": 4,
+        "_hclm_is_sequence_level": lambda: False,
         "reward_weights": torch.tensor([1.0, 0.5]),
         "current_gradient_accumulation_steps": 2,
         "loss_is_scaled_for_ga": True,
