@@ -12,7 +12,7 @@ from numpy import ndarray
 
 from hclm_rl.watch.report.figures import BEFORE_COLOUR, COLOURS, STYLE, svg_of
 
-from . import temperatures
+from . import main_table, temperatures
 from .plan import BEFORE, Board, Candidate, Entry, chosen, point_scores
 from .statistics import (
     Difference,
@@ -27,6 +27,12 @@ from .statistics import (
 SIGNIFICANT = 0.05  # after Holm's correction
 UP, DOWN = "▲", "▼"
 
+TITLE = """# Leaderboard
+
+"""
+BEHIND = """
+Every task, setting and measure, the grids and what was chosen: [{name}]({name}). Written by `python
+eval/leaderboard.py`, do not edit by hand. What was tried beside: [log.md](log.md)."""
 HEADER = """# Leaderboard
 
 Every method of the library on the same tasks against plain GRPO, written by `python eval/leaderboard.py` from the runs
@@ -308,7 +314,10 @@ def notes(entries: Sequence[Entry], board: Board) -> list[str]:
 
 
 def write(boards: Sequence[Board], page: Path) -> list[list[Row]]:
-    """The page with a section for each board that has runs; gives the boards' rows of what is shown."""
+    """The main table, and behind it a page with a section for each board that has runs; gives the boards' rows.
+
+    Where nothing was sampled at other temperatures there is no main table, and one page.
+    """
     page.parent.mkdir(parents=True, exist_ok=True)
     if not boards:
         raise ValueError("there is no finished run to make a page from")
@@ -327,5 +336,11 @@ def write(boards: Sequence[Board], page: Path) -> list[list[Row]]:
         of_board, rows = section(board, page)
         lines += ["", *of_board]
         rows_of_boards.append(rows)
-    page.write_text("\n".join(lines).rstrip() + "\n")
+    if front := main_table.section(boards, page):
+        behind = page.with_name(f"{page.stem}_all.md")
+        page.write_text(TITLE + "\n".join([*front, BEHIND.format(name=behind.name)]) + "\n")
+        lines[0] = f"{lines[0]}: all tables"
+    else:
+        behind = page
+    behind.write_text("\n".join(lines).rstrip() + "\n")
     return rows_of_boards

@@ -366,8 +366,12 @@ def test_differences_at_equal_accuracy_are_those_of_the_table_of_variance(tmp_pa
     areas = np.array([[19 / 24, 0], [19 / 48, 19 / 48], [0, 19 / 24]])
     said = paired_difference(areas, np.full((3, 2), 9 / 16))
     written = f"{said.mean:+.3f} [{said.low:+.3f}, {said.high:+.3f}]"
-    assert f"| `clip_cov` | 0.396 ± 0.000 | {written} | {written} | " in page.read_text()
-    assert "| `plain` | 0.562 ± 0.000 | - | - | " in page.read_text()
+    behind = (tmp_path / "page_all.md").read_text()
+    assert f"| `clip_cov` | 0.396 ± 0.000 | {written} | {written} | " in behind
+    assert "| `plain` | 0.562 ± 0.000 | - | - | " in behind
+    # the main table: the same means, three seeds, a spread over them
+    assert "| `clip_cov` | 0.396 ± 0.000 (3) |" in page.read_text()
+    assert "| `plain` | **0.562 ± 0.000** (3) |" in page.read_text()
 
 
 def test_policies_are_compared_at_the_references_accuracy(tmp_path: Path):
@@ -377,7 +381,7 @@ def test_policies_are_compared_at_the_references_accuracy(tmp_path: Path):
     pretend(ours, [0, 1], {"0.5": [2, 1]})
     page = tmp_path / "page.md"
     leaderboard_page.write([board], page)
-    text = page.read_text()
+    text = (tmp_path / "page_all.md").read_text()
     # of 4 samples, c = 1 has AUC 9/16, c = 2 19/24, c = 0 none. Ours has pass@1 3/8 at 0.5 and 1/8 at 1, so 1/4
     # half way between, at AUC (65/96 + 27/96) / 2
     assert "| `plain` | 0.562 | - | - | 0.500, 0.792 | 0.250, 0.562 | 1 |" in text
@@ -385,6 +389,32 @@ def test_policies_are_compared_at_the_references_accuracy(tmp_path: Path):
     assert text.index("| `plain` | 0.562") < text.index("| `clip_cov` | 0.479")
     assert (tmp_path / "page_coins_off_policy_temperatures.svg").read_text().startswith("<svg")
     assert "at 1 on the same seed" in text
+
+
+def test_the_main_table_says_who_is_ahead_at_the_references_accuracy_on_every_task(tmp_path: Path):
+    noisy = {**WRITTEN["tasks"]["coins"], "task": "coins_noisy"}
+    written = {**WRITTEN, "tasks": {**WRITTEN["tasks"], "coins_noisy": noisy}}
+    written["recipes"] = str(tmp_path / "recipes")
+    boards = [Board.read(written, task, out=tmp_path / "runs") for task in ("coins", "coins_noisy")]
+    for board, ours in zip(boards, ([0, 0], [2, 0]), strict=True):
+        for seed in board.seeds:
+            pretend(entry_of(board, "plain").default.run(seed, "report"), [1, 1])
+            pretend(entry_of(board, "clip_cov").default.run(seed, "report"), [2, 2], {"2.0": ours})
+    pretend(entry_of(boards[0], "qae").default.run(1, "report"), [1, 1])  # at one temperature: not in the table
+    page = tmp_path / "page.md"
+    leaderboard_page.write(boards, page)
+    text = page.read_text()
+    assert "| entry | coins | coins_noisy |" in text and "| `qae` |" not in text
+    # of 4 samples, c = 1 has AUC 9/16, c = 2 19/24. On coins ours has pass@1 1/2 at 1 and 0 at 2, so plain's 1/4 half
+    # way, with half of 19/24 on either prompt: significant; on coins_noisy it has that at 2, with 19/24 on one and 0 on one
+    assert "| `plain` | **0.562 ± 0.000** (3) | **0.562 ± 0.000** (3) |" in text
+    assert "| `clip_cov` | 0.396 ± 0.000 ▼ (3) | 0.396 ± 0.000 (3) |" in text
+    assert "| `clip_cov` | 0.500, 0.792, 1.0 | 0.500, 0.792, 1.0 | 1.0 |" in text
+    lines = (tmp_path / "page.csv").read_text().splitlines()
+    head = lines[0].split(",")
+    said = [dict(zip(head, each.split(","), strict=True)) for each in lines]
+    [line] = [each for each in said if each["task"] == "coins_noisy" and each["entry"] == "clip_cov"]
+    assert (line["auc_at_plains_pass_1"], line["over_plain"], line["best_other"]) == ("0.3958", "-0.1667", "plain")
 
 
 def test_a_point_beside_an_entry_is_trained_with_the_defaults_and_is_the_grids_own(tmp_path: Path):
