@@ -406,7 +406,7 @@ def test_the_main_table_says_who_is_ahead_at_the_references_accuracy_on_every_ta
     text = page.read_text()
     assert "| entry | coins | coins_noisy |" in text and "| `qae` |" not in text
     # of 4 samples, c = 1 has AUC 9/16, c = 2 19/24. On coins ours has pass@1 1/2 at 1 and 0 at 2, so plain's 1/4 half
-    # way, with half of 19/24 on either prompt: significant; on coins_noisy it has that at 2, with 19/24 on one and 0 on one
+    # way, with half of 19/24 on either prompt: significant; on coins_noisy at 2, with 19/24 on one prompt and 0 on one
     assert "| `plain` | **0.562 ± 0.000** (3) | **0.562 ± 0.000** (3) |" in text
     assert "| `clip_cov` | 0.396 ± 0.000 ▼ (3) | 0.396 ± 0.000 (3) |" in text
     assert "| `clip_cov` | 0.500, 0.792, 1.0 | 0.500, 0.792, 1.0 | 1.0 |" in text
