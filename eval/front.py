@@ -38,7 +38,7 @@ def curves(board: Board, name: str) -> ndarray:
 
 def draw(boards: Sequence[Board]) -> Figure:
     figure = Figure(figsize=(9, 3.4), layout="constrained")
-    for axes, board in zip(figure.subplots(1, len(boards), sharey=True), boards, strict=True):
+    for axes, board in zip(figure.subplots(1, len(boards), sharey=True, squeeze=False)[0], boards, strict=True):
         for name, (label, colour) in LINES.items():
             of = curves(board, name)
             axes.plot(board.pass_ks, of.mean(axis=0), color=colour, marker="o", markersize=3.5, label=label)

@@ -37,6 +37,8 @@ GIVEN_TO_REWARDS = (
     "log_metric",
     "environments",
 )
+# columns that TRL keeps to itself, and what it gives in their place
+NOT_GIVEN_TO_REWARDS = {"prompt": "prompts", "completion": "completions"}
 OVERLONG_CACHE = 5  # a part of so many of the longest response, in which its punishment grows: DAPO has 4096 of 20480
 
 
@@ -100,8 +102,13 @@ def refuse_missing_columns(reward_funcs: Iterable[Reward], rows: Rows) -> None:
     for reward in reward_funcs:
         if rows.column_names is None or isinstance(reward, str) or not inspect.isfunction(reward):
             continue
-        lacking = [name for name in asked_by_name(reward) if name not in {*rows.column_names, *GIVEN_TO_REWARDS}]
-        if lacking:
+        asked = asked_by_name(reward)
+        if kept := [name for name in asked if name in NOT_GIVEN_TO_REWARDS]:
+            raise ValueError(
+                f"the reward function '{reward.__name__}' asks for '{kept[0]}'; TRL gives it as "
+                f"'{NOT_GIVEN_TO_REWARDS[kept[0]]}', a list with one for each response"
+            )
+        if lacking := [name for name in asked if name not in {*rows.column_names, *GIVEN_TO_REWARDS}]:
             raise ValueError(
                 f"the reward function '{reward.__name__}' asks for '{lacking[0]}', and the data has the columns "
                 f"{', '.join(map(str, rows.column_names))}"

@@ -24,10 +24,8 @@ logger = logging.getLogger(__name__)
 
 STATE_NAME = "trainer_state.json"
 CHECKPOINT = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
-SHARDED = (
-    "global_step*",
-    "pytorch_model_fsdp*",
-)  # DeepSpeed's and FSDP's folders, with the optimiser in them or beside
+# DeepSpeed's and FSDP's folders, with the optimiser in them or beside
+SHARDED = ("global_step*", "pytorch_model_fsdp*")
 
 
 def find_checkpoint(wanted: str | bool | None, args: Any, has_terms: bool) -> str | None:

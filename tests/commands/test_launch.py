@@ -350,6 +350,10 @@ def asks_for_a_column(completions: list[str], solution: list[str], **kwargs) -> 
     return [float(one == other) for one, other in zip(completions, solution, strict=True)]
 
 
+def asks_for_one_prompt(prompt: str, completions: list[str], **kwargs) -> list[float]:
+    return [float(prompt in one) for one in completions]
+
+
 def test_a_reward_function_that_cannot_be_called_is_refused():
     arguments, config, _, _ = parse("grpo", ["--task", "coins", "--use_cpu", "--bf16", "false"])
     with pytest.raises(ValueError, match=r"must take prompts, completions, .*: got an unexpected keyword argument"):
@@ -359,6 +363,9 @@ def test_a_reward_function_that_cannot_be_called_is_refused():
     loading.refuse_missing_columns([asks_for_a_column], Dataset.from_dict({"prompt": ["a"], "solution": ["b"]}))
     with pytest.raises(ValueError, match="asks for 'solution', and the data has the columns prompt"):
         loading.refuse_missing_columns([asks_for_a_column], Dataset.from_dict({"prompt": ["a"]}))
+    # TRL hands on every column but this one
+    with pytest.raises(ValueError, match="asks for 'prompt'; TRL gives it as 'prompts', a list"):
+        loading.refuse_missing_columns([asks_for_one_prompt], Dataset.from_dict({"prompt": ["a"]}))
 
 
 def test_data_without_prompts_or_rows_is_refused():

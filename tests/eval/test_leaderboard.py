@@ -14,6 +14,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "eval"))  # scripts, not a package
 
+import front  # noqa: E402
 from leaderboard import page as leaderboard_page  # noqa: E402
 from leaderboard import run as leaderboard  # noqa: E402  (only now on the path)
 from leaderboard import stamp as leaderboard_stamp  # noqa: E402
@@ -415,6 +416,19 @@ def test_the_main_table_says_who_is_ahead_at_the_references_accuracy_on_every_ta
     said = [dict(zip(head, each.split(","), strict=True)) for each in lines]
     [line] = [each for each in said if each["task"] == "coins_noisy" and each["entry"] == "clip_cov"]
     assert (line["auc_at_plains_pass_1"], line["over_plain"], line["best_other"]) == ("0.3958", "-0.1667", "plain")
+
+
+def test_the_readmes_picture_has_the_mean_pass_at_k_of_each_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    board = board_in(tmp_path, seeds=[1, 2])
+    for seed, correct in ((1, [1, 1]), (2, [2, 0])):
+        pretend(entry_of(board, "plain").default.run(seed, "report"), correct)
+    # of 4 samples: c = 1: 1/4, 1/2, 1; c = 2: 1/2, 5/6, 1; c = 0: 0
+    np.testing.assert_allclose(front.curves(board, "plain"), [[1 / 4, 1 / 2, 1], [1 / 4, 5 / 12, 1 / 2]])
+    monkeypatch.setattr(front, "LINES", {"plain": ("plain GRPO", "#000000")})
+    [axes] = front.draw([board]).axes
+    [line] = axes.lines
+    np.testing.assert_allclose(line.get_ydata(), [1 / 4, 11 / 24, 3 / 4])
+    assert axes.get_title() == "a start that has coverage"
 
 
 def test_a_point_beside_an_entry_is_trained_with_the_defaults_and_is_the_grids_own(tmp_path: Path):

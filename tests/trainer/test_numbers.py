@@ -99,7 +99,7 @@ def test_the_weights_and_the_checkpoint_of_the_step_before_are_whole(policy: str
     assert (tmp_path / "checkpoint-2").exists() and not (tmp_path / "checkpoint-3").exists()
 
 
-def test_one_process_of_two_stops_them_both_before_deepspeed_steps():
+def test_a_number_that_is_not_finite_stops_the_run_before_deepspeed_steps():
     # DeepSpeed makes its optimiser step inside the backward pass
     made, watch = [], Watch()
     engine = SimpleNamespace(step=lambda: made.append("a step"))
