@@ -37,7 +37,7 @@ import yaml
 from many_runs import over_processes
 
 from hclm_rl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
-from hclm_rl.commands.launch import PACKAGES, LogWriter, build_trainer, on_held_out, written
+from hclm_rl.commands.launch import PACKAGES, build_trainer, on_held_out, written
 from hclm_rl.recipe.arguments import RunArguments, parse
 from hclm_rl.testbed import Evaluation, Task
 from hclm_rl.watch.report.runs import LOG_NAME, RECIPE_NAME, SUMMARY_NAME, read_run
@@ -60,7 +60,7 @@ def train(run: Run) -> None:
     recipe = run.folder / RECIPE_NAME
     recipe.write_text(yaml.safe_dump(run.recipe, sort_keys=False))
     arguments, config, model, _ = settings = parse("grpo", ["--config", str(recipe)])
-    trainer, task = build_trainer("grpo", settings, [LogWriter(run.folder / LOG_NAME)])
+    trainer, task = build_trainer("grpo", settings, [])
     if task is None:
         raise ValueError("a task of the leaderboard needs `task`, whose verifier says which answers are right")
     if run.temperatures and task.environment is not None:

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedTokenizerBase
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from ..recipe.arguments import Algorithm, RunArguments, Settings, make_parser, parse, recipe_of, with_recipe_apart
@@ -24,18 +24,17 @@ from ..testbed import Evaluation, Task, evaluate
 from ..testbed.sampling import measured
 from ..trainer import GRPOTrainer, RLOOTrainer
 from ..trainer.checkpoints import find_checkpoint, terms_state
-from ..watch.callback import CollapseCallback
-from ..watch.report.runs import LOG_NAME, SUMMARY_NAME
+from ..trainer.folder import PACKAGES, write_whole
+from ..watch.report.runs import SUMMARY_NAME
 from ..watch.secrets import hide, hide_in_line, secrets_in, secrets_in_yaml, without
-from .callbacks import FolderOpener, LogWriter, MeasureAtStart, write_whole
+from .callbacks import FolderOpener, MeasureAtStart
 from .loading import TESTBED, build_trainer
 from .lock import RunLock
 
-__all__ = ["LogWriter", "RunArguments", "main", "make_parser", "prepare", "run"]
+__all__ = ["RunArguments", "main", "make_parser", "prepare", "run"]
 
 # gloo's thread drops the last collective's tensors under the GIL; if the interpreter ends before, both wait for ever
 SECONDS_TO_LET_GO = 0.2
-PACKAGES = ("trl", "transformers", "accelerate", "torch")
 
 
 def is_sharded(trainer: GRPOTrainer | RLOOTrainer) -> bool:
@@ -171,14 +170,6 @@ def leave_behind(
         write_summary(folder, summary, settings, recipe)
 
 
-def callbacks_of(folder: Path, recipe: Path | None, arguments: RunArguments) -> list[TrainerCallback]:
-    """What writes into the run's folder, and what watches the run."""
-    callbacks: list[TrainerCallback] = [FolderOpener(folder, recipe), LogWriter(folder / LOG_NAME)]
-    if arguments.watch_collapse != "off":
-        callbacks.append(CollapseCallback(action=arguments.watch_collapse))
-    return callbacks
-
-
 def prepare(
     algorithm: Algorithm, settings: Settings, recipe: Path | None = None, overrides: str = ""
 ) -> Callable[[], dict]:
@@ -193,9 +184,7 @@ def prepare(
     refuse_unwritable(folder)
     lock = RunLock(folder, is_held=config.process_index == 0)
     with lock.until_error():
-        trainer, task = build_trainer(algorithm, settings, callbacks_of(folder, recipe, arguments))
-    # what it adds to a log entry is to reach the trackers and the log too
-    trainer.callback_handler.callbacks.sort(key=lambda callback: not isinstance(callback, CollapseCallback))
+        trainer, task = build_trainer(algorithm, settings, [FolderOpener(folder, recipe, overrides)])
 
     def rest() -> dict:
         try:

@@ -48,13 +48,6 @@ class RunArguments(ScriptArguments):
         metadata={"help": "Responses per held-out prompt of the task, before and after training; 0: no measurement."},
     )
     eval_batch: int = field(default=1024, metadata={"help": "Responses that the measurement generates at once."})
-    watch_collapse: Literal["off", "warn", "stop"] = field(
-        default="warn",
-        metadata={
-            "help": "Log collapse/state and warn when the entropy goes astray; stop: end training once it has "
-            "collapsed or explodes."
-        },
-    )
     soft_overlong_length: int | None = field(
         default=None,
         metadata={"help": "Tokens from which on get_soft_overlong_punishment pays -1; default: max_completion_length."},

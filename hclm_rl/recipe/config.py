@@ -11,7 +11,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import trl
 
@@ -43,6 +43,10 @@ EVAL_PASS_HELP = (
 CHANGED_TERMS_HELP = (
     "Whether to resume from a checkpoint that was written with other entropy terms or other values of theirs; what has "
     "no counterpart there starts afresh."
+)
+RUN_LOG_HELP = "Whether training writes log.jsonl and run.json into output_dir, from which reports are made."
+WATCH_HELP = (
+    "Log collapse/state and warn when the entropy goes astray; stop: end training once it has collapsed or explodes."
 )
 EVAL_THRESHOLD_HELP = "The first reward function's value from which on a response is right, for eval_pass_at_k."
 
@@ -222,6 +226,13 @@ class EntropyFields:
             Whether to resume from a checkpoint that was written with other entropy terms, or with other values of
             their hyper-parameters or `coef`; without it such a resume is refused and the sentence names what differs.
             What has no counterpart in the checkpoint starts afresh. See docs/reliability.md.
+        watch_collapse (`str`, *optional*, defaults to `"warn"`):
+            What the detector of entropy collapse does: `"warn"` logs `collapse/state` (docs/words.md) and warns when
+            the entropy goes astray, `"stop"` also ends training once it has collapsed or explodes, `"off"` does
+            nothing. A `CollapseCallback` of your own takes its place.
+        run_log (`bool`, *optional*, defaults to `True`):
+            Whether training writes `log.jsonl`, a line a logged step, and `run.json`, what was run, into `output_dir`:
+            what `hclm-rl report` and `hclm-rl watch` read. A run that stood there moves into `earlier-1`.
     """
 
     entropy_terms: list | str | None = field(default=None, metadata={"help": ENTROPY_TERMS_HELP})
@@ -230,6 +241,8 @@ class EntropyFields:
     eval_pass_at_k: bool = field(default=False, metadata={"help": EVAL_PASS_HELP})
     eval_pass_threshold: float = field(default=1.0, metadata={"help": EVAL_THRESHOLD_HELP})
     allow_changed_terms: bool = field(default=False, metadata={"help": CHANGED_TERMS_HELP})
+    watch_collapse: Literal["off", "warn", "stop"] = field(default="warn", metadata={"help": WATCH_HELP})
+    run_log: bool = field(default=True, metadata={"help": RUN_LOG_HELP})
 
     def __post_init__(self) -> None:
         self.checked()
@@ -254,7 +267,7 @@ class GRPOConfig(EntropyFields, trl.GRPOConfig):
 
     The fields of TRL's are as they were: https://huggingface.co/docs/trl/grpo_trainer#trl.GRPOConfig. Those that
     are new (`entropy_terms`, `trace_steps`, `trace_every`, `eval_pass_at_k`, `eval_pass_threshold`,
-    `allow_changed_terms`) are described in `EntropyFields`.
+    `allow_changed_terms`, `watch_collapse`, `run_log`) are described in `EntropyFields`.
 
     ```python
     >>> GRPOConfig(output_dir="out", entropy_terms=[{"entropy_bonus": {"coef": 0.01}}], trace_every=100)
@@ -274,7 +287,7 @@ class RLOOConfig(EntropyFields, trl.RLOOConfig):
 
     The fields of TRL's are as they were: https://huggingface.co/docs/trl/rloo_trainer#trl.RLOOConfig. Those that
     are new (`entropy_terms`, `trace_steps`, `trace_every`, `eval_pass_at_k`, `eval_pass_threshold`,
-    `allow_changed_terms`) are described in `EntropyFields`.
+    `allow_changed_terms`, `watch_collapse`, `run_log`) are described in `EntropyFields`.
 
     ```python
     >>> RLOOConfig(output_dir="out", entropy_terms=[{"entropy_bonus": {"coef": 0.01}}], trace_every=100)

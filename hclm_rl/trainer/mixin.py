@@ -32,6 +32,7 @@ from ..recipe.refusals import (
 from ..watch.trace import Trace
 from .checkpoints import epochs_done, find_checkpoint
 from .evaluation import Responses, sample_responses, with_pass_at_k
+from .folder import put_watch_first, take_its_place, writing_a_run
 from .hooks import refuse_other_attention, watching
 from .judging import before_deepspeed_steps
 from .resume import begin_run, is_checkpoint, save_checkpoint
@@ -60,7 +61,8 @@ class EntropyTermsMixin:
         steps, every = getattr(config, "trace_steps", None), getattr(config, "trace_every", None)
         trace = Trace(folder=Path(getattr(config, "output_dir", None) or ""), steps=tuple(steps or ()), every=every)
         self._hclm = Run(chain=chain, state=ChainState.fresh(chain), trace=trace)
-        super().__init__(**given)
+        with writing_a_run(self, given):
+            super().__init__(**given)
         refuse_other_attention(self)
         refuse_frozen(self.model)
         if config is None:
@@ -70,6 +72,12 @@ class EntropyTermsMixin:
             warn_of_inert_links(self)
             for sentence in conflicts(self._hclm.chain):
                 logger.warning("%s", sentence)
+
+    def add_callback(self, callback: Any) -> None:
+        """As in any trainer of transformers; a `CollapseCallback` takes the place of the one that the run has."""
+        take_its_place(self, callback)
+        super().add_callback(callback)
+        put_watch_first(self)
 
     # ---- stage 1: the generation batch
 

@@ -29,7 +29,11 @@ def begin_run(trainer: Any, checkpoint: str | None) -> None:
         set_half_ones_aside(Path(trainer.args.output_dir))
     trace = Trace(folder=before.trace.folder, steps=before.trace.steps, every=before.trace.every)
     trainer._hclm = Run(
-        chain=before.chain, state=state, trace=trace, reference_gives_entropy=before.reference_gives_entropy
+        chain=before.chain,
+        state=state,
+        trace=trace,
+        reference_gives_entropy=before.reference_gives_entropy,
+        watcher=before.watcher,
     )
     if trainer._hclm.is_on:
         trainer._metrics["train"].clear()

@@ -18,6 +18,7 @@ from ..chain.finite import Watch
 from ..chain.metrics import StepMetrics
 from ..chain.state import ChainState
 from ..types import Transcript
+from ..watch.callback import CollapseCallback
 from ..watch.trace import Trace
 
 # keys in the batch dict, which TRL shuffles and splits with it
@@ -77,6 +78,7 @@ class Run:
     # set during evaluation, a pair a batch: reward parts of all processes, this one's completions as text or messages
     evaluated: list[tuple[Tensor, list]] | None = None
     reference_gives_entropy: bool = False
+    watcher: CollapseCallback | None = None  # the detector that the run got by itself
     generated: dict[int, int] = field(default_factory=dict)  # optimiser step: generation batches that began in it
     epochs_done: int = 0  # before the step that training begins with
 

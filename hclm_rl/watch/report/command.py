@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import write_report
+from .runs import REPORT_NAME
 
 
 def named(given: Sequence[str]) -> dict[str, Path]:
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
     if first is None:
         raise ValueError(f"no run at {', '.join(map(str, runs.values()))}: RUN is the output_dir of a run")
     try:
-        page = write_report(runs, options.out or first / "report.html", png=options.png)
+        page = write_report(runs, options.out or first / REPORT_NAME, png=options.png)
     except ImportError as error:
         raise ValueError(str(error)) from error
     print(page)

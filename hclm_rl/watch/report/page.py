@@ -40,9 +40,10 @@ def overrides_of(run: Run) -> str:
 
 def terms_of(run: Run) -> str:
     """The run's entropy terms as its recipe names them."""
-    if not run.summary:
+    known = run.summary or run.about
+    if not known:
         return "unknown"
-    terms = run.summary.get("terms") or []
+    terms = known.get("terms") or []
     return "; ".join(term if isinstance(term, str) else json.dumps(hide(term)) for term in terms) or "none"
 
 

@@ -7,7 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeGuard
 
+import yaml
+
+from ..logs import file_in, read_entries
+
 LOG_NAME, SUMMARY_NAME, RECIPE_NAME = "log.jsonl", "summary.json", "recipe.yaml"
+RUN_NAME, REPORT_NAME = "run.json", "report.html"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +23,7 @@ class Run:
     folder: Path
     log: list[dict] = field(default_factory=list)  # one entry a logged step
     summary: dict = field(default_factory=dict)
+    about: dict = field(default_factory=dict)  # what a trainer of ours wrote when it began
     recipe: str = ""
     problems: list[str] = field(default_factory=list)
 
@@ -90,8 +96,6 @@ IS_READABLE: dict[str, Callable[[object], bool]] = {
 
 def read_summary(path: Path) -> tuple[dict, str | None]:
     """What of the summary can be read, and a sentence if that is not all."""
-    if not path.is_file():
-        return {}, f"{path.name} is missing: the run has not ended."
     try:
         summary = json.loads(path.read_text(errors="replace"))
     except json.JSONDecodeError:
@@ -105,14 +109,55 @@ def read_summary(path: Path) -> tuple[dict, str | None]:
     return readable, None
 
 
+def read_about(path: Path) -> dict:
+    """What was run; empty where it cannot be read."""
+    try:
+        found = json.loads(path.read_text(errors="replace"))
+    except (OSError, json.JSONDecodeError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def how_it_ended(about: dict, log: list[dict]) -> str | None:
+    """A sentence on a run that has no summary; None for one that went to its end."""
+    if not about:
+        return f"{SUMMARY_NAME} is missing: the run has not ended."
+    if about.get("ended"):
+        return None
+    last = f"step {log[-1]['step']} of {log[-1].get('max_steps', '?')}" if log else "no step"
+    return f"The run began at {about.get('started')} and has not ended: it is at work or broke off. It logged {last}."
+
+
+def as_recipe(about: dict) -> str:
+    """The settings of a run that had no recipe, in a recipe's form."""
+    terms = {"entropy_terms": about["terms"]} if about.get("terms") else {}
+    model = {"model_name_or_path": about["model"]} if about.get("model") else {}
+    return yaml.safe_dump({**model, **terms, **(about.get("settings") or {})}, sort_keys=False)
+
+
+def read_others_log(folder: Path) -> list[dict]:
+    """The log of a trainer that is not ours: transformers' trainer_state.json, or TensorBoard's events."""
+    try:
+        entries = read_entries(file_in(folder))
+    except (ValueError, OSError):
+        return []
+    return [entry for entry in entries if isinstance(entry.get("step"), int)]
+
+
 def read_run(name: str, folder: Path) -> Run:
     """The run in `folder`; what is missing or broken becomes a sentence, not an error."""
     if not folder.is_dir() or not any(folder.iterdir()):
         state = "is empty" if folder.is_dir() else "does not exist"
         return Run(name=name, folder=folder, problems=[f"The folder {folder} {state}: there is nothing to show."])
     log, log_problem = read_log(folder / LOG_NAME)
-    summary, summary_problem = read_summary(folder / SUMMARY_NAME)
-    problems = [problem for problem in (log_problem, summary_problem) if problem]
+    about = read_about(folder / RUN_NAME)
     recipe_path = folder / RECIPE_NAME
-    recipe = recipe_path.read_text(errors="replace") if recipe_path.is_file() else ""
-    return Run(name=name, folder=folder, log=log, summary=summary, recipe=recipe, problems=problems)
+    recipe = recipe_path.read_text(errors="replace") if recipe_path.is_file() else as_recipe(about) if about else ""
+    if not (folder / LOG_NAME).is_file() and not about and (others := read_others_log(folder)):
+        return Run(name=name, folder=folder, log=others, recipe=recipe)
+    if (folder / SUMMARY_NAME).is_file():
+        summary, problem = read_summary(folder / SUMMARY_NAME)
+    else:
+        summary, problem = {}, how_it_ended(about, log)
+    problems = [each for each in (log_problem, problem) if each]
+    return Run(name=name, folder=folder, log=log, summary=summary, about=about, recipe=recipe, problems=problems)
