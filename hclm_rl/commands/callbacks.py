@@ -18,8 +18,8 @@ class FolderOpener(TrainerCallback):
     By then the run has been built and its checkpoint loaded: a run that is refused leaves the folder as it was.
     """
 
-    def __init__(self, folder: Path, recipe: Path | None, overrides: str = "") -> None:
-        self.folder, self.recipe, self.overrides = folder, recipe, overrides
+    def __init__(self, folder: Path, recipe: Path | None) -> None:
+        self.folder, self.recipe = folder, recipe
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
@@ -27,9 +27,7 @@ class FolderOpener(TrainerCallback):
         if state.is_world_process_zero:
             (self.folder / SUMMARY_NAME).unlink(missing_ok=True)
             if self.recipe and self.recipe.resolve() != (self.folder / RECIPE_NAME).resolve():
-                said = f"# On the command line beside it: {self.overrides}\n" if self.overrides else ""
-                text = hide_in_yaml(self.recipe.read_text(encoding="utf-8"))
-                write_whole(self.folder / RECIPE_NAME, said + text)
+                write_whole(self.folder / RECIPE_NAME, hide_in_yaml(self.recipe.read_text(encoding="utf-8")))
 
 
 class MeasureAtStart(TrainerCallback):

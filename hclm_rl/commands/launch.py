@@ -24,7 +24,7 @@ from ..testbed import Evaluation, Task, evaluate
 from ..testbed.sampling import measured
 from ..trainer import GRPOTrainer, RLOOTrainer
 from ..trainer.checkpoints import find_checkpoint, terms_state
-from ..trainer.folder import PACKAGES, write_whole
+from ..trainer.folder import PACKAGES, note, write_whole
 from ..watch.report.runs import SUMMARY_NAME
 from ..watch.secrets import hide, hide_in_line, secrets_in, secrets_in_yaml, without
 from .callbacks import FolderOpener, MeasureAtStart
@@ -184,7 +184,8 @@ def prepare(
     refuse_unwritable(folder)
     lock = RunLock(folder, is_held=config.process_index == 0)
     with lock.until_error():
-        trainer, task = build_trainer(algorithm, settings, [FolderOpener(folder, recipe, overrides)])
+        trainer, task = build_trainer(algorithm, settings, [FolderOpener(folder, recipe)])
+    note(trainer, overrides=overrides, seed=config.seed, algorithm=algorithm)
 
     def rest() -> dict:
         try:

@@ -156,6 +156,13 @@ def writing_a_run(trainer: Any, given: dict[str, Any]) -> Iterator[None]:
     put_watch_first(trainer)
 
 
+def note(trainer: Any, **more: object) -> None:
+    """Puts more into `run.json` than the trainer knows."""
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, RunWriter):
+            callback.about |= more
+
+
 def is_watch(callback: object) -> bool:
     """A callback may be given as a class, too."""
     return isinstance(callback, CollapseCallback) or (

@@ -67,6 +67,8 @@ def test_a_run_leaves_log_summary_recipe_and_model(algorithm: str, recipe: Path,
     assert (summary["algorithm"], summary["seed"], summary["steps"], summary["processes"]) == (algorithm, 3, 2, 1)
     assert summary["terms"] == [{"entropy_bonus": {"coef": 0.01}}]
     assert summary["overrides"] == f"--output_dir {out} --seed 3"
+    about = json.loads((out / "run.json").read_text())
+    assert (about["overrides"], about["seed"], about["steps"]) == (summary["overrides"], 3, 2)
     assert summary["versions"]["trl"].startswith("1.16.")
     assert set(summary["before"]["means"]) >= {"token_entropy", "pass@1", "pass@8", "distinct_correct"}
     assert (out / "recipe.yaml").read_text() == RECIPE

@@ -32,7 +32,7 @@ def shown(value: object) -> object:
 def overrides_of(run: Run) -> str:
     """What the command line added to the run's recipe, without the tokens and keys of a summary from elsewhere."""
     try:
-        words = shlex.split(run.summary.get("overrides") or "")
+        words = shlex.split((run.summary or run.about).get("overrides") or "")
     except ValueError:
         return "-"
     return shlex.join(hide_in_line(words)) or "-"

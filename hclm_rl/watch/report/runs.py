@@ -115,7 +115,9 @@ def read_about(path: Path) -> dict:
         found = json.loads(path.read_text(errors="replace"))
     except (OSError, json.JSONDecodeError):
         return {}
-    return found if isinstance(found, dict) else {}
+    if not isinstance(found, dict):
+        return {}
+    return {key: value for key, value in found.items() if IS_READABLE.get(key, lambda _: True)(value)}
 
 
 def how_it_ended(about: dict, log: list[dict]) -> str | None:
