@@ -142,12 +142,15 @@ def described(
     }
 
 
+def secrets_of(settings: Settings, recipe: Path | None) -> list[str]:
+    """Tokens and keys, wherever they were given."""
+    in_recipe = secrets_in_yaml(recipe.read_text(encoding="utf-8")) if recipe else []
+    return [*secrets_in([vars(each) for each in settings]), *in_recipe]
+
+
 def write_summary(folder: Path, summary: dict, settings: Settings, recipe: Path | None) -> None:
-    """Without tokens and keys, wherever they were given."""
-    secrets = list(secrets_in([vars(each) for each in settings]))
-    secrets += secrets_in_yaml(recipe.read_text(encoding="utf-8")) if recipe else []
     said = json.dumps(hide(summary), indent=1, default=repr)
-    write_whole(folder / SUMMARY_NAME, without(said, secrets) + "\n")
+    write_whole(folder / SUMMARY_NAME, without(said, secrets_of(settings, recipe)) + "\n")
 
 
 def let_go(trainer: GRPOTrainer | RLOOTrainer) -> None:
@@ -185,7 +188,7 @@ def prepare(
     lock = RunLock(folder, is_held=config.process_index == 0)
     with lock.until_error():
         trainer, task = build_trainer(algorithm, settings, [FolderOpener(folder, recipe)])
-    note(trainer, overrides=overrides, seed=config.seed, algorithm=algorithm)
+    note(trainer, secrets_of(settings, recipe), overrides=overrides, seed=config.seed, algorithm=algorithm)
 
     def rest() -> dict:
         try:

@@ -74,6 +74,7 @@ class RunWriter(TrainerCallback):
     def __init__(self, trainer: str, chain: Chain, model: str) -> None:
         self.about = {"trainer": trainer, "model": model, "terms": as_recipe(list(chain.links))}
         self.written: dict[str, Any] = {}
+        self.secrets: list[str] = []  # beside those of the config
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
@@ -95,19 +96,19 @@ class RunWriter(TrainerCallback):
             "settings": {key: value for key, value in settings.items() if key != "entropy_terms"},
             "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
         }
-        self.write(folder, list(secrets_in([vars(args)])))
+        self.write(folder, args)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         if self.written and state.is_world_process_zero:
             self.written |= {"ended": now(), "steps": state.global_step}
-            self.write(Path(args.output_dir or ""), list(secrets_in([vars(args)])))
+            self.write(Path(args.output_dir or ""), args)
 
-    def write(self, folder: Path, secrets: Sequence[str]) -> None:
+    def write(self, folder: Path, args: TrainingArguments) -> None:
         """Without tokens and keys."""
         text = json.dumps(hide(self.written), indent=1, default=repr)
-        write_whole(folder / RUN_NAME, without(text, secrets) + "\n")
+        write_whole(folder / RUN_NAME, without(text, [*self.secrets, *secrets_in([vars(args)])]) + "\n")
 
 
 class LogWriter(TrainerCallback):
@@ -156,11 +157,12 @@ def writing_a_run(trainer: Any, given: dict[str, Any]) -> Iterator[None]:
     put_watch_first(trainer)
 
 
-def note(trainer: Any, **more: object) -> None:
-    """Puts more into `run.json` than the trainer knows."""
+def note(trainer: Any, secrets: Sequence[str], **more: object) -> None:
+    """Puts more into `run.json` than the trainer knows, and keeps more out of it."""
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, RunWriter):
             callback.about |= more
+            callback.secrets += secrets
 
 
 def is_watch(callback: object) -> bool:

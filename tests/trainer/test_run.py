@@ -133,7 +133,7 @@ def test_without_terms_a_reward_is_trls_matter(policy: str, tmp_path: Path):
         trainer.train()
         ends.append((weights_of(trainer), trainer.state.log_history[0].keys()))
     (stock, stock_keys), (ours, our_keys) = ends
-    assert stock_keys == our_keys
+    assert stock_keys == our_keys - {"collapse/state"}  # the detector watches every run of ours
     assert all(torch.equal(stock[name], ours[name]) or stock[name].isnan().any() for name in stock)
 
 
