@@ -5,6 +5,7 @@ generator of their own, and off-policy: the policy has moved since it sampled. T
 slot empty, so that they can be on a process with a narrower batch.
 """
 
+import math
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -352,3 +353,29 @@ def card_step(
         group_size=len(blank),
     )
     return rollout(step, advantages=values[2]), token_batch(step, advantages=values[2])
+
+
+def grpo(groups: Tensor) -> Tensor:
+    """GRPO's advantages of (P, G) rewards, row after row: unbiased deviation, eps 1e-4, as TRL has it."""
+    scale = (nanstd(groups, dim=1) + 1e-4).repeat_interleave(groups.size(1))
+    return torch.nan_to_num(centred(groups.flatten(), groups.size(1)) / scale, nan=0.0)
+
+
+def groups_view(*groups: list[float], logps: list[list[float]] | None = None, **changes: object) -> Rollout:
+    """Stage 1's view of groups of rewards of one size with GRPO's advantages, in float64; a token each at log-prob 0.
+
+    `logps`: those of the tokens of each response instead, however many.
+    """
+    rewards = torch.tensor(groups, dtype=torch.float64)
+    rows = [[0.0]] * rewards.numel() if logps is None else logps
+    width = max(map(len, rows)) + 1
+    slots = [row + [math.nan] * (width - len(row)) for row in rows]
+    view, _ = card_step([[1] * len(row) + [0] * (width - len(row)) for row in rows], slots, slots, slots)
+    view = replace(
+        view,
+        advantages=grpo(rewards),
+        rewards=rewards.flatten(),
+        group_rewards=rewards.repeat_interleave(rewards.size(1), dim=0),
+        group=torch.arange(rewards.numel()) // rewards.size(1),
+    )
+    return replace(view, **changes)

@@ -64,6 +64,7 @@ FLOWS = {
     "entropy_flow": Flow(sampling="advantages logps entropy hidden"),
     "epo": Flow(gradient="entropy", sampling="entropy", current="entropy"),
     "feature_softmax": Flow(gradient="hidden", current="hidden"),
+    "focal": Flow(sampling="advantages group_rewards"),
     "force_reweight": Flow(sampling="advantages logps entropy hidden", current="advantages"),
     "force_reweight, representation": Flow(sampling="advantages hidden", current="advantages"),
     "forking_tokens": Flow(sampling="entropy", current="advantages"),

@@ -177,9 +177,14 @@ def prompt_numbers(rollout: Rollout) -> Int[Tensor, "N"]:
     return rollout.everywhere(torch.tensor(numbers, device=rollout.mask.device)).cpu()
 
 
-def is_right(rewards: Float[Tensor, "N"], right_at: float | None) -> Bool[Tensor, "N"]:
+def is_right(rewards: Float[Tensor, "*S"], right_at: float | None) -> Bool[Tensor, "*S"]:
     """From `right_at` on, 1 where it is None; a response that nothing scored is not."""
     return rewards >= (1.0 if right_at is None else right_at)
+
+
+def successes(group_rewards: Float[Tensor, "P G"], right_at: float | None) -> tuple[Int[Tensor, "P"], Int[Tensor, "P"]]:
+    """(c right responses, n scored ones) of each group; those that nothing scored are in neither."""
+    return is_right(group_rewards, right_at).sum(dim=1), (~group_rewards.isnan()).sum(dim=1)
 
 
 def tell_once(memory: dict, about: str, sentence: str) -> None:

@@ -16,6 +16,7 @@ from .entropy_bonus import EntropyBonus as EntropyBonus
 from .entropy_flow import EntropyFlow as EntropyFlow
 from .epo import Epo as Epo
 from .feature_softmax import FeatureSoftmax as FeatureSoftmax
+from .focal import Focal as Focal
 from .force_reweight import ForceReweight as ForceReweight
 from .forking_tokens import ForkingTokens as ForkingTokens
 from .group_log_det import GroupLogDet as GroupLogDet
