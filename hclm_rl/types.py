@@ -118,6 +118,7 @@ class Rollout:
     logps: Float[Tensor, "N T"] | None = None  # log pi(token) of the sampling policy; None unless a term needs_scores
     entropy: Float[Tensor, "N T"] | None = None  # nats, at the sampling temperature; None unless a term needs_scores
     ref_logps: Float[Tensor, "N T"] | None = None
+    beta: float = 0.0  # of the base algorithm's KL penalty to the model of ref_logps
     loss_mean: Literal["tokens", "sequences"] = "tokens"  # what the policy loss averages: tokens, or means of responses
     # what the policy loss multiplies each token's by, where the sampler's log-probs differ; 0: masked by it
     sampler_ratio: Float[Tensor, "N T"] | Float[Tensor, "N 1"] | None = None
@@ -222,6 +223,8 @@ class Term:
     needs_vocab_gradient: ClassVar[bool] = False  # stage 2 reads it, with gradient: not under ZeRO-3
     needs_rescoring: ClassVar[bool] = False  # calls `score` on other texts, or reads `transcript`
     needs_attention: ClassVar[bool] = False  # stage 2 reads attention entropies: eager attention alone gives them
+    needs_reference: ClassVar[bool] = False  # reads `ref_logps` of GRPO's KL penalty: `beta` above 0
+    least_group: ClassVar[int] = 2  # responses to a prompt without which it can do nothing
     is_diagnostic: ClassVar[bool] = False  # gives metrics alone
     inert_on_policy: ClassVar[bool] = False  # does nothing when each rollout is used for one update only
     seeks: ClassVar[Direction | None] = None  # None: neither, or it depends on the batch

@@ -39,6 +39,7 @@ REACHING = {
     "force_reweight": {"floor": 2.0, "ceiling": 3.0},
     "hicra": {"grams": ("so", "let me", "is")},
     "info_po": {"placeholder": "4"},
+    "passk_advantage": {"k": 2},  # with four in a group
     "right_kl": {"right_at": 0.25},  # with two in a group
     "self_imitation": {"buffer": 1, "needs_tool_call": False},
     "entro_pic": {"threshold": 0.3},  # few tokens of this policy reach 0.95
@@ -62,6 +63,7 @@ FORMS = {
     "group_log_det, both": find_term("group_log_det")(acts="both"),
     "group_log_det, force": find_term("group_log_det")(acts="force"),
     "forking_tokens, ties cut": find_term("forking_tokens")(ties="cut"),
+    "passk_advantage, best of k": find_term("passk_advantage")(form="loo_minus_one", k=2),
     "right_anchor, log_det": find_term("right_anchor")(source="any", unit="token", keep="log_det", capacity=1),
     "steer, exact": find_term("steer")(estimate="exact"),
 }

@@ -37,6 +37,7 @@ NEEDS = {
     "needs_vocab": "next-token distribution",
     "needs_rescoring": "reads other texts",
     "needs_attention": "eager attention",
+    "needs_reference": "beta above 0",
     "inert_on_policy": "several updates per rollout",
 }
 # what a class's docstring says of its fields; all else in it is shown as it stands

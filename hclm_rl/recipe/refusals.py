@@ -53,8 +53,15 @@ def refuse_what_the_run_lacks(chain: Chain, model: Any, config: Any) -> None:
             "FSDP2 (fsdp_version: 2), DDP or ZeRO-2"
         )
     if config is not None:
-        refuse_rewards_out_of_sight(chain, config)
-        refuse_ratios_out_of_reach(chain, config)
+        refuse_what_the_settings_lack(chain, config)
+
+
+def refuse_what_the_settings_lack(chain: Chain, config: Any) -> None:
+    """What no model is needed to see."""
+    refuse_rewards_out_of_sight(chain, config)
+    refuse_ratios_out_of_reach(chain, config)
+    refuse_small_groups(chain, config)
+    refuse_without_reference(chain, config)
 
 
 def refuse_frozen(model: Any) -> None:
@@ -111,6 +118,29 @@ def refuse_ratios_out_of_reach(chain: Chain, config: Any) -> None:
         raise ValueError(
             f"{names}: keeps or stops gradients where a token's own ratio is clipped, which {given} does not do: use "
             f"{', '.join(CLIPPING_LOSSES)} with importance_sampling_level 'token'"
+        )
+
+
+def refuse_small_groups(chain: Chain, config: Any) -> None:
+    """Terms that need more responses to a prompt than are sampled."""
+    given = config.num_generations
+    for link in chain.links:
+        if given is not None and link.coef != NOTHING and link.term.least_group > given:
+            raise ValueError(
+                f"{link.name}: needs groups of {link.term.least_group} responses or more, and num_generations is "
+                f"{given}: raise it, or lower what the term asks for"
+            )
+
+
+def refuse_without_reference(chain: Chain, config: Any) -> None:
+    """Terms that read the frozen model of the KL penalty, where there is none."""
+    names = ", ".join(each.name for each in chain.links if each.term.needs_reference and each.coef != NOTHING)
+    if names and isinstance(config, trl.RLOOConfig):
+        raise ValueError(f"{names}: acts against the KL in the loss, which RLOO puts into the rewards: use GRPO")
+    if names and not config.beta:
+        raise ValueError(
+            f"{names}: acts against the run's KL penalty to a frozen model, and beta is 0, where it would do nothing: "
+            "set beta, such as 1e-3"
         )
 
 

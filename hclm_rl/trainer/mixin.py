@@ -25,9 +25,8 @@ from ..recipe.conflicts import conflicts
 from ..recipe.refusals import (
     is_on_policy,
     refuse_frozen,
-    refuse_ratios_out_of_reach,
-    refuse_rewards_out_of_sight,
     refuse_what_the_run_lacks,
+    refuse_what_the_settings_lack,
 )
 from ..watch.trace import Trace
 from .checkpoints import epochs_done, find_checkpoint
@@ -66,8 +65,7 @@ class EntropyTermsMixin:
         refuse_other_attention(self)
         refuse_frozen(self.model)
         if config is None:
-            refuse_rewards_out_of_sight(chain, self.args)
-            refuse_ratios_out_of_reach(chain, self.args)
+            refuse_what_the_settings_lack(chain, self.args)
         if self.accelerator.is_main_process:
             warn_of_inert_links(self)
             for sentence in conflicts(self._hclm.chain):

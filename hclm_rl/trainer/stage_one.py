@@ -185,6 +185,7 @@ def rollout_of(trainer: Any, output: dict[str, Any], generation: Generation, sco
         logps=None if scores is None else scores.logps,
         entropy=None if scores is None else scores.entropy,
         ref_logps=output.get("ref_per_token_logps"),
+        beta=trainer.beta,
         loss_mean="sequences" if loss_type in ("grpo", "sapo") else "tokens",
         sampler_ratio=None if loss_type == "vespo" else output.get("importance_sampling_ratio"),
         rows=generation.rows,

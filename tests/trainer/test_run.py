@@ -12,8 +12,9 @@ import torch
 import trl
 
 import hclm_rl
-from hclm_rl import Constant, Link, NotFinite
+from hclm_rl import Constant, Link, NotFinite, build_chain
 from hclm_rl.chain.state import FILE_NAME, read
+from hclm_rl.recipe.refusals import refuse_small_groups
 from hclm_rl.terms.entropy_bonus import EntropyBonus
 from hclm_rl.trainer.stage_one import count_unscored
 
@@ -349,6 +350,21 @@ def test_so_with_trls_own_config_before_loading(tmp_path: Path):
     args = trl.RLOOConfig(str(tmp_path / "out"), **settings())
     with pytest.raises(ValueError, match="max_rl: replaces the advantages"):
         hclm_rl.RLOOTrainer(str(tmp_path), low_words, args, prompts(), entropy_terms=["max_rl"])
+
+
+def test_groups_smaller_than_a_term_needs_are_refused_before_loading(tmp_path: Path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))  # there are no weights to load
+    for config, trainer in ((hclm_rl.GRPOConfig, hclm_rl.GRPOTrainer), (trl.GRPOConfig, hclm_rl.GRPOTrainer)):
+        args = config(str(tmp_path / "out"), **settings())
+        terms: list = [{"passk_advantage": {"k": 5}}]
+        with pytest.raises(ValueError) as error:
+            trainer(str(tmp_path), low_words, args, prompts(), entropy_terms=terms)
+        assert str(error.value) == (
+            "passk_advantage: needs groups of 5 responses or more, and num_generations is 4: raise it, or lower what "
+            "the term asks for"
+        )
+    absent = build_chain([{"passk_advantage": {"k": 5, "coef": 0}}, {"passk_advantage": {"k": 4, "name": "four"}}])
+    refuse_small_groups(absent, args)
 
 
 @pytest.mark.parametrize(
