@@ -1,4 +1,4 @@
-"""Pass@k advantages: Pass@k Training, 2025, arXiv:2508.10751; PKPO, 2025, arXiv:2505.15201"""
+"""Pass@k advantages, Pass@k Training and PKPO: 2025, arXiv:2508.10751, arXiv:2505.15201"""
 
 import functools
 import math
