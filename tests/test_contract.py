@@ -45,6 +45,7 @@ REACHING = {
     "entro_pic": {"threshold": 0.3},  # few tokens of this policy reach 0.95
     "lp_reg": {"rho": 0.9},  # 1 % of 32 tokens is none, and most of them are filtered out or have become likelier
     "siren": {"anchor": 2.0},  # at the first rollout the anchor is the level itself, and there is no pull
+    "uniform_correct": {"right_at": 0.6},  # which other rewards cross
 }
 TERMS = {name: find_term(name)(**REACHING.get(name, {})) for name in known_terms()}
 FOR_PARITY = {

@@ -103,6 +103,7 @@ FLOWS = {
     "tea, micro_batch": Flow(gradient="entropy", current="advantages logps entropy"),
     "tea, weight gradient": Flow(gradient="entropy logps", current="advantages logps entropy"),
     "tool_bonus": Flow(sampling="rewards"),
+    "uniform_correct": Flow(sampling="advantages logps rewards"),
     "variance": Flow(gradient="hidden", sampling="hidden", current="hidden"),
     "von_neumann": Flow(gradient="hidden", sampling="hidden", current="hidden"),
     # the threshold of its windows, the kind of prompt, the KL's strength; no vocabulary, no advantages

@@ -41,5 +41,6 @@ from .spectrum import Spectrum as Spectrum
 from .steer import Steer as Steer
 from .tea import Tea as Tea
 from .tool_bonus import ToolBonus as ToolBonus
+from .uniform_correct import UniformCorrect as UniformCorrect
 from .variance import Variance as Variance
 from .von_neumann import VonNeumann as VonNeumann

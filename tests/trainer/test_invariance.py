@@ -53,6 +53,7 @@ STRONG = {
     "log_det": {"coef": 0.1},
     "coding_rate": {"coef": 0.1},
     "feature_softmax": {"coef": 1.0},
+    "uniform_correct": {"tau": 1.0, "right_at": 0.25},  # graded rewards
     "variance": {"coef": 0.1},
     "von_neumann": {"coef": 1.0},
 }
