@@ -83,6 +83,8 @@ FLOWS = {
     "lp_reg, micro_batch": Flow(gradient="logps", sampling="logps hidden", current="advantages logps old_logps"),
     "majority_vote": Flow(),  # answers alone
     "max_rl": Flow(sampling="rewards group_rewards"),
+    "negative_reinforcement": Flow(sampling="rewards"),
+    "negative_reinforcement, kept": Flow(sampling="rewards"),
     "passk_advantage": Flow(sampling="rewards"),
     "passk_advantage, best of k": Flow(sampling="rewards"),
     "pear": Flow(sampling="entropy rewards"),

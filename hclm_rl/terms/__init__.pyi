@@ -28,6 +28,7 @@ from .log_det import LogDet as LogDet
 from .lp_reg import LpReg as LpReg
 from .majority_vote import MajorityVote as MajorityVote
 from .max_rl import MaxRl as MaxRl
+from .negative_reinforcement import NegativeReinforcement as NegativeReinforcement
 from .passk_advantage import PasskAdvantage as PasskAdvantage
 from .pear import Pear as Pear
 from .perplexity_advantage import PerplexityAdvantage as PerplexityAdvantage

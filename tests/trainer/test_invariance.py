@@ -41,6 +41,7 @@ STRONG = {
     "hicra": {"grams": ("1", "2", "3", "5", "8", "13")},
     "epo": {"coef": 0.1, "alpha": 0.5, "kappa_l": 0.9, "kappa_r": 1.0},
     "majority_vote": {"answer": r"^(\d)"},
+    "negative_reinforcement": {"form": "negative", "mean_over": "kept", "right_at": 0.5},
     "passk_advantage": {"k": 2, "right_at": 0.5},
     "pear": {"correct_from": 0.5, "full": 2.5},  # pays more than 0 at this entropy
     "perplexity_advantage": {"alpha": 0.1},
