@@ -106,6 +106,7 @@ FLOWS = {
     "tea, weight gradient": Flow(gradient="entropy logps", current="advantages logps entropy"),
     "tool_bonus": Flow(sampling="rewards"),
     "uniform_correct": Flow(sampling="advantages logps rewards"),
+    "unlikeliness": Flow(sampling="logps rewards"),
     "variance": Flow(gradient="hidden", sampling="hidden", current="hidden"),
     "von_neumann": Flow(gradient="hidden", sampling="hidden", current="hidden"),
     # the threshold of its windows, the kind of prompt, the KL's strength; no vocabulary, no advantages

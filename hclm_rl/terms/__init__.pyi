@@ -43,5 +43,6 @@ from .steer import Steer as Steer
 from .tea import Tea as Tea
 from .tool_bonus import ToolBonus as ToolBonus
 from .uniform_correct import UniformCorrect as UniformCorrect
+from .unlikeliness import Unlikeliness as Unlikeliness
 from .variance import Variance as Variance
 from .von_neumann import VonNeumann as VonNeumann
