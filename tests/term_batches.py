@@ -129,6 +129,7 @@ def rollout(step: Step, rows: slice = slice(None), **changes: object) -> Rollout
         logps=step.old_logps[rows],
         entropy=step.old_entropy[rows],
         ref_logps=step.old_logps[rows],
+        beta=0.1,
         prompts=["2 + 2 = ?"] * count,
         texts=[rf"so it is \boxed{{{i % 3}}}" for i in range(len(step.ids))][rows],
         rows=[{"solution": WORDS[i % 11]} for i in range(len(step.ids))][rows],

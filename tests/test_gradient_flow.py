@@ -82,6 +82,7 @@ FLOWS = {
     "lp_reg": Flow(gradient="logps", sampling="advantages logps hidden", current="logps old_logps"),
     "lp_reg, micro_batch": Flow(gradient="logps", sampling="logps hidden", current="advantages logps old_logps"),
     "majority_vote": Flow(),  # answers alone
+    "mara": Flow(sampling="ref_logps rewards"),
     "max_rl": Flow(sampling="rewards group_rewards"),
     "negative_reinforcement": Flow(sampling="rewards"),
     "negative_reinforcement, kept": Flow(sampling="rewards"),

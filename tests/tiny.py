@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import hclm_rl
+from hclm_rl.recipe.config import find_term
 
 LOSSES = ["grpo", "dapo", "dr_grpo", "bnpo", "cispo", "sapo", "vespo", "luspo"]
 WITH_TOOLS = {"info_po", "tool_bonus"}  # terms that do nothing in text without tools
@@ -81,6 +82,11 @@ def truncated_rollout(batch: list[str], trainer: Any) -> dict[str, Any]:
 
 
 ROLLOUTS = {True: fixed_rollout, "turns": turns_rollout, "truncated": truncated_rollout}
+
+
+def beta_of(term: str) -> float:
+    """The strength of the KL, which some terms act against; 0 is TRL's default."""
+    return 0.04 if find_term(term).needs_reference else 0.0
 
 
 def settings(**changes: Any) -> dict[str, Any]:

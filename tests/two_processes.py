@@ -15,7 +15,7 @@ from hclm_rl.recipe.arguments import parse
 from hclm_rl.trainer.head import output_head
 
 from .cpu_processes import leave, start, whole_weights
-from .tiny import LOSSES, WITH_TOOLS, make, prompts
+from .tiny import LOSSES, WITH_TOOLS, beta_of, make, prompts
 
 # the second process has no token that counts; its collective calls must be those of the first all the same
 NOTHING_ON_ONE = {"fixed": "truncated", "mask_truncated_completions": True, "loss_type": "dapo"}
@@ -37,10 +37,13 @@ def evaluated(policy: str, out: Path, responses_at_once: int) -> dict[str, float
 
 def main(policy: str, out: Path, cases: dict[str, dict], kind: str) -> None:
     half = {"per_device_train_batch_size": 4, **start(kind, out)}
-    runs = {term: {"terms": [{term: given}], "loss_type": "dapo"} for term, given in cases.items()}
+    runs = {
+        term: {"terms": [{term: given}], "loss_type": "dapo", "beta": beta_of(term)} for term, given in cases.items()
+    }
     runs = {term: run | {"fixed": "turns" if term in WITH_TOOLS else True} for term, run in runs.items()}
     runs["remembers"] = {"terms": ["tests.own_terms.Remembers"], "fixed": True, "loss_type": "dapo"}
-    runs["nothing on one"] = {"terms": [{term: given} for term, given in cases.items()], **NOTHING_ON_ONE}
+    without_kl = [{term: given} for term, given in cases.items() if not beta_of(term)]
+    runs["nothing on one"] = {"terms": without_kl, **NOTHING_ON_ONE}
     for loss in LOSSES if kind == "ddp" else ["dapo"]:  # sampled, each process with its own seed
         off_policy = {"num_iterations": 2, "beta": 0.04, "loss_type": loss}
         runs[f"stock {loss}"] = {"ours": False, **off_policy}

@@ -27,6 +27,7 @@ from .kl_cov import KlCov as KlCov
 from .log_det import LogDet as LogDet
 from .lp_reg import LpReg as LpReg
 from .majority_vote import MajorityVote as MajorityVote
+from .mara import Mara as Mara
 from .max_rl import MaxRl as MaxRl
 from .negative_reinforcement import NegativeReinforcement as NegativeReinforcement
 from .passk_advantage import PasskAdvantage as PasskAdvantage

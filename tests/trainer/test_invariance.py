@@ -17,7 +17,7 @@ from hclm_rl.recipe.config import find_term
 from hclm_rl.watch.trace import read_trace
 
 from ..cpu_processes import run_by_two
-from ..tiny import LOSSES, WITH_TOOLS, largest_difference, make, weights_after
+from ..tiny import LOSSES, WITH_TOOLS, beta_of, largest_difference, make, weights_after
 from ..two_processes import NOTHING_ON_ONE, evaluated
 
 WHOLE = {"per_device_train_batch_size": 8}
@@ -42,6 +42,7 @@ STRONG = {
     "epo": {"coef": 0.1, "alpha": 0.5, "kappa_l": 0.9, "kappa_r": 1.0},
     "majority_vote": {"answer": r"^(\d)"},
     "negative_reinforcement": {"form": "negative", "mean_over": "kept", "right_at": 0.5},
+    "mara": {"threshold": 0.5},
     "passk_advantage": {"k": 2, "right_at": 0.5},
     "pear": {"correct_from": 0.5, "full": 2.5},  # pays more than 0 at this entropy
     "perplexity_advantage": {"alpha": 0.1},
@@ -79,9 +80,10 @@ save_strategy: "no"
 """
 
 
-def all_terms_in_order() -> list[str]:
-    """All names, those that shape rewards first: they set the advantages anew."""
-    return sorted(known_terms(), key=lambda name: "reward" not in find_method(name).kinds)
+def all_terms_in_order(beta: float = 0.0) -> list[str]:
+    """All names that a run with this KL takes, those that shape rewards first: they set the advantages anew."""
+    names = [name for name in known_terms() if beta or not find_term(name).needs_reference]
+    return sorted(names, key=lambda name: "reward" not in find_method(name).kinds)
 
 
 def rollout(term: str) -> bool | str:
@@ -90,8 +92,8 @@ def rollout(term: str) -> bool | str:
 
 
 def update(policy: str, out: Path, term: str, **cut) -> dict[str, torch.Tensor]:
-    terms = [{term: STRONG.get(term, {})}]
-    return weights_after(policy, out, terms=terms, fixed=rollout(term), loss_type="dapo", **cut)
+    terms, beta = [{term: STRONG.get(term, {})}], beta_of(term)
+    return weights_after(policy, out, terms=terms, fixed=rollout(term), loss_type="dapo", beta=beta, **cut)
 
 
 @pytest.fixture(scope="module")
@@ -101,11 +103,14 @@ def whole(policy: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[st
 
 
 @pytest.fixture(scope="module")
-def plain(policy: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[bool | str], dict[str, torch.Tensor]]:
-    """The same without terms, by the kind of rollout."""
-    return functools.cache(
-        lambda fixed: weights_after(policy, tmp_path_factory.mktemp("plain"), fixed=fixed, loss_type="dapo", **WHOLE)
-    )
+def plain(policy: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, torch.Tensor]]:
+    """The same without terms, by the kind of rollout and the strength of the KL."""
+
+    def trained(fixed: bool | str, beta: float) -> dict[str, torch.Tensor]:
+        folder = tmp_path_factory.mktemp("plain")
+        return weights_after(policy, folder, fixed=fixed, beta=beta, loss_type="dapo", **WHOLE)
+
+    return functools.cache(trained)
 
 
 @pytest.mark.parametrize("term", known_terms())
@@ -130,7 +135,7 @@ IDLE = ("kl_cov", "right_kl")
     "term", [name for name in known_terms() if not find_term(name).is_diagnostic and name not in IDLE]
 )
 def test_the_term_changes_the_update_by_more_than_the_tolerance(term: str, whole: Callable, plain: Callable):
-    assert largest_difference(plain(rollout(term)), whole(term)) > 100 * ROUNDING
+    assert largest_difference(plain(rollout(term), beta_of(term)), whole(term)) > 100 * ROUNDING
 
 
 @pytest.mark.parametrize("term", ["kl_cov", "log_det", "clip_cov"])
@@ -166,7 +171,7 @@ def test_rloo_micro_batches_of_an_added_loss(policy: str, tmp_path: Path):
 
 def trained_by_two(policy: str, out: Path, kind: str, terms: list[str]) -> Path:
     """Folder with the weights of every case, trained by two processes on gloo."""
-    cases = {term: STRONG.get(term, {}) for term in all_terms_in_order() if term in terms}
+    cases = {term: STRONG.get(term, {}) for term in all_terms_in_order(beta=0.04) if term in terms}
     (out / "launched.yaml").write_text(LAUNCHED)
     run_by_two("tests.two_processes", policy, str(out), json.dumps(cases), kind)
     return out
