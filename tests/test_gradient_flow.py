@@ -63,6 +63,8 @@ FLOWS = {
     "entropy_bonus": Flow(gradient="entropy", current="entropy"),
     "entropy_flow": Flow(sampling="advantages logps entropy hidden"),
     "epo": Flow(gradient="entropy", sampling="entropy", current="entropy"),
+    "exploration_advantage": Flow(current="advantages entropy"),
+    "exploration_advantage, sampling": Flow(sampling="advantages entropy"),
     "feature_softmax": Flow(gradient="hidden", current="hidden"),
     "focal": Flow(sampling="advantages group_rewards"),
     "force_reweight": Flow(sampling="advantages logps entropy hidden", current="advantages"),

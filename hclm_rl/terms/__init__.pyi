@@ -15,6 +15,7 @@ from .entropy_balanced import EntropyBalanced as EntropyBalanced
 from .entropy_bonus import EntropyBonus as EntropyBonus
 from .entropy_flow import EntropyFlow as EntropyFlow
 from .epo import Epo as Epo
+from .exploration_advantage import ExplorationAdvantage as ExplorationAdvantage
 from .feature_softmax import FeatureSoftmax as FeatureSoftmax
 from .focal import Focal as Focal
 from .force_reweight import ForceReweight as ForceReweight
