@@ -67,6 +67,7 @@ FORMS = {
     "forking_tokens, ties cut": find_term("forking_tokens")(ties="cut"),
     "negative_reinforcement, kept": find_term("negative_reinforcement")(form="negative", mean_over="kept"),
     "passk_advantage, best of k": find_term("passk_advantage")(form="loo_minus_one", k=2),
+    "outcome_exploration, batch": find_term("outcome_exploration")(by="batch"),
     "right_anchor, log_det": find_term("right_anchor")(source="any", unit="token", keep="log_det", capacity=1),
     "steer, exact": find_term("steer")(estimate="exact"),
 }

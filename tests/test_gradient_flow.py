@@ -90,6 +90,8 @@ FLOWS = {
     "negative_reinforcement, kept": Flow(sampling="rewards"),
     "passk_advantage": Flow(sampling="rewards"),
     "passk_advantage, best of k": Flow(sampling="rewards"),
+    "outcome_exploration": Flow(sampling="advantages"),  # answers; of the rewards only whether a group is settled
+    "outcome_exploration, batch": Flow(sampling="advantages"),
     "pear": Flow(sampling="entropy rewards"),
     "perplexity_advantage": Flow(sampling="advantages logps"),
     "position_advantage": Flow(current="advantages"),
@@ -193,10 +195,15 @@ def of_stage_one(term: Term, view: Rollout) -> dict[str, Tensor]:
     memory = earlier(term)
     effect = term.on_rollout(replace(view, generator=torch.Generator().manual_seed(1)), memory)
     asked = {"rewards": effect.rewards, "advantages": effect.advantages}
-    asked |= {f"memory {key}": torch.as_tensor(value, dtype=torch.float64) for key, value in memory.items()}
+    asked |= {f"memory {key}": as_tensor(value) for key, value in memory.items()}
     logged = effect.metrics if term.is_diagnostic else {}
     asked |= {**effect.columns, **effect.shared, **logged}
     return {name: value for name, value in asked.items() if isinstance(value, Tensor)}
+
+
+def as_tensor(value) -> Tensor:
+    """What a memory holds, so that it can be compared; counts by name as their text."""
+    return torch.as_tensor(list(repr(value).encode()) if isinstance(value, dict) else value, dtype=torch.float64)
 
 
 def of_stage_two(term: Term, view: Rollout, batch: TokenBatch) -> dict[str, Tensor]:

@@ -170,10 +170,13 @@ def clusters(answers: Sequence[str | None], same: Same) -> list[int]:
 
 
 def by_group(rollout: Rollout, extract: Extract) -> dict[int, list[str | None]]:
-    """The answers of all responses of each prompt that has responses on this process: {number of the prompt: answers}.
+    """The answers of all responses to each prompt that this process has responses to: {number of the prompt: answers}."""
+    answers, size = of_everyone(rollout, extract), rollout.group_rewards.size(1)
+    return {group: answers[group * size : (group + 1) * size] for group in rollout.group.unique().tolist()}
 
-    Texts of other processes come as bytes through `everywhere`.
-    """
+
+def of_everyone(rollout: Rollout, extract: Extract) -> list[str | None]:
+    """The answers of the responses of all processes, which come as bytes through `everywhere`."""
     own = [answer_of(text, extract) for text in rollout.texts]
     encoded = [b"" if answer is None else answer.encode(errors="replace") for answer in own]
     device = rollout.mask.device
@@ -182,9 +185,7 @@ def by_group(rollout: Rollout, extract: Extract) -> dict[int, list[str | None]]:
     codes = torch.tensor([list(code.ljust(width, b"\0")) for code in encoded], dtype=torch.uint8)
     all_lengths = rollout.everywhere(lengths.to(device)).tolist()
     rows = rollout.everywhere(codes.to(device)).cpu().numpy()
-    answers = [None if n < 0 else bytes(row[:n]).decode() for n, row in zip(all_lengths, rows, strict=True)]
-    size = rollout.group_rewards.size(1)
-    return {group: answers[group * size : (group + 1) * size] for group in rollout.group.unique().tolist()}
+    return [None if n < 0 else bytes(row[:n]).decode() for n, row in zip(all_lengths, rows, strict=True)]
 
 
 def repeats(question: str, answer: str, share: float) -> bool:

@@ -44,6 +44,7 @@ STRONG = {
     "negative_reinforcement": {"form": "negative", "mean_over": "kept", "right_at": 0.5},
     "mara": {"threshold": 0.5},
     "passk_advantage": {"k": 2, "right_at": 0.5},
+    "outcome_exploration": {"answer": r"^(\d)", "c": 1.0},
     "pear": {"correct_from": 0.5, "full": 2.5},  # pays more than 0 at this entropy
     "perplexity_advantage": {"alpha": 0.1},
     "steer": {"min_weight": 0.2},
