@@ -51,6 +51,7 @@ FLOWS = {
     "conditional_entropy": Flow(current="advantages"),  # answers are scored, and those scores know no input
     "discriminator_clip": Flow(sampling="advantages logps entropy", current="advantages"),
     "discriminator_clip, vocabulary": Flow(sampling="advantages logps entropy hidden", current="advantages"),
+    "dqo": Flow(sampling="hidden rewards"),
     "em_rl": Flow(sampling="entropy"),
     "em_rl, group": Flow(sampling="entropy"),
     "empg": Flow(sampling="advantages entropy"),

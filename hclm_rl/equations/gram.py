@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .functional import Scalar
-from .geometry import at_least_float32, cholesky, gram_matrix
+from .geometry import at_least_float32, cholesky, full_precision, gram_matrix
 
 
 @dataclass(frozen=True)
@@ -43,3 +43,22 @@ def gram_factor(z: Float[Tensor, "N D"], eps: float | Scalar) -> GramFactor:
     zc = z - z.mean(dim=0)
     gram = gram_matrix(zc.T) / len(zc)
     return GramFactor(cholesky(gram, eps), gram, zc, eps)
+
+
+def unexplained(z: Float[Tensor, "P G D"], ridge: float) -> Float[Tensor, "P G"]:
+    """u_i = ridge [(Z Z^T + ridge I)^-1]_ii in (0, 1], of each of P groups: what the others leave of row i.
+
+    1 - u_i is the ridge leverage z_i^T (Z^T Z + ridge I)^-1 z_i, and log det(Z Z^T + ridge I) less that without row i
+    is log ridge - log u_i. Rows are not centred; one of zeros has u = 1 and is as if it were not there.
+    """
+    with full_precision(z):
+        gram = z @ z.mT
+    eye = torch.eye(gram.size(1), dtype=gram.dtype, device=gram.device)
+    lower, info = torch.linalg.cholesky_ex(gram + ridge * eye)
+    if info.any():
+        raise ValueError(
+            f"Z Z^T + {ridge:g} I is not positive definite in {gram.dtype} for rows as long as "
+            f"{gram.diagonal(dim1=1, dim2=2).max().sqrt().item():.3g}: raise the ridge, or look for NaN in them"
+        )
+    half = torch.linalg.solve_triangular(lower, eye.expand_as(lower), upper=False)  # its columns: L^-1
+    return ridge * half.square().sum(dim=1)

@@ -170,7 +170,7 @@ def clusters(answers: Sequence[str | None], same: Same) -> list[int]:
 
 
 def by_group(rollout: Rollout, extract: Extract) -> dict[int, list[str | None]]:
-    """The answers of all responses to each prompt that this process has responses to: {number of the prompt: answers}."""
+    """The answers to each prompt that has responses on this process: {number of the prompt: those of all its group}."""
     answers, size = of_everyone(rollout, extract), rollout.group_rewards.size(1)
     return {group: answers[group * size : (group + 1) * size] for group in rollout.group.unique().tolist()}
 

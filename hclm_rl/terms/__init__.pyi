@@ -6,6 +6,7 @@ from .clip_cov import ClipCov as ClipCov
 from .coding_rate import CodingRate as CodingRate
 from .conditional_entropy import ConditionalEntropy as ConditionalEntropy
 from .discriminator_clip import DiscriminatorClip as DiscriminatorClip
+from .dqo import Dqo as Dqo
 from .em_rl import EmRl as EmRl
 from .empg import Empg as Empg
 from .empo import Empo as Empo
