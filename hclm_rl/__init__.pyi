@@ -1,6 +1,7 @@
 from .chain import Chain as Chain
 from .chain import Link as Link
 from .chain import NotFinite as NotFinite
+from .chain.coefficients import Aer as Aer
 from .chain.coefficients import Constant as Constant
 from .chain.coefficients import Cosine as Cosine
 from .chain.coefficients import Linear as Linear

@@ -58,6 +58,7 @@ FOR_PARITY["tea, weight gradient"] = find_term("tea")(statistics="micro_batch", 
 FORMS = {
     "em_rl, group": find_term("em_rl")(reduction="mean", scale="group"),
     "discriminator_clip, vocabulary": find_term("discriminator_clip")(over="vocabulary", mu=0.3, max_frac=1.0),
+    "entropy_bonus, by difficulty": find_term("entropy_bonus")(by_difficulty=True),
     "exploration_advantage, sampling": find_term("exploration_advantage")(at="sampling"),
     "force_reweight, representation": find_term("force_reweight")(
         by="representation", unit="nats", floor=1.0, ceiling=5.0

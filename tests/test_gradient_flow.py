@@ -62,6 +62,7 @@ FLOWS = {
     "entropy_balanced": Flow(gradient="logps", sampling="entropy", current="advantages logps old_logps entropy"),
     "entropy_balanced, micro_batch": Flow(gradient="logps", current="advantages logps old_logps entropy"),
     "entropy_bonus": Flow(gradient="entropy", current="entropy"),
+    "entropy_bonus, by difficulty": Flow(gradient="entropy", sampling="group_rewards", current="entropy"),
     "entropy_flow": Flow(sampling="advantages logps entropy hidden"),
     "epo": Flow(gradient="entropy", sampling="entropy", current="entropy"),
     "exploration_advantage": Flow(current="advantages entropy"),

@@ -12,7 +12,8 @@ the step's first generation batch, where it has several, and NaN where no token 
 gate is shut, and a proportional-integral strength stays.
 State goes through `json`: an infinity is written as `Infinity`, which Python reads back and a strict parser refuses.
 
-Here are the controllers, and what a recipe's words mean; the schedules are in `schedules.py`.
+Here are the controllers, and what a recipe's words mean; the schedules are in `schedules.py`, what is measured against
+the policy's start in `anchored.py`.
 """
 
 import inspect
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from ..responses.names import nearest_first
+from .anchored import Aer
 from .schedules import Coefficient, Constant, Cosine, Linear, Schedule, State, require_number, require_numbers
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "KINDS",
+    "Aer",
     "Coefficient",
     "Constant",
     "Cosine",
@@ -237,6 +240,7 @@ KINDS: dict[str, Callable[..., Coefficient]] = {
     "step_to_target": StepToTarget,
     "on_collapse": OnCollapse,
     "proportional_integral": ProportionalIntegral,
+    "aer": Aer,
 }
 
 

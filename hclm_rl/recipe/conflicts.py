@@ -3,7 +3,7 @@
 from itertools import combinations
 
 from ..chain.chain import Chain, Link
-from ..chain.coefficients import Constant, StepToTarget
+from ..chain.coefficients import Aer, Constant, StepToTarget
 from ..types import Direction
 
 OPPOSITE: dict[Direction, Direction] = {"more": "less", "less": "more"}
@@ -42,7 +42,7 @@ def _of_two_controllers(links: list[Link]) -> str | None:
 
 
 def _of_a_runaway(link: Link) -> str | None:
-    if not (isinstance(link.coef, StepToTarget) and direction(link) == "less"):
+    if not (isinstance(link.coef, StepToTarget | Aer) and direction(link) == "less"):
         return None
     return (
         f"the coefficient of '{link.name}' grows while the entropy is below its target, and the term lowers the "

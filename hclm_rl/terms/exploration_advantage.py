@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -30,17 +30,14 @@ class ExplorationAdvantage(Term):
             updates on a rollout; ours
     """
 
+    shapes_advantages: ClassVar[bool] = True  # with at "sampling"
+
     alpha: float = 0.4
     kappa: float = 2.0
     at: Literal["current", "sampling"] = "current"
 
-    # what stage 1 reads and gives hangs on `at`
     @property
     def needs_scores(self) -> bool:
-        return self.at == "sampling"
-
-    @property
-    def shapes_advantages(self) -> bool:
         return self.at == "sampling"
 
     def __post_init__(self) -> None:

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from hclm_rl.chain.coefficients import (
+    Aer,
     Coefficient,
     Constant,
     Cosine,
@@ -260,3 +261,34 @@ def test_anything_with_the_methods_is_a_coefficient():
 
     mine = Mine()
     assert isinstance(mine, Coefficient) and coefficient_from(mine) is mine
+
+
+def test_aer_of_the_card():
+    applied, after = run(Aer(), [1.0, 0.5, 0.3, 0.2])
+    # the target is 0.4: 0 stays where it would fall; then 0.005 * 0.1 and 0.005 * 0.2
+    assert after == pytest.approx([0, 0, 0.0005, 0.0015])
+    assert applied == pytest.approx([0, 0, 0, 0.0005])
+
+
+def test_aer_stays_within_its_bounds_and_remembers_the_first_step():
+    _, after = run(Aer(eta=1.0, maximum=0.3, start=0.1), [1.0, 0.0, 0.0, 2.0])
+    assert after == pytest.approx([0, 0.3, 0.3, 0])  # 0.1 - 0.6; 0.4; 0.7; 0.3 - 1.6
+
+
+def test_aer_as_a_recipe_writes_it():
+    assert coefficient_from({"kind": "aer", "tau": 0.5}) == Aer(tau=0.5)
+
+
+@pytest.mark.parametrize(
+    "given, sentence",
+    [
+        ({"tau": 1.2}, r"tau is a share of the first step's entropy, in \(0, 1\), got 1.2"),
+        ({"eta": 0}, "eta must be positive, got 0.0; for no control give a number as coef"),
+        ({"start": 0.1}, "0 <= start <= maximum must hold, got start 0.1 and maximum 0.02"),
+        ({"eta": "1e-3"}, "eta must be a number, got the string '1e-3'"),
+        ({"target": 0.4}, "a aer coef has no 'target'; it has: "),
+    ],
+)
+def test_aer_refuses(given: dict, sentence: str):
+    with pytest.raises(ValueError, match=sentence):
+        coefficient_from({"kind": "aer", **given})

@@ -46,3 +46,35 @@ def test_it_acts_on_every_token_and_on_entropy_alone():
 
 def test_the_default_strength_is_the_papers():
     assert EntropyBonus.default_coef == 0.005
+
+
+def weights_of(groups: list[list[float]], **settings: float) -> list[float]:
+    """What a token of each response counts, groups of one size."""
+    rewards = torch.tensor(groups, dtype=torch.float64)
+    slots = [[0.5]] * rewards.numel()
+    view, batch = card_step([[1]] * rewards.numel(), slots, slots, slots, slots)
+    of_group = rewards.repeat_interleave(rewards.size(1), dim=0)
+    view = replace(view, rewards=rewards.flatten(), group_rewards=of_group)
+    term = EntropyBonus(by_difficulty=True, **settings)
+    asked = second_stage(term, batch, first_stage(term, view, {}, group_size=rewards.size(1)), {})
+    asked.losses["link"].sum().backward()
+    return (-batch.entropy.grad).flatten().tolist()
+
+
+def test_hard_prompts_have_a_larger_bonus_as_on_the_card_of_aer():
+    # p = [0, 0.25, 0.75, 1]: 1 - p has the mean 0.5
+    found = weights_of([[0, 0, 0, 0], [1, 0, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]])
+    assert found == pytest.approx([2] * 4 + [1.5] * 4 + [0.5] * 4 + [0] * 4)
+
+
+def test_where_no_prompt_fails_and_where_none_is_scored_it_is_the_plain_bonus():
+    assert weights_of([[1, 1], [1, 1]]) == [1] * 4
+    assert weights_of([[math.nan, math.nan], [0, 0], [1, 1]]) == pytest.approx([1, 1, 2, 2, 0, 0])
+    assert weights_of([[math.nan, math.nan]]) == [1, 1]
+
+
+def test_graded_rewards_are_right_from_a_value_on(caplog: pytest.LogCaptureFixture):
+    assert weights_of([[0.5, 0.2], [0.0, 0.1]], right_at=0.5) == pytest.approx([2 / 3] * 2 + [4 / 3] * 2)
+    assert "right_at" not in caplog.text
+    assert weights_of([[0.5, 0.2], [0.0, 0.1]]) == [1] * 4
+    assert "set right_at, the reward from which a response is right" in caplog.text
