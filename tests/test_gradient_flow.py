@@ -102,6 +102,8 @@ FLOWS = {
     "right_anchor, log_det": Flow(gradient="hidden", sampling="hidden logps rewards", current="hidden"),
     "right_kl": Flow(sampling="advantages logps rewards"),
     "self_imitation": Flow(gradient="hidden", sampling="advantages logps rewards group_rewards", current="hidden"),
+    "simko": Flow(gradient="hidden logps", sampling="entropy", current="advantages logps old_logps hidden"),
+    "simko, micro_batch": Flow(gradient="hidden logps", current="advantages logps old_logps entropy hidden"),
     "siren": Flow(gradient="hidden", sampling="hidden", current="hidden"),
     "siren, micro_batch": Flow(gradient="hidden", current="hidden"),
     "spectrum": Flow(sampling="hidden"),

@@ -41,6 +41,7 @@ from .qae import Qae as Qae
 from .right_anchor import RightAnchor as RightAnchor
 from .right_kl import RightKl as RightKl
 from .self_imitation import SelfImitation as SelfImitation
+from .simko import Simko as Simko
 from .siren import Siren as Siren
 from .spectrum import Spectrum as Spectrum
 from .steer import Steer as Steer

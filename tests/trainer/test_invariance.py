@@ -52,6 +52,7 @@ STRONG = {
     "entropy_bonus": {"coef": 0.1},
     "entro_pic": {"coef": 0.5, "threshold": 0.1},
     "lp_reg": {"rho": 1.0, "kappa": 0.5, "beta": 10.0},
+    "simko": {"a": 0.5, "tau": 0.3, "lam": 2.0},
     "siren": {"coef": 0.5, "anchor": 3.0},
     "log_det": {"coef": 0.1},
     "coding_rate": {"coef": 0.1},
