@@ -63,12 +63,14 @@ FORMS = {
     "force_reweight, representation": find_term("force_reweight")(
         by="representation", unit="nats", floor=1.0, ceiling=5.0
     ),
+    "group_log_det, answers": find_term("group_log_det")(features="answers"),
     "group_log_det, both": find_term("group_log_det")(acts="both"),
     "group_log_det, force": find_term("group_log_det")(acts="force"),
     "forking_tokens, ties cut": find_term("forking_tokens")(ties="cut"),
     "negative_reinforcement, kept": find_term("negative_reinforcement")(form="negative", mean_over="kept"),
     "passk_advantage, best of k": find_term("passk_advantage")(form="loo_minus_one", k=2),
     "outcome_exploration, batch": find_term("outcome_exploration")(by="batch"),
+    "right_anchor, count": find_term("right_anchor")(source="any", keep="count", capacity=3),
     "right_anchor, log_det": find_term("right_anchor")(source="any", unit="token", keep="log_det", capacity=1),
     "steer, exact": find_term("steer")(estimate="exact"),
 }

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -15,10 +15,12 @@ from torch.nn.utils.rnn import pad_sequence
 from ..equations.functional import in_double
 from ..equations.gram import gram_factor
 from ..types import Rollout, Transcript
+from .answers import Extract, answer_of
 
 logger = logging.getLogger(__name__)
 
 PREFIX = "right_"  # of the keys in a memory
+Keep = Literal["first", "log_det", "count"]
 OF_PROMPT = ("prompt_ids",)
 OF_TEXT = ("ids", "mask", "logps")
 
@@ -27,7 +29,8 @@ OF_TEXT = ("ids", "mask", "logps")
 class RightAnswers:
     """K right responses, the texts of all one after the other, on the CPU; the same on all processes.
 
-    A response takes 28 bytes, 4 for each token of its prompt, 9 for each of its own, and 4 for each of its D states.
+    A response takes 28 bytes, 4 for each token of its prompt, 9 for each of its own, 4 for each of its D states, and 8
+    where answers are counted.
     """
 
     prompt: Int[Tensor, "K"]  # a number that stands for the prompt
@@ -40,6 +43,7 @@ class RightAnswers:
     mask: Bool[Tensor, "tokens"]  # False on what tools wrote
     logps: Float[Tensor, "tokens"]  # of the policy that first sampled it; 0 off the mask
     states: Float[Tensor, "K D"]  # its pooled hidden state; D is 0 where nobody asks
+    counted: Int[Tensor, "K C"]  # what it is counted by: a number for prompt and answer; C is 0 where nobody counts
 
     def __len__(self) -> int:
         return len(self.prompt)
@@ -56,13 +60,15 @@ class RightAnswers:
         names = [each.name for each in fields(self)]
         return RightAnswers(**{name: torch.cat([getattr(self, name), getattr(more, name)]) for name in names})
 
-    def with_new(self, new: "RightAnswers", capacity: int, keep: Literal["first", "log_det"]) -> "RightAnswers":
-        """These and the first of each new answer, at most `capacity` to a prompt."""
+    def with_new(
+        self, new: "RightAnswers", capacity: int, keep: Keep, sampled: Mapping[int, int] | None = None
+    ) -> "RightAnswers":
+        """These and the first of each new answer, at most `capacity` to a prompt; `sampled`: how often each was."""
         has = set(self.answer.tolist())
         counts = Counter(self.prompt.tolist())
         takes = []
         for i, (prompt, answer) in enumerate(zip(new.prompt.tolist(), new.answer.tolist(), strict=True)):
-            if answer not in has and (keep == "log_det" or counts[prompt] < capacity):
+            if answer not in has and (keep != "first" or counts[prompt] < capacity):
                 takes.append(i)
                 has.add(answer)
                 counts[prompt] += 1
@@ -73,7 +79,12 @@ class RightAnswers:
         for prompt in (of for of, count in counts.items() if count > capacity):
             rows = (joined.prompt == prompt).nonzero().squeeze(1)
             stays[rows] = False
-            stays[rows[widest_apart(joined.states[rows], capacity)]] = True
+            if keep == "count":
+                often = [(sampled or {}).get(number, 0) for number in joined.counted[rows].flatten().tolist()]
+                chosen = torch.tensor(often).argsort(stable=True)[:capacity]
+            else:
+                chosen = widest_apart(joined.states[rows], capacity)
+            stays[rows[chosen]] = True
         return joined if stays.all() else joined.rows(stays)
 
     def save(self, memory: dict) -> None:
@@ -133,6 +144,7 @@ def unpadded(
     answer: Int[Tensor, "R"],
     step: int,
     states: Float[Tensor, "R D"],
+    counted: Int[Tensor, "R C"],
 ) -> RightAnswers:
     """Responses as a rollout has them, wherever their padding is."""
     return RightAnswers(
@@ -146,6 +158,7 @@ def unpadded(
         mask=mask[text.present],
         logps=torch.where(mask, logps, 0.0)[text.present].float(),
         states=states.float(),
+        counted=counted,
     )
 
 
@@ -165,6 +178,15 @@ def number_of(*said: str | Sequence[int]) -> int:
     return int.from_bytes(found.digest(), "big", signed=True)
 
 
+def said_in(rollout: Rollout, extract: Extract | None) -> list[str | list[int]]:
+    """What tells this process's responses apart: the answer; where there is none or nobody asks for it, the tokens."""
+    tokens = [row[is_own].tolist() for row, is_own in zip(rollout.ids, rollout.mask, strict=True)]
+    if extract is None:
+        return list(tokens)
+    answers = [answer_of(each, extract) for each in rollout.texts]
+    return [ids if answer is None else answer for ids, answer in zip(tokens, answers, strict=True)]
+
+
 def prompts_of(text: Transcript) -> list[list[int]]:
     """The tokens of each prompt."""
     return [ids[is_own].tolist() for ids, is_own in zip(text.prompt_ids, text.prompt_mask, strict=True)]
@@ -175,6 +197,27 @@ def prompt_numbers(rollout: Rollout) -> Int[Tensor, "N"]:
     assert rollout.transcript is not None
     numbers = [number_of(ids) for ids in prompts_of(rollout.transcript)]
     return rollout.everywhere(torch.tensor(numbers, device=rollout.mask.device)).cpu()
+
+
+def sampled_before(memory: dict) -> dict[int, int]:
+    """How often each right answer of `counted` was sampled so far."""
+    if "counted" not in memory:
+        return {}
+    return dict(zip(memory["counted"].tolist(), memory["sampled"].tolist(), strict=True))
+
+
+def count_in(memory: dict, counted: Int[Tensor, "R"]) -> dict[int, int]:
+    """The same after these; kept in memory, 12 bytes for each answer."""
+    found = Counter(sampled_before(memory))
+    found.update(counted.tolist())
+    memory["counted"] = torch.tensor(list(found), dtype=torch.long)
+    memory["sampled"] = torch.tensor(list(found.values()), dtype=torch.int32)
+    return found
+
+
+def bytes_of(kept: RightAnswers, memory: dict) -> int:
+    """What the store and the counts take."""
+    return kept.bytes() + sum(memory[name].nbytes for name in ("counted", "sampled") if name in memory)
 
 
 def is_right(rewards: Float[Tensor, "*S"], right_at: float | None) -> Bool[Tensor, "*S"]:

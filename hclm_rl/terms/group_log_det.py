@@ -4,11 +4,13 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..equations.functional import in_double
+from ..equations.functional import in_double, widest
 from ..equations.geometry import at_least_float32, full_precision, require_finite_states
+from ..responses.answers import DEFAULT, extractor
+from ..responses.right_answers import number_of, said_in
 from ..types import Direction, Effect, Metric, Quantiles, Rollout, RolloutEffect, Term, TokenBatch
 
 ROUNDING = torch.finfo(torch.float32).eps  # of the states, relative
@@ -33,9 +35,14 @@ class GroupLogDet(Term):
     F = (K + eps I)^-1 Hc / G. Responses without a token or a score are left out (G counts the others); groups of
     fewer than two have no H. Several updates per rollout reuse l and F of the sampling policy. Longer states raise H
     too. A response's A is its mean where terms before gave every token its own.
+    `features: answers` is the control without hidden states: h_i is the unit vector of the response's answer, so that
+    leverage counts copies: G / m - 1 as eps tends to 0, for each of the m that give an answer; all else is the same.
 
     Args:
         acts: "force": its coef is 1e-3 where the recipe names none
+        features: what h_i is: the mean of hidden "states", or the unit vector of one of the group's "answers"
+        answer: for "answers": a regular expression with one group or the dotted path of a function; the default is the
+            last \\boxed{}, or a text of nothing but whole numbers; a response without one counts by its tokens
         beta: exponent of the weights, >= 0; 0 is no weight; the card's, ours
         w_lo: least weight before rescaling, in (0, 1]; the card's, ours
         w_hi: greatest weight before rescaling, >= 1; the card's, ours
@@ -46,11 +53,11 @@ class GroupLogDet(Term):
         eps_relative: eps = eps_relative * mean over groups of tr(K) / G, of the first step; > 0; ours
     """
 
-    needs_scores: ClassVar[bool] = True
-    needs_hidden: ClassVar[bool] = True
     seeks: ClassVar[Direction | None] = "more"
 
     acts: Literal["advantage", "force", "both"] = "advantage"
+    features: Literal["states", "answers"] = "states"
+    answer: str = DEFAULT
     beta: float = 0.5
     w_lo: float = 0.5
     w_hi: float = 2.0
@@ -61,6 +68,9 @@ class GroupLogDet(Term):
     eps_relative: float = 1e-4
 
     def __post_init__(self) -> None:
+        extractor(self.answer)
+        if self.features == "answers" and self.acts != "advantage":
+            raise ValueError(f"features: answers have no gradient, so acts must be advantage, got {self.acts}")
         if not self.beta >= 0:
             raise ValueError(f"beta must not be negative, got {self.beta}")
         if not 0 < self.w_lo <= 1 <= self.w_hi:
@@ -76,18 +86,26 @@ class GroupLogDet(Term):
         return 1e-3 if self.acts == "force" else 1.0
 
     @property
+    def needs_scores(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride] (one kind of features does)
+        return self.features == "states"
+
+    @property
+    def needs_hidden(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride] (likewise)
+        return self.features == "states"
+
+    @property
     def shapes_advantages(self) -> bool:
         return self.acts != "force"
 
     def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
-        mask, states = rollout.mask, rollout.hidden()
-        lengths = mask.sum(dim=1)
-        pooled = mean_states(states, mask)
+        mask, lengths = rollout.mask, rollout.mask.sum(dim=1)
+        pooled = self.pooled(rollout)
         advantages = mean_advantage(rollout.advantages, mask)
         counts = (lengths > 0) & ~rollout.rewards.isnan()
 
         order = rollout.everywhere(rollout.group).argsort(stable=True).view(-1, rollout.group_rewards.size(1))
         h, a, is_in = (rollout.everywhere(x)[order] for x in (pooled, advantages, counts))
+        h = h if self.features == "states" else unit_vectors(h)
         own = rollout.here(order.flatten().argsort())  # this process's rows among those of the groups
         group = spread(h, is_in)
         has_two = is_in.sum(dim=1) > 1
@@ -114,8 +132,15 @@ class GroupLogDet(Term):
             # the trainer divides the sum over tokens by `tokens`; here it is to be divided by the number of groups
             tokens = rollout.total(lengths.sum()).to(pooled)  # a quotient of integers would be float32
             scale = tokens / has_two.sum() / lengths.clamp(min=1).unsqueeze(1)
-            columns["force"] = (group.force(lower)[own] * scale).to(at_least_float32(states[:0]).dtype)
+            columns["force"] = (group.force(lower)[own] * scale).to(at_least_float32(rollout.hidden()[:0]).dtype)
         return RolloutEffect(advantages=shaped, columns=columns, metrics=metrics)
+
+    def pooled(self, rollout: Rollout) -> Float[Tensor, "N D"] | Int[Tensor, "N"]:
+        """What tells the responses apart: their mean states, or a number for the answer of each."""
+        if self.features == "states":
+            return mean_states(rollout.hidden(), rollout.mask)
+        numbers = [number_of(said) for said in said_in(rollout, extractor(self.answer))]
+        return torch.tensor(numbers, device=rollout.mask.device)
 
     def all_weights(
         self, leverage: Float[Tensor, "P G"], a: Float[Tensor, "P G"], is_in: Bool[Tensor, "P G"]
@@ -164,6 +189,12 @@ def mean_states(states: Float[Tensor, "N T D"], mask: Bool[Tensor, "N T"]) -> Fl
     rows = zip(states, mask, strict=True)
     sums = torch.stack([in_double(at_least_float32(z[is_own])).sum(dim=0) for z, is_own in rows])
     return sums / mask.sum(dim=1).clamp(min=1).unsqueeze(1)
+
+
+def unit_vectors(answers: Int[Tensor, "P G"]) -> Float[Tensor, "P G G"]:
+    """One for each response: that of the first of its group which gives the same answer."""
+    first = (answers.unsqueeze(2) == answers.unsqueeze(1)).int().argmax(dim=2)
+    return torch.nn.functional.one_hot(first, answers.size(1)).to(widest(answers.device))
 
 
 def mean_advantage(advantages: Float[Tensor, "N"] | Float[Tensor, "N T"], mask: Bool[Tensor, "N T"]) -> Tensor:

@@ -11,14 +11,18 @@ from torch import Tensor
 
 from ..equations.functional import in_double, widest
 from ..equations.geometry import at_least_float32
-from ..responses.answers import DEFAULT, answer_of, extractor
+from ..responses.answers import DEFAULT, Extract, extractor
 from ..responses.right_answers import (
+    Keep,
     RightAnswers,
+    bytes_of,
+    count_in,
     is_right,
     kept_in,
     number_of,
     prompt_numbers,
     prompts_of,
+    said_in,
     tell_of_unclear_rewards,
     tell_once,
     unpadded,
@@ -43,7 +47,8 @@ class RightAnchor(Term):
     A replay costs one more pass, forward and backward; those drawn twice in a micro-batch are read once. `share: 1`
     doubles the texts that are read with gradient. The store is the same on all processes and goes into checkpoints:
     28 bytes a response, 4 for each token of its prompt, 9 for each of its own (`bytes` logs the sum); with
-    `keep: log_det` 4 D more. An answer that was right by luck is held like the others; with dropout l is noisy.
+    `keep: log_det` 4 D more, with `keep: count` 8 and 12 for each answer ever counted. An answer that was right by luck
+    is held like the others; with dropout l is noisy.
 
     Args:
         source: "prompt": a row replays what its own prompt was once answered; "any": what any prompt was, for data
@@ -55,11 +60,13 @@ class RightAnchor(Term):
         capacity: responses kept for a prompt, at least 1.
         share: of the rows, in (0, 1]: those that replay, hence the cost.
         distinct: which responses to a prompt are different: those of other "tokens", or of another "answer".
-        answer: for "answer": a regular expression with one group or the dotted path of a function; the default is the
-            last \\boxed{}, or a text of nothing but whole numbers. A response without an answer counts by its tokens.
+        answer: for `distinct: answer` and `keep: count`: a regular expression with one group or the dotted path of a
+            function; the default is the last \\boxed{}, or a text of nothing but whole numbers. A response without an
+            answer counts by its tokens.
         keep: when a prompt's store is full: "first" keeps those that came first; "log_det" drops what adds least to the
             spread of their pooled hidden states (least leverage in the Gram matrix, eps its mean eigenvalue), which
-            are those of the step at which each was sampled.
+            are those of the step at which each was sampled; "count", the control without hidden states, drops what
+            gives the answer that was sampled most often so far, of a tie the last.
         right_at: the reward from which a response is right; None: 1, with a warning where rewards are not 0 or 1.
         most_gb: the store takes no more responses beyond so many 10^9 bytes, and says so once; above 0.
     """
@@ -76,7 +83,7 @@ class RightAnchor(Term):
     share: float = 1.0
     distinct: Literal["tokens", "answer"] = "tokens"
     answer: str = DEFAULT
-    keep: Literal["first", "log_det"] = "first"
+    keep: Keep = "first"
     right_at: float | None = None
     most_gb: float = 1.0
 
@@ -111,7 +118,7 @@ class RightAnchor(Term):
             self._tell_if_none_came_again(kept, prompt, memory)
         kept = self.with_new(rollout, kept, prompt, memory)
         kept.save(memory)
-        metrics = {"kept": len(kept), "prompts": len(kept.prompt.unique()), "bytes": kept.bytes()}
+        metrics = {"kept": len(kept), "prompts": len(kept.prompt.unique()), "bytes": bytes_of(kept, memory)}
         metrics["replayed"] = int((drawn >= 0).sum())
         return RolloutEffect(
             columns=columns,
@@ -198,12 +205,13 @@ class RightAnchor(Term):
         """The store with this rollout's right responses that it has not, from all processes."""
         new = self._right_ones(rollout, prompt)
         kept = new.rows(torch.zeros(0, dtype=torch.long)) if kept is None else kept
-        if kept.bytes() <= self.most_gb * GB:
-            return kept.with_new(new, self.capacity, self.keep)
+        if (takes := bytes_of(kept, memory)) <= self.most_gb * GB:
+            sampled = count_in(memory, new.counted.flatten()) if self.keep == "count" else None
+            return kept.with_new(new, self.capacity, self.keep, sampled)
         tell_once(
             memory,
             "full",
-            f"right_anchor: the store of right answers takes {kept.bytes() / GB:.2f} GB, most_gb allows "
+            f"right_anchor: the store of right answers takes {takes / GB:.2f} GB, most_gb allows "
             f"{self.most_gb}, so it takes no more than the {len(kept)} responses that it has: lower capacity, or raise "
             "most_gb",
         )
@@ -213,11 +221,11 @@ class RightAnchor(Term):
         """The rollout's right responses, from all processes."""
         assert rollout.transcript is not None
         own, extract, mask = rollout.transcript, extractor(self.answer), rollout.mask
-        said: list[str | list[int]] = [row[is_own].tolist() for row, is_own in zip(own.ids, mask, strict=True)]
-        if self.distinct == "answer":
-            answers = [answer_of(each, extract) for each in rollout.texts]
-            said = [ids if answer is None else answer for ids, answer in zip(said, answers, strict=True)]
-        numbers = [number_of(asked, each) for asked, each in zip(prompts_of(own), said, strict=True)]
+
+        def numbers(rule: Extract | None) -> Int[Tensor, "N"]:
+            both = zip(prompts_of(own), said_in(rollout, rule), strict=True)
+            return everywhere(torch.tensor([number_of(asked, said) for asked, said in both], device=mask.device))
+
         states = torch.zeros_like(mask[:, :0]).float()
         if self.keep == "log_det":
             states = pooled(rollout.hidden().detach(), mask)
@@ -232,9 +240,10 @@ class RightAnchor(Term):
             counts,
             everywhere(torch.where(mask, rollout.scored()[0].detach(), 0.0)),
             prompt=prompt,
-            answer=everywhere(torch.tensor(numbers, device=mask.device)),
+            answer=numbers(extract if self.distinct == "answer" else None),
             step=rollout.step,
             states=everywhere(states),
+            counted=numbers(extract).unsqueeze(1) if self.keep == "count" else prompt.new_zeros(len(prompt), 0),
         )
         return found.rows(right)
 

@@ -123,6 +123,32 @@ def test_copies_share_a_leverage():
     assert leverages(first, step)[:4].tolist() == pytest.approx([1, 1, 3, 3], rel=1e-6)  # eps over the least eigenvalue
 
 
+def test_answers_in_place_of_states_count_copies():
+    def unread(layer=-1):
+        raise AssertionError("hidden states are read")
+
+    step = replace(make_step(dtype=torch.float64), group_size=4)
+    given = torch.tensor([1.0, 1, 1, -3, 1, 1, 1, -3], dtype=torch.float64)
+    texts = [rf"so \boxed{{{said}}}" for said in "aabcdddd"]
+    view = replace(rollout(step, advantages=given), texts=texts, hidden=unread, logps=None, entropy=None)
+    term = GroupLogDet(features="answers", w_lo=0.1, w_hi=10.0)
+    assert not term.needs_hidden and not term.needs_scores and GroupLogDet().needs_hidden
+    first = first_stage(term, view, {"eps": 1e-9})
+    # G / m - 1 of two copies, one and one; none where all say the same
+    assert leverages(first, step).tolist() == pytest.approx([1, 1, 3, 3, 0, 0, 0, 0], abs=1e-6)
+    # of the right ones 1, 1, 3, mean 5/3: w = sqrt .6, sqrt .6, sqrt 1.8, brought to the sum 3
+    w = [0.6**0.5, 0.6**0.5, 1.8**0.5]
+    assert first.advantages[:3].tolist() == pytest.approx([3 * x / sum(w) for x in w], rel=1e-6)
+    assert first.advantages[3:].tolist() == given[3:].tolist()
+    # K has (1, 1, -1, -1) / 2 with 3/8 and (0, 0, 1, -1) / sqrt 2 with 1/4: the covariance of unit vectors of shares
+    # 1/2, 1/4, 1/4. eps = 1/8: 4 (1/4) (3/8) / (4/8) = 3/4, and for the last two 4 (1/2) (1/4) / (3/8) = 4/3 more
+    graded = leverages(first_stage(term, view, {"eps": 0.125}), step)
+    assert graded[:4].tolist() == pytest.approx([3 / 4, 3 / 4, 25 / 12, 25 / 12], rel=1e-12)
+    # what has no answer counts by its tokens, which differ
+    without = leverages(first_stage(term, replace(view, texts=["?"] * 8), {"eps": 1e-9}), step)
+    assert without.tolist() == pytest.approx([3.0] * 8, abs=1e-6)
+
+
 def test_weights_are_clipped_before_the_sum_is_restored():
     # beta 2: 1/9 and 9, clipped to 0.5 and 2, whose sum 3.5 is brought back to 4
     first = stage_one(GroupLogDet(beta=2.0), COPIES, [1, 1, 1, 1])
@@ -357,6 +383,11 @@ def test_each_way_to_act_has_its_strength():
     "fields, sentence",
     [
         ({"beta": -0.5}, "beta must not be negative, got -0.5"),
+        (
+            {"features": "answers", "acts": "both"},
+            "features: answers have no gradient, so acts must be advantage, got both",
+        ),
+        ({"answer": "x"}, "answer must have one group, which holds the answer, got 'x' with 0"),
         ({"w_lo": 0.0}, "w_lo must be in (0, 1] and w_hi at least 1, got 0.0 and 2.0"),
         ({"w_hi": 0.9}, "w_lo must be in (0, 1] and w_hi at least 1, got 0.5 and 0.9"),
         (

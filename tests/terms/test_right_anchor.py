@@ -214,6 +214,33 @@ def test_the_spread_of_states_chooses_who_stays():
     assert kept.states.flatten().tolist() == [0.0, 10.5, 5.0, 5.0]
 
 
+def test_what_was_sampled_most_often_gives_way():
+    term, memory = RightAnchor(keep="count", capacity=2), {}
+    stays, seen = [], {}  # tokens: (step, row)
+    for seed, said in enumerate(("aabcxxxy", "cccaxxxx", "bbbbyyyy")):  # four rows of either prompt
+        view = replace(rollout(make_step(seed)), texts=[rf"\boxed{{{x}}}" for x in said], rewards=torch.ones(8))
+        first = first_stage(term, replace(view, step=seed), memory)
+        # tokens differ from row to row, so copies of an answer are kept apart and counted together
+        for row, (ids, mask) in enumerate(zip(view.ids, view.mask, strict=True)):
+            seen[tuple(ids[mask].tolist())] = (seed, row)
+        kept = kept_in(memory)
+        stays.append([seen[tuple(ids.tolist())] for ids in kept.ids.split(kept.length.tolist())])
+    # a 2, b 1, c 1: b and c; x 3, y 1: y and the first x
+    assert stays[0] == [(0, 2), (0, 3), (0, 4), (0, 7)]
+    # c 4, a 3, b 1: b and a; x 7, y 1: y and the first x
+    assert stays[1] == [(0, 2), (0, 4), (0, 7), (1, 3)]
+    # b 5, c 4, a 3, and of c none is left: a and the first b; x 7, y 5: the first two y
+    assert stays[2] == [(0, 2), (0, 7), (1, 3), (2, 4)]
+    assert sorted(memory["sampled"].tolist()) == [3, 4, 5, 5, 7]
+    assert first.metrics["link/bytes"] == kept.bytes() + 5 * 12
+
+
+def test_without_the_count_nothing_is_counted():
+    memory: dict = {}
+    first_stage(RightAnchor(capacity=2), rollout(make_step()), memory)
+    assert kept_in(memory).counted.shape == (3, 0) and "sampled" not in memory
+
+
 def test_rewards_that_say_not_clearly_what_is_right_are_told(caplog):
     term, memory = RightAnchor(), {}
     with caplog.at_level(logging.WARNING):
