@@ -14,6 +14,7 @@ from torch import Tensor
 from hclm_rl import Quantiles, Term, Total, known_terms
 from hclm_rl.chain.chain import Outcome, per_token
 from hclm_rl.recipe.config import find_term
+from hclm_rl.terms.no_loss import NoLoss
 from hclm_rl.terms.right_kl import RightKl
 
 from .term_batches import (
@@ -246,6 +247,9 @@ def test_it_does_something(term: Term):
     first_stage(term, rollout(with_tools(make_step(1))), memory)  # some act from what earlier steps left
     if isinstance(term, RightKl):  # it compares a response with itself when it was first sampled
         first_stage(term, rollout(replace(step, old_logps=step.old_logps / 2)), memory)
+    if isinstance(term, NoLoss):  # it compares a prompt's success with that of its first rollout
+        memory.clear()
+        first_stage(term, rollout(replace(step, rewards=torch.ones(8))), memory)
     _, _, asked = both_stages(term, step, memory=memory)
     if term.is_diagnostic:
         first = first_stage(term, rollout(step), {})

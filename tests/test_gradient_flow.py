@@ -15,6 +15,7 @@ from torch import Tensor
 from hclm_rl import Rollout, Term, TokenBatch, known_terms
 from hclm_rl.chain.chain import Outcome
 from hclm_rl.terms.epo import Epo
+from hclm_rl.terms.no_loss import NoLoss
 from hclm_rl.terms.right_anchor import RightAnchor
 from hclm_rl.terms.right_kl import RightKl
 from hclm_rl.terms.self_imitation import SelfImitation
@@ -95,6 +96,7 @@ FLOWS = {
     "passk_advantage, best of k": Flow(sampling="rewards"),
     "outcome_exploration": Flow(sampling="advantages"),  # answers; of the rewards only whether a group is settled
     "outcome_exploration, batch": Flow(sampling="advantages"),
+    "no_loss": Flow(sampling="advantages logps rewards"),  # where a group has a right answer nothing is replayed
     "pear": Flow(sampling="entropy rewards"),
     "perplexity_advantage": Flow(sampling="advantages logps"),
     "position_advantage": Flow(current="advantages"),
@@ -226,6 +228,9 @@ def earlier(term: Term) -> dict:
     memory: dict = {"entropy_sum": 1.0, "steps": 1} if isinstance(term, Epo) else {}
     if isinstance(term, SelfImitation | RightAnchor):
         first_stage(term, rollout(with_tools(make_step(7, torch.float64))), memory)
+    if isinstance(term, NoLoss):
+        step = with_tools(make_step(7, torch.float64))
+        first_stage(term, rollout(replace(step, rewards=torch.ones(8).double())), memory)
     if isinstance(term, RightKl):  # it compares a response with itself when it was first sampled
         for seed in range(3):
             step = with_tools(make_step(seed, torch.float64))

@@ -34,6 +34,7 @@ from .max_rl import MaxRl as MaxRl
 from .negative_reinforcement import NegativeReinforcement as NegativeReinforcement
 from .passk_advantage import PasskAdvantage as PasskAdvantage
 from .outcome_exploration import OutcomeExploration as OutcomeExploration
+from .no_loss import NoLoss as NoLoss
 from .pear import Pear as Pear
 from .perplexity_advantage import PerplexityAdvantage as PerplexityAdvantage
 from .position_advantage import PositionAdvantage as PositionAdvantage

@@ -74,6 +74,7 @@ class RightAnchor(Term):
     needs_scores: ClassVar[bool] = True
     needs_rescoring: ClassVar[bool] = True
     default_coef: ClassVar[float] = 0.3
+    title: ClassVar[str] = "right_anchor"  # in what it tells; other terms hold answers by it
 
     source: Literal["prompt", "any"] = "prompt"
     unit: Literal["response", "token"] = "response"
@@ -107,11 +108,13 @@ class RightAnchor(Term):
     def needs_hidden(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride] (one way to choose does)
         return self.keep == "log_det"
 
-    def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
-        tell_of_unclear_rewards("right_anchor", rollout, self.right_at, memory)
+    def on_rollout(self, rollout: Rollout, memory: dict, may_replay: Bool[Tensor, "N"] | None = None) -> RolloutEffect:
+        """`may_replay`: the rows of all processes that may; None: all."""
+        tell_of_unclear_rewards(self.title, rollout, self.right_at, memory)
         assert rollout.transcript is not None
         kept, prompt = kept_in(memory), prompt_numbers(rollout)
         is_busy = rollout.everywhere(rollout.mask.any(dim=1)).cpu()
+        is_busy = is_busy if may_replay is None else is_busy & may_replay.cpu()
         drawn = self.draw(rollout, kept, prompt, is_busy)
         columns, shared = self.replays(rollout, kept, drawn)
         if kept is not None and self.source == "prompt":
@@ -211,7 +214,7 @@ class RightAnchor(Term):
         tell_once(
             memory,
             "full",
-            f"right_anchor: the store of right answers takes {takes / GB:.2f} GB, most_gb allows "
+            f"{self.title}: the store of right answers takes {takes / GB:.2f} GB, most_gb allows "
             f"{self.most_gb}, so it takes no more than the {len(kept)} responses that it has: lower capacity, or raise "
             "most_gb",
         )
@@ -253,7 +256,7 @@ class RightAnchor(Term):
             tell_once(
                 memory,
                 "seldom",
-                f"right_anchor: no prompt with a right answer has come again in {PATIENCE} rollouts, so source: prompt "
+                f"{self.title}: no prompt with a right answer has come again in {PATIENCE} rollouts, so source: prompt "
                 "holds nothing yet; source: any holds the right answers of all prompts",
             )
 
