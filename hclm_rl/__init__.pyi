@@ -14,6 +14,7 @@ from .recipe.config import build_chain as build_chain
 from .recipe.config import known_terms as known_terms
 from .trainer import GRPOTrainer as GRPOTrainer
 from .trainer import RLOOTrainer as RLOOTrainer
+from .trainer.decay_to_start import DecayToStart as DecayToStart
 from .types import Effect as Effect
 from .types import Quantiles as Quantiles
 from .types import Rollout as Rollout

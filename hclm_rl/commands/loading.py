@@ -18,6 +18,7 @@ from ..responses.names import custom_code, find_function, nearest
 from ..testbed import Task, find_task
 from ..testbed.policy import SHAPES, policy_path
 from ..trainer import GRPOTrainer, RLOOTrainer
+from ..trainer.decay_to_start import DecayToStart
 
 Splits = datasets.DatasetDict | datasets.IterableDatasetDict
 Rows = datasets.Dataset | datasets.IterableDataset
@@ -268,6 +269,8 @@ def trainer_of(
     config.model_init_kwargs = init_kwargs(config, model)
     has_tools = task is not None and task.environment is not None
     refuse_what_cannot_run(algorithm, arguments, config, has_tools)
+    if arguments.decay_to_start is not None:  # before what writes the log
+        callbacks = [DecayToStart(arguments.decay_to_start, arguments.decay_to_start_gate), *callbacks]
     environment = {"environment_factory": task.environment} if task is not None and has_tools else {}
     try:
         trainer = {"grpo": GRPOTrainer, "rloo": RLOOTrainer}[algorithm](

@@ -48,6 +48,16 @@ class RunArguments(ScriptArguments):
         metadata={"help": "Responses per held-out prompt of the task, before and after training; 0: no measurement."},
     )
     eval_batch: int = field(default=1024, metadata={"help": "Responses that the measurement generates at once."})
+    decay_to_start: float | None = field(
+        default=None,
+        metadata={
+            "help": "After each optimiser step, pull weights back to where training began, this many times the "
+            "learning rate, but where the gradient says that they are learning something (Adam's moments)."
+        },
+    )
+    decay_to_start_gate: bool = field(
+        default=True, metadata={"help": "False: the decay without that gate, all weights alike, as a control."}
+    )
     soft_overlong_length: int | None = field(
         default=None,
         metadata={"help": "Tokens from which on get_soft_overlong_punishment pays -1; default: max_completion_length."},
