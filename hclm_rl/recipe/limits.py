@@ -56,8 +56,8 @@ LIMITS: Mapping[str, Limit] = {
     **dict.fromkeys(
         (
             "num_train_epochs", "temperature", "repetition_penalty", "logging_steps", "save_steps", "eval_steps",
-            "decay_to_start", "sapo_temperature_neg", "sapo_temperature_pos", "vllm_server_timeout", "vllm_importance_sampling_clip_max",
-            "vllm_importance_sampling_cap",
+            "sapo_temperature_neg", "sapo_temperature_pos", "vllm_server_timeout", "vllm_importance_sampling_clip_max",
+            "vllm_importance_sampling_cap", "decay_to_start",
         ),
         POSITIVE,
     ),

@@ -1,4 +1,4 @@
-"""Decay to the start, gated by the signal-to-noise ratio of the gradient; derived here. Works with TRL's own trainers."""
+"""Decay to the start, gated by the gradient's signal-to-noise ratio; derived here, for TRL's own trainers too"""
 
 import math
 
@@ -20,8 +20,8 @@ class DecayToStart(TrainerCallback):
     and one pass over them a step. `gate=False` is the control: SNR = 0, a decay of all alike.
 
     Give it to the trainer when you make it, so that it sees the start also when a run is resumed. It logs
-    `decay_to_start/snr`, the mean over weights and steps, and `decay_to_start/distance`, |theta - theta_0|. For Adam and
-    AdamW; not where the model is sharded (FSDP, ZeRO-3). In bf16 weights small pulls are lost in rounding.
+    `decay_to_start/snr`, the mean over weights and steps, and `decay_to_start/distance`, |theta - theta_0|. For Adam
+    and AdamW; not where the model is sharded (FSDP, ZeRO-3). In bf16 weights small pulls are lost in rounding.
 
     Args:
         rate: strength of the pull beside the learning rate, above 0; ours, untried.
@@ -90,8 +90,8 @@ class DecayToStart(TrainerCallback):
     def _signal(self, kept: dict, group: dict, optimizer: str) -> Tensor:
         if not {"exp_avg", "exp_avg_sq", "step"} <= kept.keys() or "betas" not in group:
             raise ValueError(
-                f"DecayToStart with its gate reads Adam's two moments, which optim {optimizer} does not keep: set optim to "
-                "adamw_torch, or gate to false"
+                f"DecayToStart with its gate reads Adam's two moments, which optim {optimizer} does not keep: set optim"
+                " to adamw_torch, or gate to false"
             )
         (beta1, beta2), step = group["betas"], float(kept["step"])
         first, second = kept["exp_avg"] / (1 - beta1**step), kept["exp_avg_sq"] / (1 - beta2**step)
