@@ -1,42 +1,50 @@
-"""What `hclm-rl doctor` found: the force of each surrogate read from the log of its dry run, and the page"""
+"""What `hclm-rl doctor` found: each surrogate's force in the step that the recipe's optimiser takes"""
 
 import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from rich.console import Console
-from rich.table import Table
+from jaxtyping import Float64
+from torch import Tensor
 
-from ..equations.forces import LEAST_RATIO, Regime, regime
+from ..equations.expectations import Estimate, of_expectations, square_of_expectation
+from ..equations.forces import LEAST_RATIO, MOST_RATIO, Regime, regime
+from .pulled_back import Pulled
+from .trial import Tried
 
-CLEAR = 2.0  # standard errors from 0 at which the sign of the critical coefficient counts
+CLEAR = 2.0  # standard errors from 0 at which a sign counts
 MARGIN = 1.1  # over the critical coefficient, the card's
 
 
 @dataclass(frozen=True, kw_only=True)
 class Force:
-    """What the dry run shows of one surrogate; means over its steps."""
+    """What the dry run shows of one surrogate. Norms and products are at the parameters, in the units of P."""
 
     surrogate: str
     value: float
-    force_norm: float
-    rho: float  # ||F|| over its bound, in [0, 1]
+    force_norm: float  # ||F|| at the hidden states, as rho and live
+    rho: float  # over its bound, in [0, 1]
     live: float  # share of the directions
-    dead: float | None
-    weak: float | None
-    drift_budget: float | None  # how far S may move, in units of variance, while half of the force stays
-    gradient_norm: float  # of the policy loss at the hidden states
-    alignment: float
-    critical_coef: float
-    critical_coef_error: float  # standard error over the steps
-    unsteadiness: float  # deviation of ||F|| over its mean, over the steps; NaN for a single one
-    coef: float | None  # of the recipe, where it has this surrogate's term; else that which would be recommended
+    above_eps: float | None  # share of the variances above the floor eps
+    drift_budget: float | None  # relative drift of the covariance within which half of the force stays
+    drift_noise: float | None  # relative drift between two batches of the same policy
+    push: float  # |E F|, 0 where it is not told from 0
+    gradient: float  # |E g| of the rest; where it is not told from 0, its error
+    gradient_is_told: bool
+    alignment: float  # with what the rest does
+    critical_coef: float | None  # None where the force is not told from 0
+    critical_coef_error: float
+    change: float  # of the surrogate by a step of the recipe, at its learning rate, first order
+    change_error: float
+    change_without: float | None  # by a step without this surrogate's term; None where the recipe has none
+    coef: float  # of the recipe, where it has this surrogate's term; else that which would be recommended
     is_in_recipe: bool
     regime: Regime
     reason: str
     recommended_coef: float | None
     recommendation: str
+    tried: list[Tried] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +55,7 @@ class Diagnosis:
     entropy: float | None = None  # nats, mean over the tokens of the dry run
     tokens_per_step: int | None = None  # of the recipe's optimiser step, at the responses' present length
     width: int | None = None  # D
+    cut_off: float | None = None  # share of the responses that ran into the limit
     forces: list[Force] = field(default_factory=list)
     mistakes: list[str] = field(default_factory=list)  # what will not work, or not as meant
     notes: list[str] = field(default_factory=list)
@@ -64,113 +73,119 @@ class Diagnosis:
         return "; ".join([*sick, found]) if sick or self.mistakes else "nothing to object to"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """The step that the dry run stands for."""
+
+    gradients: Float64[Tensor, "K K"]  # <G_k, P G_l>, of everything that the recipe trains on
+    rate: float  # the recipe's learning rate
+    kept: float  # what max_grad_norm leaves of a gradient
+
+
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     """Mean and standard error; the error of a single value is not known."""
     mean = statistics.fmean(values)
     return mean, statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
 
 
-def unsteadiness(norms: Sequence[float]) -> float:
-    """Deviation over mean, as MOST_UNSTEADY limits it; 0 where there is no force."""
-    if len(norms) < 2:
-        return math.nan
-    mean = statistics.fmean(norms)
-    return statistics.stdev(norms) / mean if mean > 0 else 0.0
+@dataclass(frozen=True, kw_only=True)
+class Balance:
+    """What a step does to one surrogate, with g the gradient of all but this surrogate's term."""
+
+    force: Estimate  # |E F|^2
+    gradient: Estimate  # |E g|^2
+    product: Estimate  # <E F, E g>
+    whole: Estimate  # <E F, E G>, G the gradient with the term
+
+    def push(self) -> float:
+        """|E F|, or 0 where it is not told from 0."""
+        return math.sqrt(self.force.value) if self.force.value > 0 and self.force.is_told_from_0(CLEAR) else 0.0
+
+    def pull(self) -> tuple[float, bool]:
+        """|E g|, and whether it is told from 0; where it is not, its error stands for it."""
+        is_told = self.gradient.value > 0 and self.gradient.is_told_from_0(CLEAR)
+        square = self.gradient.value if is_told else max(self.gradient.value, self.gradient.error, 0.0)
+        return math.sqrt(square), is_told
+
+    def alignment(self) -> float:
+        """-<E F, E g> / (|E F| |E g|) in [-1, 1]: below 0 the rest lowers the surrogate."""
+        norms = self.push() * self.pull()[0]
+        return max(-1.0, min(1.0, -self.product.value / norms)) if norms > 0 else 0.0
+
+    def critical(self) -> Estimate | None:
+        """c* = <E F, E g> / |E F|^2, in units of what the term pushes; None where the force is not told from 0.
+
+        Its error is that of the product over the steps and responses, and that of the force.
+        """
+        if self.push() == 0:
+            return None
+        value = self.product.value / self.force.value
+        of_force = 0.0 if math.isnan(self.force.error) else value * self.force.error
+        return Estimate(value, math.hypot(self.product.error, of_force) / self.force.value)
 
 
-def recommended(critical: float, error: float, force: float, gradient: float) -> tuple[float | None, str]:
-    """A `coef` from the critical coefficient, with its reason."""
-    if force == 0 or gradient == 0:
-        return None, "no coefficient acts" if force == 0 else "no policy gradient in the dry run: more prompts or steps"
-    least = MARGIN * LEAST_RATIO * gradient / force
-    is_clear = math.isnan(error) or abs(critical) > CLEAR * error
-    if critical > 0 and is_clear and MARGIN * critical >= least:
-        return MARGIN * critical, f"{MARGIN:g} x the critical coefficient"
-    if critical > 0 and is_clear:
-        return least, "the critical coefficient would be weak: the least that is not"
-    side = "the loss raises this surrogate by itself" if is_clear else "the critical coefficient is not told from 0"
-    return least, f"{side}: the least that is not weak"
-
-
-def gauged(surrogate: str, log: Sequence[dict]) -> list[dict[str, float]]:
-    """The gauge's metrics of the dry steps in which it measured both force and gradient."""
-    seen = [
-        {key.partition("/")[2]: value for key, value in entry.items() if key.startswith(f"{surrogate}/")}
-        for entry in log
-    ]
-    return [each for each in seen if "force_norm" in each and "gradient_norm" in each]
-
-
-def force_of(surrogate: str, log: Sequence[dict], coef: float | None) -> Force | None:
-    """From the gauge's metrics of the dry steps; None where the states had no spread."""
-    seen = gauged(surrogate, log)
-    if not seen:
-        return None
-
-    def mean(name: str) -> float:
-        return statistics.fmean(each[name] for each in seen if name in each)
-
-    def optional(name: str) -> float | None:
-        return mean(name) if any(name in each for each in seen) else None
-
-    critical, error = mean_and_error([each["critical_coef"] for each in seen])
-    force, gradient = mean("force_norm"), mean("gradient_norm")
-    wanted, why = recommended(critical, error, force, gradient)
-    live = optional("live")
-    used = coef if coef is not None else wanted or 0.0
-    found, reason = regime(used, force, gradient, mean("alignment"), 1.0 if live is None else live)
-    return Force(
-        surrogate=surrogate,
-        value=mean("value"),
-        force_norm=force,
-        rho=mean("rho"),
-        live=1.0 if live is None else live,
-        dead=optional("dead"),
-        weak=optional("weak"),
-        drift_budget=optional("drift_budget"),
-        gradient_norm=gradient,
-        alignment=mean("alignment"),
-        critical_coef=critical,
-        critical_coef_error=error,
-        unsteadiness=unsteadiness([each["force_norm"] for each in seen]),
-        coef=used,
-        is_in_recipe=coef is not None,
-        regime=found,
-        reason=reason,
-        recommended_coef=wanted,
-        recommendation=why,
+def balance(step: Step, of: Pulled, coef: float) -> Balance:
+    """`coef` is the strength of the surrogate's term in the dry steps' gradients, G = g - kept coef F."""
+    whole, force = of_expectations(of.with_gradients), square_of_expectation(of.with_forces)
+    everything, c = square_of_expectation(step.gradients), step.kept * coef
+    return Balance(
+        force=force,
+        gradient=Estimate(everything.value + 2 * c * whole.value + c**2 * force.value, everything.error),
+        product=Estimate(whole.value + c * force.value, whole.error),
+        whole=whole,
     )
 
 
-def show(console: Console, of: Diagnosis) -> None:
-    """One page."""
-    console.print(f"[bold]{of.recipe}[/bold]: {of.verdict}", highlight=False)
-    if of.entropy is not None:
-        console.print(
-            f"policy entropy {of.entropy:.3f} nats; about {of.tokens_per_step} tokens of width {of.width} a step; "
-            f"{of.seconds:.0f} s\n",
-            highlight=False,
-        )
-    if of.forces:
-        table = Table(title="Forces before training", title_justify="left")
-        for column in ("surrogate", "regime", "rho", "live", "critical coef", "coef", "advised"):
-            table.add_column(column, no_wrap=column == "surrogate", overflow="fold")
-        for each in of.forces:
-            coef = f"{each.coef:.2g}" if each.is_in_recipe else "-"
-            error = "" if math.isnan(each.critical_coef_error) else f" ± {each.critical_coef_error:.1g}"
-            table.add_row(
-                each.surrogate, each.regime, f"{each.rho:.2f}", f"{100 * each.live:.0f} %",
-                f"{each.critical_coef:.2g}{error}", coef,
-                "-" if each.recommended_coef is None else f"{each.recommended_coef:.2g}",
-            )  # fmt: skip
-        console.print(table)
-        for each in of.forces:
-            told = f"{each.surrogate}: {each.regime}; {each.reason}"
-            if each.drift_budget is not None:
-                told += f"; half of the force stays while S moves by less than {each.drift_budget:.2g}"
-            console.print(f"{told}. Advised coef: {each.recommendation}.", highlight=False)
-    for title, lines in (("Mistakes", of.mistakes), ("Notes", of.notes)):
-        if lines:
-            console.print(f"\n[bold]{title}[/bold]")
-            for each in lines:
-                console.print(f"- {each}", highlight=False)
+def recommended(critical: Estimate | None, push: float, pull: float) -> tuple[float | None, str]:
+    """A `coef` from the critical coefficient, with its reason; `push` and `pull` per unit of coefficient."""
+    if critical is None or push == 0:
+        return None, "none acts"
+    if pull == 0:
+        return None, "no policy gradient in the dry run: more prompts or steps"
+    least, most = MARGIN * LEAST_RATIO * pull / push, MOST_RATIO * pull / push
+    if not critical.is_told_from_0(CLEAR):
+        return least, "the critical coefficient is not told from 0: the least that is not weak"
+    if critical.value < 0:
+        return least, "the step raises this surrogate by itself: the least that is not weak"
+    wanted = MARGIN * critical.value
+    if wanted > most:
+        return None, f"at {MARGIN:g} x the critical coefficient, {wanted:.2g}, the term would dominate the step"
+    if wanted < least:
+        return least, "the critical coefficient would be weak: the least that is not"
+    return wanted, f"{MARGIN:g} x the critical coefficient"
+
+
+def force_of(of: Pulled, step: Step, coef: float | None, strongest: float | None, tried: list[Tried]) -> Force:
+    """`coef`: of the recipe's term in the dry steps; `strongest`: the strongest that it gets. None: no such term."""
+    found = balance(step, of, coef or 0.0)
+    critical, (pull, is_told), push = found.critical(), found.pull(), found.push() * step.kept
+    per_unit = None if critical is None else Estimate(critical.value / step.kept, critical.error / step.kept)
+    wanted, why = recommended(per_unit, push, pull)
+    used = strongest if strongest is not None else wanted or 0.0
+    state, reason = regime(used, push, pull, found.alignment())
+    return Force(
+        surrogate=of.surrogate,
+        value=of.value,
+        force_norm=of.force_norm,
+        rho=of.rho,
+        live=of.live,
+        above_eps=of.above_eps,
+        drift_budget=of.budget,
+        drift_noise=of.noise,
+        push=push,
+        gradient=pull,
+        gradient_is_told=is_told,
+        alignment=found.alignment(),
+        critical_coef=None if per_unit is None else per_unit.value,
+        critical_coef_error=math.nan if per_unit is None else per_unit.error,
+        change=-step.rate * found.whole.value,
+        change_error=step.rate * found.whole.error,
+        change_without=None if coef is None else -step.rate * found.product.value,
+        coef=used,
+        is_in_recipe=strongest is not None,
+        regime=state,
+        reason=reason if is_told or state in ("dead", "not known") else f"{reason}; that gradient is not told from 0",
+        recommended_coef=wanted,
+        recommendation=why,
+        tried=tried,
+    )

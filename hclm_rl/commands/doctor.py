@@ -1,7 +1,7 @@
 """`hclm-rl doctor`: what a recipe's forces and mistakes will be, said before training
 
-A dry run of a few optimiser steps at learning rate 0 on the recipe's own model, prompts and rewards, with one
-`information_force` gauge for each surrogate. Nothing is written but what is asked for.
+A dry run of a few optimiser steps at learning rate 0 on the recipe's own model, prompts, rewards, terms and optimiser;
+then each surrogate's force, pulled back to the parameters. Nothing is written but what is asked for.
 """
 
 import argparse
@@ -14,17 +14,17 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from datasets import Dataset
 from rich.console import Console
-from transformers import PrinterCallback
 
 from ..chain.chain import Chain
-from ..equations.forces import SURROGATES
+from ..chain.finite import NotFinite
 from ..recipe.arguments import Algorithm, parse, recipe_of, with_recipe_apart
 from ..recipe.config import GRPOConfig, RLOOConfig, build_chain
 from ..recipe.refusals import refuse_unwritable, refuse_what_the_run_lacks
 from ..responses.names import custom_code
-from .diagnosis import Diagnosis, force_of, show
+from .diagnosis import Diagnosis
+from .dry_run import OTHERS, DryRun, dry_run, dry_settings, generators_put_back, sizes
+from .forces_of import forces_of
 from .loading import build_trainer, load_rows, refuse_batch_larger_than_data
 from .mistakes import (
     chain_mistakes,
@@ -34,6 +34,8 @@ from .mistakes import (
     target_mistakes,
     token_mistakes,
 )
+from .page import show
+from .precision import of_precision
 
 # The embedded default, for `hclm-rl doctor` without a recipe: the testbed as the quickstart trains on it.
 DEFAULT = {
@@ -48,49 +50,13 @@ DEFAULT = {
 }
 
 
-def dry_settings(
-    config: GRPOConfig | RLOOConfig, eps: Mapping[str, float], prompts: int, steps: int, folder: str
-) -> dict[str, object]:
-    """What stands in for the recipe's keys: a gauge for each surrogate, `steps` on-policy steps that change nothing."""
-    group = config.num_generations or 1
-    rows = min(config.per_device_train_batch_size, prompts * group)
-    rows = max(rows - rows % group, group)
-    pieces = max(prompts * group // rows, 1)
-    gauges = [
-        {"information_force": {"name": of, "surrogate": of, "eps_relative": eps.get(of, 1e-4), "spectrum_every": 1}}
-        for of in SURROGATES
-    ]
-    return {
-        "entropy_terms": gauges,
-        "output_dir": folder,
-        "max_steps": steps,
-        "learning_rate": 0.0,
-        "optim": "sgd",
-        "logging_steps": 1,
-        "per_device_train_batch_size": rows,
-        "gradient_accumulation_steps": pieces,
-        "steps_per_generation": pieces,
-        "generation_batch_size": None,
-        "num_iterations": 1,
-        "entropy_coef": 0.0,  # the gauges are terms, beside which TRL's own control is refused
-        "use_adaptive_entropy": False,
-        "save_strategy": "no",
-        "eval_strategy": "no",
-        "eval_on_start": False,
-        "load_best_model_at_end": False,
-        "logging_strategy": "steps",
-        "eval_samples": 0,
-        "push_to_hub": False,
-        "log_completions": False,
-        "log_completions_hub_repo": None,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "save_final": False,
-    }
+def examine(
+    line: Sequence[str], algorithm: Algorithm = "grpo", prompts: int = 8, steps: int = 8, tries: bool = False
+) -> Diagnosis:
+    """`line`: --config RECIPE and any overrides, as `hclm-rl grpo` takes them.
 
-
-def examine(line: Sequence[str], algorithm: Algorithm = "grpo", prompts: int = 8, steps: int = 4) -> Diagnosis:
-    """`line`: --config RECIPE and any overrides, as `hclm-rl grpo` takes them."""
+    Models and optimisers are its own; the global generators are left as they were.
+    """
     start = time.perf_counter()
     recipe = str(recipe_of(line) or "the embedded default")
     mistakes: list[str] = []
@@ -107,54 +73,60 @@ def examine(line: Sequence[str], algorithm: Algorithm = "grpo", prompts: int = 8
             rows = load_rows(own)
         refuse_batch_larger_than_data(rows, config)
         refuse_unwritable(Path(config.output_dir or "trainer_output"))
-        prompts = min(prompts, len(rows)) if isinstance(rows, Dataset) else prompts
     except (ValueError, OSError, ImportError) as error:
         return unusable(error)
     mistakes += chain_mistakes(chain, config)
-    _, eps, _ = strengths_of(chain)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, generators_put_back():
         try:
-            settings = parse(algorithm, line, instead=dry_settings(config, eps, prompts, steps, folder))
+            of = sizes(config, prompts)
+            settings = parse(algorithm, line, instead=dry_settings(config, of, steps, folder))
             trainer, _ = build_trainer(algorithm, settings, [])
             refuse_what_the_run_lacks(chain, trainer.model, config)
-        except (ValueError, OSError, ImportError) as error:
+            mistakes += memory_mistakes(trainer.model, config)
+            with custom_code(own[0].allow_custom_code):
+                run = dry_run(trainer, of, steps, min(OTHERS, max(steps, 2)), config.learning_rate)
+        except (ValueError, OSError, ImportError, NotFinite) as error:
             return unusable(error)
-        mistakes += memory_mistakes(trainer.model, config)
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-        log = [entry for entry in trainer.state.log_history if "entropy" in entry]
-        width = getattr(trainer.model, "config").get_text_config().hidden_size  # noqa: B009 (typed as a module)
+        found = read_from(run, recipe, chain, config, tries)
+        if not of.is_whole:
+            part = (
+                f"the dry steps are of {of.prompts // of.updates} prompts, the recipe's of more: --prompts takes more"
+            )
+            found.notes.append(part)
         torch.cuda.empty_cache() if torch.cuda.is_available() else None
-    found = read_from(log, recipe, chain, config, width)
     return replace(found, mistakes=mistakes + found.mistakes, seconds=time.perf_counter() - start)
 
 
-def read_from(log: Sequence[dict], recipe: str, chain: Chain, config: GRPOConfig | RLOOConfig, width: int) -> Diagnosis:
+def read_from(
+    run: DryRun, recipe: str, chain: Chain, config: GRPOConfig | RLOOConfig, tries: bool = False
+) -> Diagnosis:
     """What the dry steps show; the mistakes are those that it takes a response's length and the entropy to see."""
-    coefs, _, notes = strengths_of(chain)
-    forces = [force_of(name, log, coefs.get(name)) for name in SURROGATES]
-    entropy, length = (statistics.fmean(entry[key] for entry in log) for key in ("entropy", "completions/mean_length"))
-    mistakes, more_notes = cut_off(log, config)
-    notes += more_notes
+    width = getattr(run.trainer.model, "config").get_text_config().hidden_size  # noqa: B009 (typed as a module)
+    notes = strengths_of(chain)[2]
+    entropy, length = (
+        statistics.fmean(entry[key] for entry in run.log) for key in ("entropy", "completions/mean_length")
+    )
+    share, mistakes, more_notes = cut_off(run.log, config)
     rows_at_once = config.per_device_train_batch_size * max(config.world_size, 1)
     rollout = rows_at_once * (config.steps_per_generation or 1)  # over which terms take their statistics
-    if all(entry.get("reward_std", 0) == 0 for entry in log):
+    if all(entry.get("reward_std", 0) == 0 for entry in run.log):
         notes.append("no group of the dry run had different rewards, so there was no policy gradient to compare with")
-    notes += [
-        f"{name}: the states have no spread" for name, force in zip(SURROGATES, forces, strict=True) if force is None
-    ]
+    precision_mistakes, precision_notes = of_precision(run)
+    forces, force_notes = forces_of(run, chain, config, tries)
     return Diagnosis(
         recipe=recipe,
         entropy=entropy,
         tokens_per_step=round(length * rows_at_once * config.gradient_accumulation_steps),
         width=width,
-        forces=[force for force in forces if force is not None],
+        cut_off=share,
+        forces=forces,
         mistakes=[
             *mistakes,
+            *precision_mistakes,
             *token_mistakes(chain, round(length * rollout), rollout, width),
             *target_mistakes(chain, entropy),
         ],
-        notes=notes,
+        notes=[*notes, *more_notes, *precision_notes, *force_notes],
     )
 
 
@@ -171,8 +143,9 @@ def main(arguments: Sequence[str]) -> int:
         description="Forces, regimes and mistakes of a recipe before training. Further flags override the recipe.",
     )
     parser.add_argument("--algorithm", choices=("grpo", "rloo"), default="grpo")
-    parser.add_argument("--prompts", type=int, default=8, help="of a dry step")
-    parser.add_argument("--steps", type=int, default=4, help="dry steps; more of them narrow the critical coefficient")
+    parser.add_argument("--prompts", type=int, default=8, help="most of a dry step, where the recipe's has more")
+    parser.add_argument("--steps", type=int, default=8, help="dry steps; more of them narrow what is told")
+    parser.add_argument("--try", dest="tries", action="store_true", help="take the step in a copy: predicted, realised")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the page")
     options, line = parser.parse_known_args(arguments)
     if options.prompts < 1 or options.steps < 1:
@@ -180,10 +153,10 @@ def main(arguments: Sequence[str]) -> int:
     line = with_recipe_apart(line)
     if recipe_of(line) is None:
         line = [*as_flags(DEFAULT), *line]
-    found = examine(line, options.algorithm, options.prompts, options.steps)
+    found = examine(line, options.algorithm, options.prompts, options.steps, options.tries)
     if options.json:
         print(json.dumps(asdict(found) | {"verdict": found.verdict}, indent=1))
     else:
         show(Console(), found)
-    is_sick = any(force.is_in_recipe and force.regime != "healthy" for force in found.forces)
+    is_sick = any(force.is_in_recipe and force.regime not in ("healthy", "not known") for force in found.forces)
     return 1 if found.mistakes or is_sick or not found.forces else 0

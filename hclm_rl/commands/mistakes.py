@@ -101,18 +101,18 @@ def token_mistakes(chain: Chain, tokens: int, responses: int, width: int) -> lis
     return found
 
 
-def cut_off(log: Sequence[dict], config: GRPOConfig | RLOOConfig) -> tuple[list[str], list[str]]:
-    """(mistakes, notes) on responses that run into the limit: a mistake where all of them do."""
+def cut_off(log: Sequence[dict], config: GRPOConfig | RLOOConfig) -> tuple[float, list[str], list[str]]:
+    """(share, mistakes, notes) of responses that run into the limit: a mistake where all of them do."""
     shares = [entry["completions/clipped_ratio"] for entry in log if "completions/clipped_ratio" in entry]
     share = statistics.fmean(shares) if shares else 0.0
     if share < MANY_CUT_OFF:
-        return [], []
+        return share, [], []
     who = "all responses" if share == 1 else f"{100 * share:.0f} % of the responses"
     told = f"{who} of the dry run were cut off at max_completion_length {config.max_completion_length}"
     if config.mask_truncated_completions:
         told += ", and mask_truncated_completions leaves them out" + (": nothing is trained" if share == 1 else "")
     told += ": raise max_completion_length"
-    return ([told], []) if share == 1 else ([], [told])
+    return (share, [told], []) if share == 1 else (share, [], [told])
 
 
 def target_mistakes(chain: Chain, entropy: float) -> list[str]:

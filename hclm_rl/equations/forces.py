@@ -10,7 +10,7 @@
 A `StepForce` holds what the whole optimiser step says of the states; `force` is dH/dz of any of its rows, tangential
 for those on unit states. `bound` is the greatest norm that the force could have, so that rho = ||F|| / bound in [0, 1]
 says before training how far from its best the surrogate works. Bounds and regimes are derived here; the card's are
-those of the log-det and the names weak, misaligned, frozen, unstable (HCLM, Tran, 2026, arXiv:2605.22940).
+those of the log-det and the names weak and misaligned (HCLM, Tran, 2026, arXiv:2605.22940).
 """
 
 import math
@@ -184,25 +184,29 @@ def step_force(
     return StepForce(surrogate, moments, memory["eps"], values, lower)
 
 
-Regime = Literal["healthy", "weak", "misaligned", "frozen", "unstable"]
-LEAST_RATIO = 1e-2  # of coef ||F|| to ||grad L||; below it the term is weak
+Regime = Literal["healthy", "weak", "dominant", "misaligned", "dead", "not known"]
+LEAST_RATIO = 1e-2  # of the term's expected push to the expected gradient of the rest; below it the term is weak
+MOST_RATIO = 0.3  # above it the step is the term's as much as the loss's
 WORST_ALIGNMENT = -0.9  # below it the loss undoes what the term does
-LEAST_LIVE = 0.05  # share of the directions; below it the force is frozen
-MOST_UNSTEADY = 1.0  # deviation of ||F|| over its mean, of the last 50 steps; above it the force is unstable
 
 
-def regime(coef: float, force: float, gradient: float, alignment: float, live: float) -> tuple[Regime, str]:
-    """The regime of the term `coef` * H, with the reason: norms of force and policy gradient at the hidden states.
+def regime(coef: float, force: float, gradient: float, alignment: float) -> tuple[Regime, str]:
+    """The regime of the term `coef` * H in the step that is taken, with the reason.
 
-    `alignment` is that of the force of +H; a negative `coef` pushes the other way.
+    `force` and `gradient` are norms of the expected force and of the expected gradient of the rest, at the parameters
+    and in the units of the optimiser's preconditioner; `force` is 0 where it is not told from 0. `alignment` is that of
+    the force of +H; a negative `coef` pushes the other way.
     """
-    size, along = abs(coef), -alignment if coef < 0 else alignment
-    if live < LEAST_LIVE or force == 0:
-        return "frozen", f"{100 * live:.1f} % of the directions are live (least {100 * LEAST_LIVE:.0f} %)"
-    if gradient > 0 and size * force / gradient < LEAST_RATIO:
-        ratio = size * force / gradient
-        return "weak", f"coef x force is {ratio:.1e} of the policy gradient (least {LEAST_RATIO:g})"
+    if force == 0:
+        return "dead", "the expected force is not told from 0: on other responses no coefficient moves this surrogate"
+    if gradient == 0:
+        return "not known", "no gradient beside it in the dry run: more prompts or steps"
+    ratio, along = abs(coef) * force / gradient, -alignment if coef < 0 else alignment
+    told = f"its push is {ratio:.1e} of the expected gradient of the rest"
+    if ratio < LEAST_RATIO:
+        return "weak", f"{told} (least {LEAST_RATIO:g})"
+    if ratio > MOST_RATIO:
+        return "dominant", f"{told} (most {MOST_RATIO:g})"
     if along < WORST_ALIGNMENT:
-        return "misaligned", f"alignment with the policy gradient {along:.2f} (least {WORST_ALIGNMENT:g})"
-    ratio = f"{size * force / gradient:.1e} of the policy gradient" if gradient > 0 else "no policy gradient"
-    return "healthy", f"{100 * live:.0f} % of the directions live, coef x force {ratio}, alignment {along:+.2f}"
+        return "misaligned", f"alignment with what the rest does {along:.2f} (least {WORST_ALIGNMENT:g})"
+    return "healthy", f"{told}, alignment with what the rest does {along:+.2f}"

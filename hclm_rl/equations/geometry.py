@@ -7,7 +7,7 @@ The equations, for N rows z_i in R^D (hidden states of the tokens that count), m
     F = dH/dZ = Zc A / N                             the information force, pointing to MORE entropy
     l_i = zc_i^T A zc_i = N <F_i, zc_i>              the leverage of a row, mean dof = sum_k lam_k / (lam_k + eps)
 
-Only H is the paper's; force, leverage, predictive test and drift budget are derived from it (docs/methods.md).
+Only H is the paper's; force, leverage, predictive test and certificate are derived from it (docs/methods.md).
 
 S is a statistic of the whole optimiser step, so everything here starts from the sufficient statistics `Moments`,
 which add up over micro-batches and processes; a trainer factors M once (`factor`) and solves once per micro-batch.

@@ -6,7 +6,7 @@ All but the last takes `spectrum`, eigenvalues of a covariance in any order, and
     ||F||^2 = (1/N) sum_k g(lam_k),   g(x) = x / (x + eps)^2,   greatest at x = eps, where g = 1 / (4 eps)
 
 so a direction well below eps is dead (force sqrt(lam) / (eps sqrt N)) and one well above is weak (1 / sqrt(N lam)).
-HCLM, Tran, 2026, arXiv:2605.22940, names the failures; test, bound and budget are derived here (docs/methods.md).
+HCLM, Tran, 2026, arXiv:2605.22940, names the failures; test, bound and certificate are derived here (docs/methods.md).
 Ranks: RankMe, Garrido et al., 2023, arXiv:2210.02885; alpha-ReQ, Agrawal et al., 2022; their use on language models,
 Li et al., 2025, arXiv:2509.23024. Never compare one rank with another's threshold.
 Diffusion spectral entropy, of a kernel between rows: Liao et al., 2023, arXiv:2312.04823.
@@ -32,7 +32,10 @@ def spectrum(m: Moments) -> Spectrum:
 
 
 def dof(lam: Spectrum, eps: float | Scalar) -> Scalar:
-    """sum lam / (lam + eps) = <F, Zc>: the effective number of live directions. Frozen: under 5 % of min(D, N - 1)."""
+    """sum lam / (lam + eps) = <F, Zc>: the effective number of live directions.
+
+    Where eps lies far above all variances it is small and the force is not: F tends to Zc / (N eps), the variance's.
+    """
     return (lam / (lam + eps)).sum()
 
 
@@ -58,7 +61,8 @@ def rho(lam: Spectrum, count: int | float, eps: float) -> float:
 
 
 def dead_fraction(lam: Spectrum, eps: float | Scalar) -> Scalar:
-    """Share of directions with lam < eps: their force vanishes with them, and no coefficient brings them back."""
+    """Share of directions with lam < eps: there the log-det acts as the variance does, with a force that goes as the root
+    of lam, so that a direction that shrinks is helped less and less. An empty one gets no force at all."""
     return (lam < eps).to(lam).mean()
 
 
@@ -67,31 +71,47 @@ def weak_fraction(lam: Spectrum, eps: float | Scalar) -> Scalar:
     return (lam > 100 * eps).to(lam).mean()
 
 
-def drift(s: Float[Tensor, "D D"], s0: Float[Tensor, "D D"]) -> Scalar:
-    """||S - S_0||_2, to hold against `drift_budget`."""
-    return torch.linalg.eigvalsh(exactly(s - s0)).abs().max().to(s.device, widest(s.device))
+def relative_drift(m: Moments, lower: Float[Tensor, "D D"], eps: float | Scalar) -> Scalar:
+    """delta = ||M_0^-1/2 (S - S_0) M_0^-1/2||_2, M_0 = S_0 + eps I = L L^T with L = `lower`; to hold against the budget.
 
-
-def drift_budget(lam: Spectrum, count: int | float, eps: float, least_norm: float) -> float:
-    """The largest d with (1/N) sum_k min(g(max(lam_k - d, 0)), g(lam_k + d)) >= least_norm^2, by bisection.
-
-    As long as ||S_t - S_0||_2 <= d, ||F_t|| >= least_norm (Weyl moves no eigenvalue by more than d, and g has one
-    peak, so its least value on an interval is at an end). Known before training; eps must be frozen.
-    0 if the force is below `least_norm` (> 0) already.
+    Every eigenvalue of S then lies within (1 - delta) (lam_0 + eps) <= lam + eps <= (1 + delta) (lam_0 + eps). It is
+    taken as ||L^-1 (S + eps I) L^-T - I||_2: the same norm, since L = M_0^1/2 Q with Q orthogonal.
     """
-    if not least_norm > 0:
-        raise ValueError(f"least_norm must be positive, got {least_norm}")
+    whole = exactly(covariance(m))
+    whole = whole + eps * torch.eye(len(whole), dtype=whole.dtype, device=whole.device)
+    of = exactly(lower)
+    left = torch.linalg.solve_triangular(of, whole, upper=False)
+    relative = torch.linalg.solve_triangular(of, left.T, upper=False)
+    off = (torch.linalg.eigvalsh((relative + relative.T) / 2) - 1).abs().max()
+    return off.to(m.mean.device, widest(m.mean.device))
 
-    def guaranteed(d: float) -> float:
-        least = torch.minimum(force_power((lam - d).clamp(min=0), eps), force_power(lam + d, eps))
-        return least.sum().item() / count
 
-    low, high = 0.0, lam.max().item()  # at d = lam_max nothing is guaranteed
-    if guaranteed(low) < least_norm**2:
+def certified_force(lam: Spectrum, eps: float, delta: float) -> float:
+    """The share of ||F_0|| that a drift of S by `delta` leaves for certain (for the same number of rows).
+
+    sqrt(sum_k least g / sum_k g(lam_k)), the least over (1 +- delta)(lam_k + eps) - eps: g has one peak, so it is at
+    an end of the interval. eps must be frozen.
+    """
+    floor = lam + eps
+    low, high = ((1 - delta) * floor - eps).clamp(min=0), (1 + delta) * floor - eps
+    least = torch.minimum(force_power(low, eps), force_power(high, eps)).sum()
+    power = force_power(lam, eps).sum()
+    return (least / power).sqrt().item() if power > 0 else 0.0
+
+
+def drift_budget(lam: Spectrum, eps: float, share: float = 0.5) -> float:
+    """The largest relative drift that leaves `share` of the force for certain, by bisection. Known before training.
+
+    It does not depend on the scale of the states. 0 where there is no force.
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"share must be between 0 and 1, got {share}")
+    low, high = 0.0, 1.0  # at 1 every variance may have vanished
+    if certified_force(lam, eps, low) < share:
         return 0.0
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if guaranteed(middle) >= least_norm**2 else (low, middle)
+        low, high = (middle, high) if certified_force(lam, eps, middle) >= share else (low, middle)
     return low
 
 
