@@ -5,9 +5,6 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from jaxtyping import Float64
-from torch import Tensor
-
 from ..equations.expectations import Estimate, of_expectations, square_of_expectation
 from ..equations.forces import LEAST_RATIO, MOST_RATIO, Regime, regime
 from .pulled_back import Pulled
@@ -73,15 +70,6 @@ class Diagnosis:
         return "; ".join([*sick, found]) if sick or self.mistakes else "nothing to object to"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """The step that the dry run stands for."""
-
-    gradients: Float64[Tensor, "K K"]  # <G_k, P G_l>, of everything that the recipe trains on
-    rate: float  # the recipe's learning rate
-    kept: float  # what max_grad_norm leaves of a gradient
-
-
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
     """Mean and standard error; the error of a single value is not known."""
     mean = statistics.fmean(values)
@@ -95,11 +83,12 @@ class Balance:
     force: Estimate  # |E F|^2
     gradient: Estimate  # |E g|^2
     product: Estimate  # <E F, E g>
-    whole: Estimate  # <E F, E G>, G the gradient with the term
+    kept: float = 1.0  # what max_grad_norm leaves of the term's push, as of g
 
     def push(self) -> float:
-        """|E F|, or 0 where it is not told from 0."""
-        return math.sqrt(self.force.value) if self.force.value > 0 and self.force.is_told_from_0(CLEAR) else 0.0
+        """What a coefficient of 1 pushes, kept |E F|; 0 where it is not told from 0."""
+        is_told = self.force.value > 0 and self.force.is_told_from_0(CLEAR)
+        return self.kept * math.sqrt(self.force.value) if is_told else 0.0
 
     def pull(self) -> tuple[float, bool]:
         """|E g|, and whether it is told from 0; where it is not, its error stands for it."""
@@ -110,30 +99,40 @@ class Balance:
     def alignment(self) -> float:
         """-<E F, E g> / (|E F| |E g|) in [-1, 1]: below 0 the rest lowers the surrogate."""
         norms = self.push() * self.pull()[0]
-        return max(-1.0, min(1.0, -self.product.value / norms)) if norms > 0 else 0.0
+        return max(-1.0, min(1.0, -self.kept * self.product.value / norms)) if norms > 0 else 0.0
 
     def critical(self) -> Estimate | None:
-        """c* = <E F, E g> / |E F|^2, in units of what the term pushes; None where the force is not told from 0.
+        """c* = <E F, E g> / (kept |E F|^2); None where the force is not told from 0.
 
         Its error is that of the product over the steps and responses, and that of the force.
         """
         if self.push() == 0:
             return None
-        value = self.product.value / self.force.value
-        of_force = 0.0 if math.isnan(self.force.error) else value * self.force.error
-        return Estimate(value, math.hypot(self.product.error, of_force) / self.force.value)
+        power = self.kept * self.force.value
+        value = self.product.value / power
+        of_force = 0.0 if math.isnan(self.force.error) else self.kept * value * self.force.error
+        return Estimate(value, math.hypot(self.product.error, of_force) / power)
+
+    def change(self, coef: float, rate: float) -> Estimate:
+        """By a step at `coef` whose second moments are those of the rest."""
+        value = rate * (self.kept * coef * self.force.value - self.product.value)
+        return Estimate(value, rate * self.product.error)
 
 
-def balance(step: Step, of: Pulled, coef: float) -> Balance:
-    """`coef` is the strength of the surrogate's term in the dry steps' gradients, G = g - kept coef F."""
-    whole, force = of_expectations(of.with_gradients), square_of_expectation(of.with_forces)
-    everything, c = square_of_expectation(step.gradients), step.kept * coef
+def balance(of: Pulled) -> Balance:
+    """From the products of the dry run."""
     return Balance(
-        force=force,
-        gradient=Estimate(everything.value + 2 * c * whole.value + c**2 * force.value, everything.error),
-        product=Estimate(whole.value + c * force.value, whole.error),
-        whole=whole,
+        force=square_of_expectation(of.with_forces),
+        gradient=square_of_expectation(of.rest),
+        product=of_expectations(of.with_rest),
+        kept=of.kept,
     )
+
+
+def whole_change(of: Pulled, rate: float) -> Estimate:
+    """By a step of the recipe as it is."""
+    found = of_expectations(of.with_all)
+    return Estimate(-rate * found.value, rate * found.error)
 
 
 def recommended(critical: Estimate | None, push: float, pull: float) -> tuple[float | None, str]:
@@ -155,12 +154,11 @@ def recommended(critical: Estimate | None, push: float, pull: float) -> tuple[fl
     return wanted, f"{MARGIN:g} x the critical coefficient"
 
 
-def force_of(of: Pulled, step: Step, coef: float | None, strongest: float | None, tried: list[Tried]) -> Force:
+def force_of(of: Pulled, rate: float, coef: float | None, strongest: float | None, tried: list[Tried]) -> Force:
     """`coef`: of the recipe's term in the dry steps; `strongest`: the strongest that it gets. None: no such term."""
-    found = balance(step, of, coef or 0.0)
-    critical, (pull, is_told), push = found.critical(), found.pull(), found.push() * step.kept
-    per_unit = None if critical is None else Estimate(critical.value / step.kept, critical.error / step.kept)
-    wanted, why = recommended(per_unit, push, pull)
+    found, change = balance(of), whole_change(of, rate)
+    critical, (pull, is_told), push = found.critical(), found.pull(), found.push()
+    wanted, why = recommended(critical, push, pull)
     used = strongest if strongest is not None else wanted or 0.0
     state, reason = regime(used, push, pull, found.alignment())
     return Force(
@@ -176,11 +174,11 @@ def force_of(of: Pulled, step: Step, coef: float | None, strongest: float | None
         gradient=pull,
         gradient_is_told=is_told,
         alignment=found.alignment(),
-        critical_coef=None if per_unit is None else per_unit.value,
-        critical_coef_error=math.nan if per_unit is None else per_unit.error,
-        change=-step.rate * found.whole.value,
-        change_error=step.rate * found.whole.error,
-        change_without=None if coef is None else -step.rate * found.product.value,
+        critical_coef=None if critical is None else critical.value,
+        critical_coef_error=math.nan if critical is None else critical.error,
+        change=change.value,
+        change_error=change.error,
+        change_without=found.change(0.0, rate).value if coef else None,
         coef=used,
         is_in_recipe=strongest is not None,
         regime=state,

@@ -108,15 +108,16 @@ class DryRun:
 
     def keep(self) -> Vector:
         """The parameters' gradients as they are, which are then forgotten."""
-        count = sum(each.numel() for each in self.parameters)
-        dtype = torch.bfloat16 if count > HALVED_FROM else torch.float32
-        found = [
-            torch.zeros_like(each, dtype=dtype) if each.grad is None else each.grad.detach().to(dtype, copy=True)
-            for each in self.parameters
-        ]
+        found = narrowed([torch.zeros_like(p) if p.grad is None else p.grad.detach() for p in self.parameters])
         for each in self.parameters:
             each.grad = None
         return found
+
+
+def narrowed(vector: Vector) -> Vector:
+    """A copy, in bfloat16 where it is long."""
+    dtype = torch.bfloat16 if sum(each.numel() for each in vector) > HALVED_FROM else torch.float32
+    return [each.to(dtype, copy=True) for each in vector]
 
 
 class Keeper(TrainerCallback):
@@ -166,14 +167,19 @@ def dry_run(trainer: Any, of: Sizes, steps: int, others: int, rate: float) -> Dr
     return run
 
 
+def optimizer_of(run: DryRun) -> torch.optim.Optimizer:
+    """The recipe's, without accelerate's wrapper."""
+    wrapped = run.trainer.optimizer
+    return getattr(wrapped, "optimizer", wrapped)
+
+
 def preconditioner(run: DryRun) -> tuple[Vector | None, str]:
     """The diagonal P by which the optimiser multiplies a gradient, after the dry steps; None stands for 1.
 
     Adam: P = 1 / (sqrt(v / (1 - beta2^t)) + eps), and 0 where no step has had any gradient. With a sentence where the
     optimiser is none of which P can be read.
     """
-    wrapped = run.trainer.optimizer
-    optimizer = getattr(wrapped, "optimizer", wrapped)
+    optimizer = optimizer_of(run)
     if isinstance(optimizer, torch.optim.SGD):
         return None, ""
     states = [optimizer.state.get(each, {}) for each in run.parameters]

@@ -4,14 +4,14 @@ import statistics
 from collections.abc import Mapping
 
 from ..chain.chain import Chain
-from ..equations.expectations import Estimate, Vector, products
-from ..equations.forces import SURROGATES, Surrogate, step_force
+from ..equations.forces import SURROGATES, Surrogate
 from ..recipe.config import GRPOConfig, RLOOConfig
-from .diagnosis import Force, Step, balance, force_of
+from .diagnosis import Force, balance, force_of, whole_change
 from .dry_run import HALVED_FROM, DryRun, preconditioner
 from .mistakes import strengths_of, surrogate_of
-from .pulled_back import Pulled, alone, pull_back, pulled, rows_of
-from .trial import Tried, changes, with_coefficient
+from .pulled_back import Pulled, own_forces, pulled, rows_of, side
+from .replay import Gradients, with_more
+from .trial import Tried, changes, tried
 
 
 def present_coefs(chain: Chain, log: list[dict]) -> dict[Surrogate, float]:
@@ -40,79 +40,40 @@ def forces_of(run: DryRun, chain: Chain, config: GRPOConfig | RLOOConfig, tries:
         return [], ["no token of the dry run is trained on, so there are no states to measure"]
     weights, note = preconditioner(run)
     notes = [note] if note else []
-    own = products(run.gradients, run.gradients, weights)
-    if not own.diagonal().any():
-        weights = None  # nothing to divide by
-    step = Step(gradients=own, rate=config.learning_rate, kept=statistics.fmean(run.kept_shares))
+    step = side(run, Gradients(run.gradients, run.kept_shares), weights)
     names = wanted_surrogates(run, strongest)
     if len(names) < len(SURROGATES):
         notes.append(f"a model of this size: of the surrogates {', '.join(names)} alone")
-    first, rows = rows_of(run, run.own[:1])[0], rows_of(run, run.others)
+    rows = [rows_of(run, run.own), rows_of(run, run.others)]
     seen: list[Pulled] = []
     for name in names:
-        found = pulled(run, weights, name, eps.get(name, 1e-4), first, rows)
+        found = pulled(run, step, name, present.get(name, 0.0), eps.get(name, 1e-4), rows)
         if found is None:
             notes.append(f"{name}: the states have no spread")
         else:
             seen.append(found)
-    tried = try_out(run, seen, step, present) if tries else {}
+    tried = try_out(run, seen, present) if tries else {}
     return [
-        force_of(of, step, present.get(of.surrogate), strongest.get(of.surrogate), tried.get(of.surrogate, []))
+        force_of(
+            of, run.recipe_rate, present.get(of.surrogate), strongest.get(of.surrogate), tried.get(of.surrogate, [])
+        )
         for of in seen
     ], notes
 
 
-def try_out(
-    run: DryRun, seen: list[Pulled], step: Step, present: Mapping[Surrogate, float]
-) -> dict[Surrogate, list[Tried]]:
+def try_out(run: DryRun, seen: list[Pulled], present: Mapping[Surrogate, float]) -> dict[Surrogate, list[Tried]]:
     """The recipe's step; for each surrogate one at its critical coefficient and, in the recipe, one without its term."""
-    memories = {of.surrogate: of.memory for of in seen}
-    as_it_is = changes(run, run.gradients, step.rate, memories)
+    as_it_is = changes(run, run.gradients, {of.surrogate: of.memory for of in seen})
     found: dict[Surrogate, list[Tried]] = {}
     for of in seen:
-        name, coef = of.surrogate, present.get(of.surrogate, 0.0)
-        told = balance(step, of, coef)
-        found[name] = [
-            tried(
-                "the recipe's",
-                coef,
-                Estimate(-step.rate * told.whole.value, step.rate * told.whole.error),
-                as_it_is[name],
-            )
-        ]
+        name, coef, told = of.surrogate, present.get(of.surrogate, 0.0), balance(of)
+        found[name] = [tried("the recipe's", coef, whole_change(of, run.recipe_rate), as_it_is[name])]
         critical = told.critical()
-        others = {"without its term": 0.0} if name in present and coef else {}
+        others = {"without its term": 0.0} if coef else {}
         if critical is not None:
-            others["at the critical coef"] = critical.value / step.kept
-        forces = own_forces(run, of) if others else []
+            others["at the critical coef"] = critical.value
+        forces = own_forces(run, name, of.memory) if others else []
         for what, at in others.items():
-            gradients = with_coefficient(run, forces, at - coef, run.kept_shares, run.trainer.args.max_grad_norm)
-            change = step.rate * (step.kept * at * told.force.value - told.product.value)
-            error = step.rate * told.product.error
-            seen_change = changes(run, gradients, step.rate, {name: of.memory})[name]
-            found[name].append(tried(what, at, Estimate(change, error), seen_change))
+            realised = changes(run, with_more(run, forces, at - coef).each, {name: of.memory})[name]
+            found[name].append(tried(what, at, told.change(at, run.recipe_rate), realised))
     return found
-
-
-def own_forces(run: DryRun, of: Pulled) -> list[Vector]:
-    """F_theta of the generation batches that the dry steps come from."""
-    found = []
-    for kept, rows in zip(run.own, rows_of(run, run.own), strict=True):
-        whole = step_force(of.surrogate, rows, alone, of.memory)
-        assert whole is not None
-        found.append(pull_back(run, kept, whole))
-    return found
-
-
-def tried(what: str, coef: float, predicted: Estimate, realised: tuple[Estimate, float]) -> Tried:
-    """A row of the table."""
-    others, own = realised
-    return Tried(
-        what=what,
-        coef=coef,
-        predicted=predicted.value,
-        predicted_error=predicted.error,
-        realised=others.value,
-        realised_error=others.error,
-        realised_own=own,
-    )

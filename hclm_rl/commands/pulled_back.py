@@ -4,6 +4,7 @@ One more backward pass a surrogate and generation batch, on responses that the d
 surrogate by <F_theta, change of the parameters>, and on the responses that it was made from by another amount.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,12 +15,13 @@ from ..equations.expectations import Vector, products
 from ..equations.forces import StepForce, Surrogate, step_force
 from ..equations.spectra import drift_budget, relative_drift, spectrum
 from ..trainer.keeping import Kept, states, whole_states
-from .dry_run import DryRun
+from .dry_run import DryRun, preconditioner
+from .replay import Gradients, step_taken, with_more
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pulled:
-    """Of one surrogate."""
+    """Of one surrogate; G is what the recipe trains on, g the same without this surrogate's term, P and P_g theirs."""
 
     surrogate: Surrogate
     memory: dict  # eps, frozen at the first generation batch
@@ -30,8 +32,26 @@ class Pulled:
     above_eps: float | None  # share of the variances above the floor eps; None where there is none
     budget: float | None  # relative drift within which half of the force stays
     noise: float | None  # relative drift between two batches of the same policy
-    with_gradients: Float64[Tensor, "J K"]  # <F_j, P G_k>
-    with_forces: Float64[Tensor, "J J"]  # <F_j, P F_j'>
+    with_all: Float64[Tensor, "J K"]  # <F_j, P G_k>
+    with_rest: Float64[Tensor, "J K"]  # <F_j, P_g g_k>
+    with_forces: Float64[Tensor, "J J"]  # <F_j, P_g F_j'>
+    rest: Float64[Tensor, "K K"]  # <g_k, P_g g_l>
+    kept: float  # what max_grad_norm leaves of g
+
+
+@dataclass(frozen=True)
+class Side:
+    """Gradients and the preconditioner that the optimiser makes of them."""
+
+    gradients: Gradients
+    weights: Vector | None
+    own: Float64[Tensor, "K K"]
+
+
+def side(run: DryRun, gradients: Gradients, weights: Vector | None) -> Side:
+    """Where no step has any gradient, there is nothing to divide by."""
+    own = products(gradients.each, gradients.each, weights)
+    return Side(gradients, weights if own.any() else None, own)
 
 
 def rows_of(run: DryRun, kept: list[Kept]) -> list[Tensor]:
@@ -52,34 +72,52 @@ def pull_back(run: DryRun, kept: Kept, whole: StepForce) -> Vector:
     return run.keep()
 
 
+def without_term(run: DryRun, forces: list[Vector], coef: float) -> Side:
+    """The rest of the step, with its own second moments. `forces`: of the generation batches of the dry steps."""
+    gradients = with_more(run, forces, -coef)
+    with step_taken(run, gradients.each, 0.0):
+        weights, _ = preconditioner(run)
+    return side(run, gradients, weights)
+
+
+def own_forces(run: DryRun, surrogate: Surrogate, memory: dict) -> list[Vector]:
+    """F_theta of the generation batches that the dry steps come from."""
+    found = []
+    for kept, rows in zip(run.own, rows_of(run, run.own), strict=True):
+        whole = step_force(surrogate, rows, alone, memory)
+        assert whole is not None  # `pulled` has looked
+        found.append(pull_back(run, kept, whole))
+    return found
+
+
 def pulled(
-    run: DryRun,
-    weights: Vector | None,
-    surrogate: Surrogate,
-    eps_relative: float,
-    first: Tensor,
-    rows: list[Tensor],
+    run: DryRun, whole_step: Side, surrogate: Surrogate, coef: float, eps_relative: float, rows: list[list[Tensor]]
 ) -> Pulled | None:
-    """`first`: states of the first generation batch, `rows`: of the others. None where states have no spread."""
+    """`rows`: states of the dry steps' own generation batches, and of the others. None where any has no spread.
+
+    `coef`: the strength of the surrogate's term in the dry steps.
+    """
     memory: dict = {}
-    step_force(surrogate, first, alone, memory, eps_relative)
-    found = [step_force(surrogate, each, alone, memory, eps_relative) for each in rows]
-    wholes = [each for each in found if each is not None]
-    if not wholes or len(wholes) < len(found):
+    own, wholes = ([step_force(surrogate, z, alone, memory, eps_relative) for z in of] for of in rows)
+    if not all((*own, *wholes)):
         return None
+    rest = without_term(run, own_forces(run, surrogate, memory), coef) if coef else whole_step
     forces = [pull_back(run, kept, whole) for kept, whole in zip(run.others, wholes, strict=True)]
-    at_states = [whole.force(each) for whole, each in zip(wholes, rows, strict=True)]
-    bounded = [whole.at_unit_length(f, z) for whole, f, z in zip(wholes, at_states, rows, strict=True)]
+    at_states = [whole.force(each) for whole, each in zip(wholes, rows[1], strict=True)]
+    bounded = [whole.at_unit_length(f, z).norm() for whole, f, z in zip(wholes, at_states, rows[1], strict=True)]
     return Pulled(
         surrogate=surrogate,
         memory=memory,
         value=mean([whole.value().item() for whole in wholes]),
         force_norm=mean([each.norm().item() for each in at_states]),
-        rho=mean([f.norm().item() / whole.bound() for f, whole in zip(bounded, wholes, strict=True)]),
+        rho=mean([norm.item() / whole.bound() for norm, whole in zip(bounded, wholes, strict=True)]),
         live=mean([whole.live() for whole in wholes]),
         **certificate(wholes),
-        with_gradients=products(forces, run.gradients, weights),
-        with_forces=products(forces, forces, weights),
+        with_all=products(forces, whole_step.gradients.each, whole_step.weights),
+        with_rest=products(forces, rest.gradients.each, rest.weights),
+        with_forces=products(forces, forces, rest.weights),
+        rest=rest.own,
+        kept=rest.gradients.kept,
     )
 
 
@@ -104,7 +142,7 @@ def certificate(wholes: list[StepForce]) -> dict[str, float | None]:
     }
 
 
-def values(run: DryRun, kept: list[Kept], memories: dict[Surrogate, dict]) -> dict[Surrogate, Tensor]:
+def values(run: DryRun, kept: list[Kept], memories: Mapping[Surrogate, dict]) -> dict[Surrogate, Tensor]:
     """H of each surrogate on each generation batch, by the policy as it is; NaN where its states have no spread."""
     found: dict[Surrogate, list[float]] = {name: [] for name in memories}
     for rows in rows_of(run, kept):
