@@ -113,10 +113,9 @@ class Balance:
         of_force = 0.0 if math.isnan(self.force.error) else self.kept * value * self.force.error
         return Estimate(value, math.hypot(self.product.error, of_force) / power)
 
-    def change(self, coef: float, rate: float) -> Estimate:
-        """By a step at `coef` whose second moments are those of the rest."""
-        value = rate * (self.kept * coef * self.force.value - self.product.value)
-        return Estimate(value, rate * self.product.error)
+    def change(self, coef: float, rate: float) -> float:
+        """Of the surrogate by a step at `coef`, to first order, with the second moments of the rest."""
+        return rate * (self.kept * coef * self.force.value - self.product.value)
 
 
 def balance(of: Pulled) -> Balance:
@@ -129,9 +128,9 @@ def balance(of: Pulled) -> Balance:
     )
 
 
-def whole_change(of: Pulled, rate: float) -> Estimate:
-    """By a step of the recipe as it is."""
-    found = of_expectations(of.with_all)
+def whole_change(of: Pulled, rate: float, is_of_these_steps: bool = False) -> Estimate:
+    """By a step of the recipe as it is; or by one made of the very gradients of the dry run."""
+    found = of_expectations(of.with_all, is_of_these_steps)
     return Estimate(-rate * found.value, rate * found.error)
 
 
@@ -178,7 +177,7 @@ def force_of(of: Pulled, rate: float, coef: float | None, strongest: float | Non
         critical_coef_error=math.nan if critical is None else critical.error,
         change=change.value,
         change_error=change.error,
-        change_without=found.change(0.0, rate).value if coef else None,
+        change_without=found.change(0.0, rate) if coef else None,
         coef=used,
         is_in_recipe=strongest is not None,
         regime=state,

@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Mapping
 
 from ..chain.chain import Chain
+from ..equations.expectations import Estimate, of_expectations
 from ..equations.forces import SURROGATES, Surrogate
 from ..recipe.config import GRPOConfig, RLOOConfig
 from .diagnosis import Force, balance, force_of, whole_change
@@ -62,12 +63,12 @@ def forces_of(run: DryRun, chain: Chain, config: GRPOConfig | RLOOConfig, tries:
 
 
 def try_out(run: DryRun, seen: list[Pulled], present: Mapping[Surrogate, float]) -> dict[Surrogate, list[Tried]]:
-    """The recipe's step; for each surrogate one at its critical coefficient and, in the recipe, one without its term."""
+    """The recipe's step; for each surrogate one at its critical coefficient and one without its term, if it has any."""
     as_it_is = changes(run, run.gradients, {of.surrogate: of.memory for of in seen})
     found: dict[Surrogate, list[Tried]] = {}
     for of in seen:
         name, coef, told = of.surrogate, present.get(of.surrogate, 0.0), balance(of)
-        found[name] = [tried("the recipe's", coef, whole_change(of, run.recipe_rate), as_it_is[name])]
+        found[name] = [tried("the recipe's", coef, whole_change(of, run.recipe_rate, True), as_it_is[name])]
         critical = told.critical()
         others = {"without its term": 0.0} if coef else {}
         if critical is not None:
@@ -75,5 +76,6 @@ def try_out(run: DryRun, seen: list[Pulled], present: Mapping[Surrogate, float])
         forces = own_forces(run, name, of.memory) if others else []
         for what, at in others.items():
             realised = changes(run, with_more(run, forces, at - coef).each, {name: of.memory})[name]
-            found[name].append(tried(what, at, told.change(at, run.recipe_rate), realised))
+            error = run.recipe_rate * of_expectations(of.with_rest, True).error
+            found[name].append(tried(what, at, Estimate(told.change(at, run.recipe_rate), error), realised))
     return found

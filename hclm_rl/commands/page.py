@@ -25,11 +25,12 @@ def sentences(of: Force) -> list[str]:
         else:
             told.append(f"without a term it {'falls' if of.critical_coef > 0 else 'rises'}")
     if of.above_eps is not None and of.above_eps < 0.5:
-        told.append(
-            f"eps lies above {100 * (1 - of.above_eps):.0f} % of the variances, where this surrogate acts as the variance does"
-        )
+        below = f"{100 * (1 - of.above_eps):.0f} % of the variances"
+        told.append(f"eps lies above {below}, and there this surrogate acts as the variance does")
     if of.drift_budget is not None:
-        part = f"half of ||F|| is certain to stay while the covariance drifts by less than {of.drift_budget:.2g}, relatively"
+        part = (
+            f"half of ||F|| is certain to stay while the covariance moves by less than {of.drift_budget:.2g} of itself"
+        )
         told.append(part if of.drift_noise is None else f"{part} (two batches of this policy: {of.drift_noise:.2g})")
     return told
 

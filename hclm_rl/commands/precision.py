@@ -1,4 +1,4 @@
-"""What the doctor says of numbers: casts that change log-probs, a sampler that disagrees, a vocabulary that is masked"""
+"""What the doctor says of numbers: casts that change log-probs, a sampler that disagrees, a masked vocabulary"""
 
 import statistics
 from collections.abc import Iterator
@@ -57,8 +57,8 @@ def masked_vocabulary(run: DryRun, kept: Kept) -> str:
     if not masked.any():
         return ""
     return (
-        f"{int(masked.sum())} of the {len(masked)} ids of the vocabulary have a logit of -inf: 0 x -inf makes the entropy "
-        "and its gradient NaN; give them a large negative number instead, -1e4 say"
+        f"{int(masked.sum())} of the {len(masked)} ids of the vocabulary have a logit of -inf: 0 x -inf makes the "
+        "entropy and its gradient NaN; give them a large negative number instead, -1e4 say"
     )
 
 
@@ -125,6 +125,7 @@ def lost_updates(trained: list[torch.nn.Parameter], rate: float) -> str:
         lost += int(((value.float() + rate).to(value.dtype) == value).sum())
     name = str(trained[0].dtype).removeprefix("torch.")
     return (
-        f"an update of {rate:g}, which is about Adam's at this learning rate, is rounded away on {100 * lost / count:.0f} % "
-        f"of the {name} weights that are trained: keep them in float32 (dtype: float32) and cast (bf16: true)"
+        f"an update of {rate:g}, which is about Adam's at this learning rate, is rounded away on "
+        f"{100 * lost / count:.0f} % of the {name} weights that are trained: keep them in float32 (dtype: float32) and "
+        "cast (bf16: true)"
     )

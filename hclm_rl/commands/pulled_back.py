@@ -98,8 +98,9 @@ def pulled(
     `coef`: the strength of the surrogate's term in the dry steps.
     """
     memory: dict = {}
-    own, wholes = ([step_force(surrogate, z, alone, memory, eps_relative) for z in of] for of in rows)
-    if not all((*own, *wholes)):
+    forces_at = [[step_force(surrogate, z, alone, memory, eps_relative) for z in of] for of in rows]
+    own, wholes = ([each for each in of if each is not None] for of in forces_at)
+    if len(own) + len(wholes) < len(rows[0]) + len(rows[1]):
         return None
     rest = without_term(run, own_forces(run, surrogate, memory), coef) if coef else whole_step
     forces = [pull_back(run, kept, whole) for kept, whole in zip(run.others, wholes, strict=True)]
@@ -134,7 +135,7 @@ def certificate(wholes: list[StepForce]) -> dict[str, float | None]:
     above = (directions > eps).double().mean().item()
     if first.lower is None:
         return {"above_eps": above, "budget": None, "noise": None}
-    noise = [relative_drift(each.moments, first.lower, eps).item() for each in wholes[1:]]
+    noise = [relative_drift(each.moments, first.lower, eps).delta for each in wholes[1:]]
     return {
         "above_eps": above,
         "budget": drift_budget(spectrum(first.moments), eps),

@@ -48,9 +48,13 @@ def products(left: Sequence[Vector], right: Sequence[Vector], weights: Vector | 
     return torch.tensor(rows, dtype=torch.float64).reshape(len(left), len(right))
 
 
-def of_expectations(between: Float64[Tensor, "L R"]) -> Estimate:
-    """<E v, E w> from all products; the error adds up that of the rows' means and that of the columns'."""
-    parts = [each.var().item() / len(each) for each in (between.mean(dim=1), between.mean(dim=0)) if len(each) > 1]
+def of_expectations(between: Float64[Tensor, "L R"], of_left_alone: bool = False) -> Estimate:
+    """<E v, E w> from all products; the error adds up that of the rows' means and that of the columns'.
+
+    `of_left_alone`: <E v, mean w>, whose error is that of the rows' means.
+    """
+    means = [between.mean(dim=1)] + ([] if of_left_alone else [between.mean(dim=0)])
+    parts = [each.var().item() / len(each) for each in means if len(each) > 1]
     return Estimate(between.mean().item(), math.sqrt(sum(parts)) if parts else math.nan)
 
 

@@ -61,8 +61,10 @@ def rho(lam: Spectrum, count: int | float, eps: float) -> float:
 
 
 def dead_fraction(lam: Spectrum, eps: float | Scalar) -> Scalar:
-    """Share of directions with lam < eps: there the log-det acts as the variance does, with a force that goes as the root
-    of lam, so that a direction that shrinks is helped less and less. An empty one gets no force at all."""
+    """Share of directions with lam < eps: there the log-det acts as the variance does.
+
+    Its force goes as the root of lam, so a direction that shrinks is helped less and less; an empty one gets none.
+    """
     return (lam < eps).to(lam).mean()
 
 
@@ -71,47 +73,58 @@ def weak_fraction(lam: Spectrum, eps: float | Scalar) -> Scalar:
     return (lam > 100 * eps).to(lam).mean()
 
 
-def relative_drift(m: Moments, lower: Float[Tensor, "D D"], eps: float | Scalar) -> Scalar:
-    """delta = ||M_0^-1/2 (S - S_0) M_0^-1/2||_2, M_0 = S_0 + eps I = L L^T with L = `lower`; to hold against the budget.
+class Drift(NamedTuple):
+    """(least, most) eigenvalue of M_0^-1/2 (S + eps I) M_0^-1/2: 1 and 1 where nothing has moved."""
 
-    Every eigenvalue of S then lies within (1 - delta) (lam_0 + eps) <= lam + eps <= (1 + delta) (lam_0 + eps). It is
-    taken as ||L^-1 (S + eps I) L^-T - I||_2: the same norm, since L = M_0^1/2 Q with Q orthogonal.
+    low: float
+    high: float
+
+    @property
+    def delta(self) -> float:
+        """||M_0^-1/2 (S - S_0) M_0^-1/2||_2"""
+        return max(1 - self.low, self.high - 1)
+
+
+def relative_drift(m: Moments, lower: Float[Tensor, "D D"], eps: float | Scalar) -> Drift:
+    """How far the covariance S has moved from S_0, relative to M_0 = S_0 + eps I = L L^T with L = `lower`.
+
+    Every eigenvalue of S then lies within low (lam_0 + eps) <= lam + eps <= high (lam_0 + eps), so within 1 +- delta
+    times it. Taken from L^-1 (S + eps I) L^-T, which has the same eigenvalues since L = M_0^1/2 Q with Q orthogonal.
     """
     whole = exactly(covariance(m))
     whole = whole + eps * torch.eye(len(whole), dtype=whole.dtype, device=whole.device)
     of = exactly(lower)
     left = torch.linalg.solve_triangular(of, whole, upper=False)
     relative = torch.linalg.solve_triangular(of, left.T, upper=False)
-    off = (torch.linalg.eigvalsh((relative + relative.T) / 2) - 1).abs().max()
-    return off.to(m.mean.device, widest(m.mean.device))
+    found = torch.linalg.eigvalsh((relative + relative.T) / 2)
+    return Drift(found[0].item(), found[-1].item())
 
 
-def certified_force(lam: Spectrum, eps: float, delta: float) -> float:
-    """The share of ||F_0|| that a drift of S by `delta` leaves for certain (for the same number of rows).
+def certified_force(lam: Spectrum, eps: float, drift: Drift) -> float:
+    """The share of ||F_0|| that such a drift leaves for certain (for the same number of rows).
 
-    sqrt(sum_k least g / sum_k g(lam_k)), the least over (1 +- delta)(lam_k + eps) - eps: g has one peak, so it is at
-    an end of the interval. eps must be frozen.
+    sqrt(sum_k least g / sum_k g(lam_k)), the least over [low, high] (lam_k + eps) - eps: g has one peak, so it is at an
+    end of the interval. eps must be frozen.
     """
     floor = lam + eps
-    low, high = ((1 - delta) * floor - eps).clamp(min=0), (1 + delta) * floor - eps
+    low, high = (drift.low * floor - eps).clamp(min=0), (drift.high * floor - eps).clamp(min=0)
     least = torch.minimum(force_power(low, eps), force_power(high, eps)).sum()
     power = force_power(lam, eps).sum()
     return (least / power).sqrt().item() if power > 0 else 0.0
 
 
 def drift_budget(lam: Spectrum, eps: float, share: float = 0.5) -> float:
-    """The largest relative drift that leaves `share` of the force for certain, by bisection. Known before training.
+    """The largest delta that leaves `share` of the force for certain, by bisection; below 1. Known before training.
 
     It does not depend on the scale of the states. 0 where there is no force.
     """
     if not 0 < share < 1:
         raise ValueError(f"share must be between 0 and 1, got {share}")
     low, high = 0.0, 1.0  # at 1 every variance may have vanished
-    if certified_force(lam, eps, low) < share:
-        return 0.0
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if certified_force(lam, eps, middle) >= share else (low, middle)
+        holds = certified_force(lam, eps, Drift(1 - middle, 1 + middle)) >= share
+        low, high = (middle, high) if holds else (low, middle)
     return low
 
 

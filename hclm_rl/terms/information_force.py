@@ -11,7 +11,7 @@ from torch import Tensor
 from ..equations.forces import StepForce, Surrogate, step_force
 from ..equations.functional import ratio
 from ..equations.geometry import Factor, Moments, force_norm_per_token, influence
-from ..equations.spectra import drift_budget
+from ..equations.spectra import certified_force, relative_drift, spectrum
 from ..types import Effect, Metric, Quantiles, Rollout, RolloutEffect, Term, TokenBatch, Total
 
 
@@ -21,14 +21,16 @@ class InformationForce(Term):
 
     With F = dH/dZ for a surrogate H, by default 0.5 logdet(S + eps I), over the whole step, and g_i the gradient of the
     step's loss L at the hidden state of token i (through the output head, so without a surrogate's own injected force):
-    `value` H; `force_norm` ||F||; `gradient_norm` ||g||; `rho` = ||F|| / B in [0, 1], B its bound; `live`, the share of
-    directions that are; `dead` and `weak`, shares of directions, and for the log-det `drift_budget`, how far S may move
-    while ||F|| stays above half of its present norm, every `spectrum_every` steps; `force`, quantiles of ||F_i||;
-    `leverage`, of l_i / dof, and `dof`, for the log-det; `alignment` = -<F, g> / (||F|| ||g||): below 0 the loss burns
-    entropy; `critical_coef` = <F, g> / ||F||^2 over the step's tokens, times the step's share of the generation batch,
-    over which F is a mean: the coefficient of the surrogate's term at which H would stand still; `influence`, quantiles
-    of N <F_i, -g_i> over tokens, and `burning`, the share of tokens with a negative one. First order, parameter sharing
-    between tokens ignored.
+    `value` H; `force_norm` ||F||; `gradient_norm` ||g||; `rho` = ||F|| / B in [0, 1], B its bound: small both where the
+    variances are far below and far above the one at which the force is greatest; `live`, the share of directions that
+    are; `dead` and `weak`, shares of directions, every `spectrum_every` steps. For the log-det then also `drift`, the
+    delta of spectra.py against the first step, and `certified`, the share of the first step's ||F|| that it leaves for
+    certain (the batch's own noise is in both). `force`, quantiles of ||F_i||; `leverage`, of l_i / dof, and `dof`, for
+    the log-det. At the hidden states, which the optimiser does not move, so without a claim about the step
+    (`hclm-rl doctor` makes that): `alignment_at_states` = -<F, g> / (||F|| ||g||); `critical_coef_at_states` =
+    <F, g> / ||F||^2 over the step's tokens, times the step's share of the generation batch, over which F is a mean:
+    the coefficient at which F and g - c F are at right angles; `influence`, quantiles of N <F_i, -g_i> over tokens, and
+    `burning`, the share of tokens with a negative one: for ranking tokens.
 
     Args:
         surrogate: which entropy of the hidden states (forces.py)
@@ -82,10 +84,10 @@ class InformationForce(Term):
         # one that is further off was planned by a run with another step, or by another spectrum_every
         if not rollout.step < memory.get("next_spectrum", 0) <= rollout.step + self.spectrum_every:
             memory["next_spectrum"] = rollout.step + self.spectrum_every
-            metrics |= self.of_spectrum(whole, power)
+            metrics |= self.of_spectrum(whole, power, memory)
         return RolloutEffect(shared=shared, metrics=metrics)
 
-    def of_spectrum(self, whole: StepForce, power: Tensor) -> dict[str, Metric]:
+    def of_spectrum(self, whole: StepForce, power: Tensor, memory: dict) -> dict[str, Metric]:
         """What needs eigenvalues."""
         if self.surrogate == "feature_softmax":  # row by row: no direction is dead to it, or alive
             return {}
@@ -96,11 +98,8 @@ class InformationForce(Term):
         }
         if self.surrogate in ("log_det", "diagonal", "coding_rate"):
             metrics["weak"] = (eigenvalues > 100 * peak).to(power).mean()
-        if self.surrogate == "log_det" and power > 0:
-            half = 0.5 * power.sqrt().item()
-            metrics["drift_budget"] = power.new_tensor(
-                drift_budget(eigenvalues, whole.moments.count.item(), peak, half)
-            )
+        if whole.lower is not None:
+            metrics |= drift_metrics(whole, memory)
         return metrics
 
     def __call__(self, batch: TokenBatch, memory: dict) -> Effect:
@@ -119,14 +118,25 @@ class InformationForce(Term):
             dot, f2, g2 = gains.sum(), force_norm_per_token(force).square().sum(), own.square().sum()
             per_token = gains.new_zeros(mask.shape).masked_scatter(mask, gains * count)
             return {
-                "alignment": Total(sums=(dot, f2, g2), form=cosine),
-                "critical_coef": Total(sums=(-batch.share * dot, f2), form=ratio),
+                "alignment_at_states": Total(sums=(dot, f2, g2), form=cosine),
+                "critical_coef_at_states": Total(sums=(-batch.share * dot, f2), form=ratio),
                 "gradient_norm": Total(sums=(g2,), form=math.sqrt),
                 "influence": Quantiles(values=per_token),
                 "burning": (per_token < 0).float(),
             }
 
         return Effect(on_hidden_gradient=on_hidden_gradient)
+
+
+def drift_metrics(whole: StepForce, memory: dict) -> dict[str, Metric]:
+    """Against the first step, whose factor (D x D) and spectrum stay in the memory."""
+    assert whole.lower is not None
+    if "first_factor" not in memory:
+        memory["first_factor"], memory["first_spectrum"] = whole.lower, spectrum(whole.moments)
+    drift = relative_drift(whole.moments, memory["first_factor"], whole.eps)
+    share = certified_force(memory["first_spectrum"], whole.eps, drift)
+    of = whole.moments.mean
+    return {"drift": of.new_tensor(drift.delta), "certified": of.new_tensor(share)}
 
 
 def cosine(dot: float, left: float, right: float) -> float:

@@ -77,7 +77,7 @@ def states(trainer: Any, of: Kept, has_gradient: bool = False) -> Iterator[Tenso
 
     With gradient, each piece's graph is the caller's to go back through before the next.
     """
-    model = trainer.accelerator.unwrap_model(trainer.model)
+    model, backbone = trainer.model, language_model(trainer).base_model
     was_training = model.training
     model.eval()
     try:
@@ -86,11 +86,7 @@ def states(trainer: Any, of: Kept, has_gradient: bool = False) -> Iterator[Tenso
             ids = torch.cat([text.prompt_ids, text.ids], dim=1)
             attention = torch.cat([text.prompt_mask, text.present], dim=1).long()
             with torch.set_grad_enabled(has_gradient), trainer.accelerator.autocast():
-                whole = (
-                    language_model(trainer)
-                    .base_model(input_ids=ids, attention_mask=attention, use_cache=False)
-                    .last_hidden_state
-                )
+                whole = backbone(input_ids=ids, attention_mask=attention, use_cache=False).last_hidden_state
             yield whole[:, -text.ids.size(1) - 1 : -1][piece.mask]
     finally:
         model.train(was_training)

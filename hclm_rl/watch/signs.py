@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from .history import State
 
-SMOOTHED = ("distinct", "distinct_right", "rho", "predicted_change")  # <link>/<sign>
+SMOOTHED = ("distinct", "distinct_right", "live", "predicted_change")  # <link>/<sign>
 TRUNCATED = ("completions/clipped_ratio", "response_length/clip_ratio")  # TRL's and verl's
 KL = ("kl", "actor/kl_loss", "actor/ppo_kl")
 CLIPPED = ("clip_ratio/region_mean", "actor/pg_clipfrac")
@@ -27,7 +27,7 @@ class Signs:
     """The bounds from which on a sign is told."""
 
     least_distinct: float = 0.5  # share of its start
-    least_force: float = 0.1  # share of its start
+    least_live: float = 0.5  # share of its start
     most_clipped: float = 0.3  # of the tokens
     most_truncated: float = 0.5  # of the responses
     most_kl: float = 1.0  # shares of the entropy that the KL to the reference model may have
@@ -63,8 +63,10 @@ class Signs:
 
     def smoothed(self, name: str, mean: float, first: float, spare: float) -> list[str]:
         noun = name.rpartition("/")[2]
-        if noun == "rho" and mean < self.least_force * first:
-            return [f"{name}: {mean:.2g} of its bound has the force, {first:.2g} at the start"]
+        if noun == "live" and mean < self.least_live * first:
+            return [
+                f"{name}: {100 * mean:.0f} % of the directions have a variance to speak of, {100 * first:.0f} at first"
+            ]
         if noun == "predicted_change":
             left = spare / -mean if mean < 0 else float("inf")
             return [f"{name}: {mean:.1e} nats a step, which is a collapse in {left:.0f} steps"] * (left < self.soon)

@@ -126,22 +126,24 @@ def test_equal_states_have_no_force():
 
 
 @pytest.mark.parametrize(
-    ("coef", "force", "gradient", "alignment", "live", "expected"),
+    ("coef", "force", "gradient", "alignment", "expected"),
     [
-        (1.0, 1.0, 1.0, 0.0, 0.9, "healthy"),
-        (0.0099, 1.0, 1.0, 0.0, 0.9, "weak"),
-        (0.0101, 1.0, 1.0, 0.0, 0.9, "healthy"),
-        (1.0, 1.0, 1.0, -0.91, 0.9, "misaligned"),
-        (1.0, 1.0, 1.0, -0.89, 0.9, "healthy"),
-        (1.0, 1.0, 1.0, 0.0, 0.049, "frozen"),
-        (1.0, 0.0, 1.0, 0.0, 0.9, "frozen"),
-        (1.0, 1.0, 0.0, 0.0, 0.9, "healthy"),  # nothing to be weak against
-        (-0.5, 1.0, 1.0, 0.0, 0.9, "healthy"),  # it pushes the other way, and is no weaker for it
-        (-1e-3, 1.0, 1.0, 0.0, 0.9, "weak"),
-        (-1.0, 1.0, 1.0, 0.91, 0.9, "misaligned"),
-        (-1.0, 1.0, 1.0, -0.91, 0.9, "healthy"),
+        (0.2, 1.0, 1.0, 0.0, "healthy"),
+        (0.0099, 1.0, 1.0, 0.0, "weak"),
+        (0.0101, 1.0, 1.0, 0.0, "healthy"),
+        (0.29, 1.0, 1.0, 0.0, "healthy"),
+        (0.31, 1.0, 1.0, 0.0, "dominant"),
+        (10.0, 1.0, 1.0, -0.95, "dominant"),
+        (0.2, 1.0, 1.0, -0.91, "misaligned"),
+        (0.2, 1.0, 1.0, -0.89, "healthy"),
+        (1.0, 0.0, 1.0, 0.0, "dead"),
+        (1.0, 1.0, 0.0, 0.0, "not known"),  # nothing to be weak against
+        (-0.2, 1.0, 1.0, 0.0, "healthy"),  # it pushes the other way, and is no weaker for it
+        (-1e-3, 1.0, 1.0, 0.0, "weak"),
+        (-0.2, 1.0, 1.0, 0.91, "misaligned"),
+        (-0.2, 1.0, 1.0, -0.91, "healthy"),
     ],
 )
-def test_regimes_of_the_card(coef, force, gradient, alignment, live, expected):
-    found, reason = regime(coef, force, gradient, alignment, live)
+def test_regimes_of_the_step(coef, force, gradient, alignment, expected):
+    found, reason = regime(coef, force, gradient, alignment)
     assert found == expected and reason

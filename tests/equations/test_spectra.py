@@ -3,25 +3,27 @@ import math
 import pytest
 import torch
 
-from hclm_rl.equations.geometry import covariance, factor, leverage, log_det_force, moments
+from hclm_rl.equations.geometry import Moments, covariance, factor, leverage, log_det_force, moments
 from hclm_rl.equations.spectra import (
+    Drift,
     alpha_req,
+    certified_force,
     dead_fraction,
     diffusion_spectral_entropy,
     diffusion_spectral_information,
     dof,
-    drift,
     drift_budget,
     effective_rank,
     force_bound,
     force_norm,
     participation_ratio,
     rank_me,
+    relative_drift,
     rho,
     spectrum,
     weak_fraction,
 )
-from hclm_rl.equations.surrogates import second_moment
+from hclm_rl.equations.surrogates import second_moment, variance_force
 
 F64 = torch.float64
 CARD = torch.tensor([[1, 2], [3, 1], [2, 4], [6, 5]], dtype=F64)  # the worked example of the method cards
@@ -77,31 +79,73 @@ def test_dead_and_weak_fractions():
 
 
 def test_drift_budget_of_one_direction():
-    # lam = eps = 1, N = 1, ||F||^2 >= 3/16: g(x) = 3/16 has the roots of 3 x^2 - 10 x + 3, 1/3 and 3,
-    # so the variance may fall by 2/3 or rise by 2: the budget is 2/3
-    close(drift_budget(torch.tensor([1.0], dtype=F64), 1, 1.0, math.sqrt(3) / 4), 2 / 3, 1e-12)
-    # lam = 5: g(x) = 6/49 has the roots of 6 x^2 - 37 x + 6, 1/6 and 6, so a rise by 1 comes first
-    close(drift_budget(torch.tensor([5.0], dtype=F64), 1, 1.0, math.sqrt(6) / 7), 1.0, 1e-12)
-    # above the peak value 1/4 there is no budget, and a dead spectrum has none
-    assert drift_budget(torch.tensor([1.0]), 1, 1.0, 0.51) == 0.0
-    assert drift_budget(torch.zeros(3), 5, 1.0, 1e-9) == 0.0
-    with pytest.raises(ValueError, match="least_norm must be positive, got 0"):
-        drift_budget(torch.ones(3), 5, 1.0, 0.0)
+    # lam = eps = 1, g(1) = 1/4; three quarters of the power is g >= 3/16, whose roots are those of 3 x^2 - 10 x + 3,
+    # 1/3 and 3: (1 - d) 2 - 1 = 1/3 at d = 1/3, (1 + d) 2 - 1 = 3 at d = 1
+    close(drift_budget(torch.tensor([1.0], dtype=F64), 1.0, math.sqrt(3) / 2), 1 / 3, 1e-12)
+    # lam = 5, g = 5/36: g >= 6/49 has the roots of 6 x^2 - 37 x + 6, 1/6 and 6; (1 + d) 6 - 1 = 6 at d = 1/6
+    share = math.sqrt(6 / 49 / (5 / 36))
+    close(drift_budget(torch.tensor([5.0], dtype=F64), 1.0, share), 1 / 6, 1e-12)
+    # a thousand times the states: the same budget
+    close(drift_budget(torch.tensor([5e6], dtype=F64), 1e6, share), 1 / 6, 1e-12)
+    assert drift_budget(torch.zeros(3, dtype=F64), 1.0) == 0.0
+    with pytest.raises(ValueError, match="share must be between 0 and 1, got 0"):
+        drift_budget(torch.ones(3, dtype=F64), 1.0, 0.0)
+
+
+def test_drift_of_a_covariance_that_doubles_and_halves():
+    # S_0 = diag(3, 1), eps = 1: M_0 = diag(4, 2); S = diag(7, 0): M = diag(8, 1), so M / M_0 = 2 and 1/2
+    lower = torch.tensor([[2.0, 0], [0, math.sqrt(2)]], dtype=F64)
+    moved = Moments(
+        torch.tensor(1.0, dtype=F64), torch.zeros(2, dtype=F64), torch.diag(torch.tensor([7.0, 0], dtype=F64))
+    )
+    low, high = found = relative_drift(moved, lower, 1.0)
+    assert (low, high, found.delta) == pytest.approx((0.5, 2.0, 1.0))
+    # lam_0 + eps = 4 and 2; ends 2 - 1, 8 - 1 and 1 - 1, 4 - 1: g(1) = 1/4, g(7) = 7/64; g(0) = 0; at first 3/16 + 1/4
+    lam = torch.tensor([3.0, 1.0], dtype=F64)
+    close(certified_force(lam, 1.0, found), math.sqrt(7 / 64 / (3 / 16 + 1 / 4)), 1e-12)
+    assert certified_force(lam, 1.0, Drift(1.0, 1.0)) == 1.0
 
 
 def test_drift_within_the_budget_keeps_the_force():
     g = torch.Generator().manual_seed(0)
     z = torch.randn(50, 6, generator=g, dtype=F64)
     m = moments(z)
-    least = 0.7 * force_norm(spectrum(m), 50, EPS).item()
-    budget = drift_budget(spectrum(m), 50, EPS, least)
-    assert budget > 0
+    lam, lower = spectrum(m), factor(m, EPS).cholesky
+    least, budget = 0.7 * force_norm(lam, 50, EPS).item(), drift_budget(lam, EPS, 0.7)
+    assert 0 < budget < 1
     for _ in range(50):
         push = torch.randn(6, 6, generator=g, dtype=F64)
         push = push + push.T
-        s = covariance(m) + push * (budget / torch.linalg.matrix_norm(push, ord=2))
-        close(drift(s, covariance(m)), budget, 1e-12)
-        assert force_norm(torch.linalg.eigvalsh(s).clamp(min=0), 50, EPS).item() >= least
+        relative = torch.eye(6, dtype=F64) + push * (budget / torch.linalg.matrix_norm(push, ord=2))
+        s = lower @ relative @ lower.T - EPS * torch.eye(6, dtype=F64)
+        drift = relative_drift(Moments(m.count, m.mean, s * m.count), lower, EPS)
+        close(drift.delta, budget, 1e-9)
+        values = torch.linalg.eigvalsh(s)
+        assert (values + EPS >= (lam + EPS) * (drift.low - 1e-9)).all()
+        assert (values + EPS <= (lam + EPS) * (drift.high + 1e-9)).all()
+        norm = force_norm(values.clamp(min=0), 50, EPS).item()
+        assert norm >= least and norm >= certified_force(lam, EPS, drift) * force_norm(lam, 50, EPS).item()
+
+
+def test_two_batches_of_the_same_policy_are_certified_where_an_absolute_budget_is_exceeded():
+    # variances over six decades: the noise of the widest direction is far above all of the narrow ones
+    g, scales = torch.Generator().manual_seed(0), torch.logspace(0, -3, 16, dtype=F64)
+    first, second = (moments(torch.randn(4000, 16, generator=g, dtype=F64) * scales) for _ in range(2))
+    lam, eps = spectrum(first), 1e-6
+    assert torch.linalg.matrix_norm(covariance(second) - covariance(first), ord=2) > 1000 * lam.min()
+    drift = relative_drift(second, factor(first, eps).cholesky, eps)
+    assert drift.delta < drift_budget(lam, eps) and certified_force(lam, eps, drift) > 0.9
+
+
+def test_far_above_the_variances_the_log_det_is_the_variance():
+    # "frozen", its live directions are next to nothing, and its force is that of tr(S) / (2 eps)
+    z = torch.randn(200, 8, generator=torch.Generator().manual_seed(0), dtype=F64)
+    m, eps = moments(z), 1e4
+    assert dof(spectrum(m), eps) < 0.05 * 8
+    ours, its = log_det_force(z, m, eps), variance_force(z, m)
+    cosine = (ours * its).sum() / (ours.norm() * its.norm())
+    assert cosine > 0.999999
+    close(ours.norm() / its.norm() * 2 * eps, 1.0, 1e-3)
 
 
 def test_card_ranks():

@@ -86,8 +86,8 @@ def test_the_spectrum_is_taken_every_so_many_steps():
 @pytest.mark.parametrize("cuts", [[[0, 1, 2, 3, 4, 5, 6, 7]], [[1, 5], [0, 2, 3]], [[0], [4], [1]]])
 def test_alignment_and_critical_coefficient_of_the_cards_token_influence(cuts):
     said = told(cuts)
-    assert formed(said["alignment"]) == pytest.approx(-0.048729, abs=5e-7)
-    assert formed(said["critical_coef"]) == pytest.approx(0.150473, abs=5e-7)
+    assert formed(said["alignment_at_states"]) == pytest.approx(-0.048729, abs=5e-7)
+    assert formed(said["critical_coef_at_states"]) == pytest.approx(0.150473, abs=5e-7)
     # tokens in order of the responses 0 and 1; the card's e_i times N = 4
     order = [0, 1, 2, 3] if cuts[0][0] == 0 else [2, 3, 0, 1]
     values = torch.cat([part.values[:, :2][part.values[:, :2] != 0] for part in said["influence"]])
@@ -101,8 +101,8 @@ def test_alignment_and_critical_coefficient_of_the_cards_token_influence(cuts):
 
 def test_the_size_of_the_loss_scales_the_critical_coefficient_and_not_the_alignment():
     said = told([[0, 1]], scale=0.25)
-    assert formed(said["alignment"]) == pytest.approx(-0.048729, abs=5e-7)
-    assert formed(said["critical_coef"]) == pytest.approx(0.150473 / 4, abs=5e-7)
+    assert formed(said["alignment_at_states"]) == pytest.approx(-0.048729, abs=5e-7)
+    assert formed(said["critical_coef_at_states"]) == pytest.approx(0.150473 / 4, abs=5e-7)
 
 
 def test_a_step_of_a_part_of_the_rollout_averages_over_its_own_tokens():
@@ -110,7 +110,7 @@ def test_a_step_of_a_part_of_the_rollout_averages_over_its_own_tokens():
     centred = Z - Z.mean(dim=0)
     force = centred @ torch.linalg.inv(centred.T @ centred / 4 + 0.1 * torch.eye(2, dtype=Z.dtype)) / 4
     expected = -sum(INFLUENCE[:2]) / force[:2].square().sum().item()
-    assert formed(told([[0]], scale=2.0, share=0.5)["critical_coef"]) == pytest.approx(expected, abs=2e-5)
+    assert formed(told([[0]], scale=2.0, share=0.5)["critical_coef_at_states"]) == pytest.approx(expected, abs=2e-5)
 
 
 def test_at_the_critical_coefficient_the_terms_force_and_the_gradient_balance(policy: str, tmp_path: Path):
@@ -126,7 +126,7 @@ def test_at_the_critical_coefficient_the_terms_force_and_the_gradient_balance(po
         return seen[0], trainer.state.log_history
 
     plain, log = run(["information_force"])
-    critical = float(log[0]["information_force/critical_coef"])
+    critical = float(log[0]["information_force/critical_coef_at_states"])
     both, _ = run(["information_force", {"log_det": {"coef": critical}}])
     injected = both - plain
     cosine = (injected * both).sum() / (injected.norm() * both.norm())
@@ -141,19 +141,19 @@ def test_what_float16_scales_the_loss_by_is_taken_out(policy: str, tmp_path: Pat
             trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
         trainer.train()
         log = trainer.state.log_history[0]
-        found.append([float(log[f"information_force/{name}"]) for name in ("gradient_norm", "critical_coef")])
+        found.append([float(log[f"information_force/{name}"]) for name in ("gradient_norm", "critical_coef_at_states")])
     assert found[0][0] > 0 and found[1] == pytest.approx(found[0], rel=1e-5)
 
 
 def test_a_vanishing_gradient_has_no_direction():
     said = told([[0, 1]], scale=0.0)
-    assert formed(said["alignment"]) == 0.0 and formed(said["critical_coef"]) == 0.0
+    assert formed(said["alignment_at_states"]) == 0.0 and formed(said["critical_coef_at_states"]) == 0.0
 
 
 def test_no_force_holds_nothing():
     # a micro-batch of responses without tokens, as if it were the whole step: both sums are empty
     said = told([[4, 5]])
-    assert formed(said["alignment"]) == 0.0 and formed(said["critical_coef"]) == 0.0
+    assert formed(said["alignment_at_states"]) == 0.0 and formed(said["critical_coef_at_states"]) == 0.0
 
 
 def test_processes_see_the_force_of_the_whole_step():

@@ -105,7 +105,7 @@ def test_an_explosion():
     ("name", "values", "calm", "sign"),
     [
         ("flow/distinct", [0.9] * 10 + [0.4] * 40, 0.9, "0.41 of the responses in a group differ, 0.9 at the start"),
-        ("information_force/rho", [0.2] * 10 + [0.01] * 40, 0.2, "0.013 of its bound has the force, 0.2 at the start"),
+        ("force/live", [0.9] * 10 + [0.4] * 40, 0.9, "41 % of the directions have a variance to speak of, 90 at first"),
         ("clip_ratio/region_mean", [0.0] * 10 + [0.31] * 40, 0.3, "31 % of the tokens are clipped"),
         ("completions/clipped_ratio", [0.0] * 10 + [0.6] * 40, 0.5, "60 % of the responses are cut off"),
         ("kl", [0.0] * 10 + [2.5] * 40, 1.0, "kl: 2.5 nats, 2.5 times the entropy"),

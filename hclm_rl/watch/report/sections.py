@@ -39,8 +39,9 @@ FORCES = {
     "force_norm": "force norm $\\|F\\|$",
     "rho": "force over its bound, $\\rho$",
     "dof": "live directions (dof)",
-    "alignment": "alignment of force and update",
-    "critical_coef": "critical coefficient $c^*$",
+    "alignment_at_states": "alignment at the hidden states",
+    "critical_coef_at_states": "balance at the hidden states",
+    "certified": "share of the first $\\|F\\|$ that is certain",
     "burning": "share of tokens burning entropy",
     "dead": "share of dead directions",
     "weak": "share of weak directions",
@@ -75,7 +76,7 @@ def by_metric(runs: Sequence[Run], metrics: dict[str, str]) -> tuple[list[Panel]
     found = {metric: keys_ending(runs, metric) for metric in metrics}
     links = links_of([key for keys in found.values() for key in keys])
     panels = [
-        Panel(label=label, keys=[f"{link}/{metric}" for link in links], is_ratio=metric == "critical_coef")
+        Panel(label=label, keys=[f"{link}/{metric}" for link in links], is_ratio=metric == "critical_coef_at_states")
         for metric, label in metrics.items()
     ]
     return panels, links
@@ -167,9 +168,10 @@ def forces(runs: Sequence[Run]) -> Section | None:
     if figure is None:
         return None
     caption = (
-        "Alignment below 0: the update burns entropy. c*: the coefficient of log_det at which its entropy would stand "
-        "still; a noisy ratio, so its thick line is a running median and its scale leaves extremes out. A dead "
-        "direction has lost its force, a weak one is too wide to feel it; docs/methods.md has the formulas."
+        "Alignment and balance (the coefficient at which force and gradient are at right angles) are those at the "
+        "hidden states, which no optimiser moves; what a step does to the surrogate, `hclm-rl doctor --try` tells. The "
+        "balance is a noisy ratio, so its thick line is a running median and its scale leaves extremes out. A dead "
+        "direction has a variance below eps, a weak one far above; docs/methods.md has the formulas."
     )
     return Section(name="forces", title="Information force", figure=figure, caption=caption)
 
