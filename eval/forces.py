@@ -5,13 +5,13 @@
 
 HCLM (Tran, 2026, arXiv:2605.22940) claims for representation learning that the log-det entropy gives stronger and more
 stable forces than softmax-normalised entropy. Both settings log, for each surrogate, H, ||F||, rho = ||F|| over its
-bound, the live share and the critical coefficient <F, g> / ||F||^2, g the gradient of the loss at the states:
+bound, the live share and the critical coefficient <F, g> / ||F||^2 at the states, g the gradient of the loss there:
 
     grpo         plain GRPO on the testbed with six information_force gauges
     supervised   an encoder 32 -> 64 -> 64 (ReLU) with a linear head on ten Gaussian classes, cross-entropy, Adam;
                  without a term, and with -c H(Z) on the last hidden layer, for each surrogate at 1.1 x its critical
-                 coefficient in the second half of the run without (the doctor's rule: where that is not above 0, the
-                 least coefficient that is not weak)
+                 coefficient at the states in the second half of the run without (where that is not above 0, the least
+                 coefficient whose push is not weak there)
 
 ||F|| has other units for other surrogates: compare what is relative to the start, rho, and the steadiness. Windows are
 of 50 optimiser steps.
@@ -30,8 +30,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from hclm_rl.commands.diagnosis import mean_and_error, recommended
-from hclm_rl.equations.forces import SURROGATES, step_force
+from hclm_rl.equations.forces import LEAST_RATIO, SURROGATES, step_force
 from hclm_rl.equations.spectra import effective_rank, spectrum
 
 WINDOW = 50  # optimiser steps
@@ -40,6 +39,7 @@ CLASSES, FEATURES, WIDTH = 10, 32, 64
 SPREAD = 0.5  # deviation of the class means in each feature, in units of the noise
 TRAINED_ON, TESTED_ON, BATCH = 5000, 2000, 256
 RATE = 1e-3  # of Adam
+CLEAR, MARGIN = 2.0, 1.1  # standard errors from 0 at which a sign counts; over the critical coefficient
 EVERY = 5  # optimiser steps between two measurements of the supervised run
 WITHOUT = "without"
 
@@ -74,7 +74,7 @@ def measured(z: Tensor, gradient: Tensor, memories: Mapping[str, dict]) -> dict[
             "gradient_norm": gradient.norm().item(),
             "rho": whole.at_unit_length(force, z).norm().item() / bound if bound > 0 else 0.0,
             "live": whole.live(),
-            "critical_coef": dot / power if power > 0 else 0.0,
+            "critical_coef_at_states": dot / power if power > 0 else 0.0,
         }
         found |= {f"{name}/{noun}": value for noun, value in of.items()}
         if name == "log_det":
@@ -111,20 +111,40 @@ def supervised(term: str, coef: float, seed: int, steps: int) -> list[dict]:
     return log
 
 
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard error; the error of a single value is not known."""
+    mean = statistics.fmean(values)
+    return mean, statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+
+
+def by_the_states(critical: float, error: float, force: float, gradient: float) -> tuple[float, str]:
+    """A coefficient from norms and products at the states, with its reason."""
+    if force == 0 or gradient == 0:
+        return 0.0, "no force or no gradient"
+    least = MARGIN * LEAST_RATIO * gradient / force
+    is_clear = math.isnan(error) or abs(critical) > CLEAR * error
+    if critical > 0 and is_clear and MARGIN * critical >= least:
+        return MARGIN * critical, f"{MARGIN:g} x the critical coefficient"
+    return least, "the least that is not weak at the states"
+
+
 def coefficient(log: Sequence[Mapping[str, float]], surrogate: str) -> tuple[float, str]:
-    """The doctor's rule on the second half of a run without the term, a value for each window of 50 steps."""
-    half = [entry for entry in log if entry["step"] > log[-1]["step"] / 2 and f"{surrogate}/critical_coef" in entry]
+    """By the second half of a run without the term, a value for each window of 50 steps."""
+    half = [
+        entry
+        for entry in log
+        if entry["step"] > log[-1]["step"] / 2 and f"{surrogate}/critical_coef_at_states" in entry
+    ]
     windows: dict[int, list[float]] = {}
     for entry in half:
         windows.setdefault(int(entry["step"] - half[0]["step"]) // WINDOW, []).append(
-            entry[f"{surrogate}/critical_coef"]
+            entry[f"{surrogate}/critical_coef_at_states"]
         )
     critical, error = mean_and_error([statistics.fmean(values) for values in windows.values()])
     force, gradient = (
         statistics.fmean(entry[f"{surrogate}/{x}"] for entry in half) for x in ("force_norm", "gradient_norm")
     )
-    found, why = recommended(critical, error, force, gradient)
-    return found or 0.0, why
+    return by_the_states(critical, error, force, gradient)
 
 
 def make(job: Job, folder: Path) -> dict:

@@ -1,5 +1,6 @@
 """What the command line puts into a run's folder, and what it measures before the first step."""
 
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from ..trainer.folder import write_whole
 from ..watch.report.runs import RECIPE_NAME, SUMMARY_NAME
 from ..watch.secrets import hide_in_yaml
+
+logger = logging.getLogger(__name__)
 
 
 class FolderOpener(TrainerCallback):
@@ -46,3 +49,33 @@ class MeasureAtStart(TrainerCallback):
     ) -> None:
         if not state.global_step:
             self()
+
+
+class UntrainedTeller(TrainerCallback):
+    """Says in one warning that nothing is trained: every response is cut off, and masked for it.
+
+    The run goes on, as TRL's own does.
+    """
+
+    def __init__(self) -> None:
+        self.has_told = False
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: object,
+    ) -> None:
+        is_all = (logs or {}).get("completions/clipped_ratio") == 1
+        if self.has_told or not (is_all and getattr(args, "mask_truncated_completions", False)):
+            return
+        self.has_told = True
+        if state.is_world_process_zero:
+            logger.warning(
+                "nothing is trained at step %d: every response was cut off at max_completion_length %s, and "
+                "mask_truncated_completions leaves such responses out; raise max_completion_length",
+                state.global_step,
+                getattr(args, "max_completion_length", None),
+            )

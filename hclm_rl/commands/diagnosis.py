@@ -1,8 +1,6 @@
 """What `hclm-rl doctor` found: each surrogate's force in the step that the recipe's optimiser takes"""
 
 import math
-import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ..equations.expectations import Estimate, of_expectations, square_of_expectation
@@ -68,12 +66,6 @@ class Diagnosis:
         sick += [] if self.forces else ["no force could be measured"]
         found = f"{len(self.mistakes)} mistake{'s' if len(self.mistakes) != 1 else ''} in the recipe"
         return "; ".join([*sick, found]) if sick or self.mistakes else "nothing to object to"
-
-
-def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard error; the error of a single value is not known."""
-    mean = statistics.fmean(values)
-    return mean, statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
 
 
 @dataclass(frozen=True, kw_only=True)

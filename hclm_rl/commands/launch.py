@@ -27,7 +27,7 @@ from ..trainer.checkpoints import find_checkpoint, terms_state
 from ..trainer.folder import PACKAGES, note, write_whole
 from ..watch.report.runs import SUMMARY_NAME
 from ..watch.secrets import hide, hide_in_line, secrets_in, secrets_in_yaml, without
-from .callbacks import FolderOpener, MeasureAtStart
+from .callbacks import FolderOpener, MeasureAtStart, UntrainedTeller
 from .loading import TESTBED, build_trainer
 from .lock import RunLock
 
@@ -187,7 +187,7 @@ def prepare(
     refuse_unwritable(folder)
     lock = RunLock(folder, is_held=config.process_index == 0)
     with lock.until_error():
-        trainer, task = build_trainer(algorithm, settings, [FolderOpener(folder, recipe)])
+        trainer, task = build_trainer(algorithm, settings, [FolderOpener(folder, recipe), UntrainedTeller()])
     note(trainer, secrets_of(settings, recipe), overrides=overrides, seed=config.seed, algorithm=algorithm)
 
     def rest() -> dict:

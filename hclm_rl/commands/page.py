@@ -11,6 +11,7 @@ from .trial import Tried
 
 def with_error(value: float, error: float) -> str:
     """1.2e-3 ± 2e-4."""
+    value += 0.0  # -0 is 0
     return f"{value:.2g}" if math.isnan(error) else f"{value:.2g} ± {error:.1g}"
 
 

@@ -198,7 +198,10 @@ def regime(coef: float, force: float, gradient: float, alignment: float) -> tupl
     the force of +H; a negative `coef` pushes the other way.
     """
     if force == 0:
-        return "dead", "the expected force is not told from 0: on other responses no coefficient moves this surrogate"
+        return (
+            "dead",
+            "what it pushes on one batch's responses does not carry over to another's: the expected force is not told from 0",
+        )
     if gradient == 0:
         return "not known", "no gradient beside it in the dry run: more prompts or steps"
     ratio, along = abs(coef) * force / gradient, -alignment if coef < 0 else alignment

@@ -42,13 +42,13 @@ def test_steadiness_counts_optimiser_steps_where_few_are_logged():
 
 
 def test_the_coefficient_is_of_the_second_half_and_by_windows():
-    log = [{"step": step, "log_det/critical_coef": 1.0 if step <= 100 else 0.2} for step in range(1, 201)]
+    log = [{"step": step, "log_det/critical_coef_at_states": 1.0 if step <= 100 else 0.2} for step in range(1, 201)]
     for entry in log:
         entry |= {"log_det/force_norm": 2.0, "log_det/gradient_norm": 1.0}
     coef, why = coefficient(log, "log_det")
     assert coef == pytest.approx(0.22) and why == "1.1 x the critical coefficient"
     for entry in log:
-        entry["log_det/critical_coef"] = -0.2
+        entry["log_det/critical_coef_at_states"] = -0.2
     # 1.1 x 0.01 x 1 / 2: the least that is not weak
     assert coefficient(log, "log_det")[0] == pytest.approx(0.0055)
 
