@@ -24,7 +24,10 @@ ALGORITHMS: Final = ("grpo", "rloo")
 COMMANDS: Final = {
     "doctor": ("hclm_rl.commands.doctor", "before training: forces, regimes and mistakes of a recipe"),
     "forecast": ("hclm_rl.evaluation.forecast", "the reward ceiling that the first part of a run points to"),
-    "eval": ("hclm_rl.evaluation.command", "pass@k and diversity of a model; beside its base, whether it collapsed"),
+    "eval": (
+        "hclm_rl.evaluation.command",
+        "pass@k and diversity of a model; beside its base, whether its answers collapsed",
+    ),
     "watch": ("hclm_rl.commands.watch", "what the entropy of a run does, from its log or another library's"),
     "report": ("hclm_rl.watch.report.command", "one self-contained page of runs side by side"),
 }

@@ -106,9 +106,10 @@ def main(arguments: Sequence[str]) -> int:
     extra = {ours: [name] for ours in NAMES if (name := getattr(options, ours))}
 
     def tell(change: dict) -> None:
+        said = *change["causes"], *change["signs"]
         if not options.json:
             print(
-                f"step {change['step']}: " + "; ".join((change["state"], *change["causes"], *change["signs"])),
+                f"step {change['step']}: " + "; ".join((f"the entropy: {change['state']}", *said)),
                 flush=True,
             )
 

@@ -1,4 +1,4 @@
-"""`hclm-rl eval MODEL [--base BASE] --task TASK`"""
+"""`hclm-rl eval MODEL [--base BASE] --task TASK`, `hclm-rl eval --counts BASE TRAINED`"""
 
 import argparse
 import json
@@ -10,8 +10,14 @@ from typing import TYPE_CHECKING, NoReturn
 from rich.console import Console
 from rich.markup import escape
 
+from . import REPORT_NAME
+
 if TYPE_CHECKING:
     from .verdict import Verdict
+
+
+COUNTS = "--counts"  # in place of a model and a task
+NEEDS = "hclm-rl eval needs {}: pip install 'hclm-rl[eval]'"
 
 
 class Parser(argparse.ArgumentParser):
@@ -23,6 +29,7 @@ def parser() -> Parser:
     found = Parser(
         prog="hclm-rl eval",
         description="pass@k, diversity and, beside a base, whether training has cost either.",
+        epilog="hclm-rl eval --counts BASE TRAINED takes counts of right responses instead: --counts --help",
         allow_abbrev=False,
     )
     found.add_argument("model", help="a folder, a hub name, or `testbed` for the shipped policy")
@@ -68,20 +75,65 @@ def say(verdict: "Verdict", console: Console) -> None:
     for signal in verdict.signals:
         state = "not judged" if signal.is_given is None else "yes" if signal.is_given else "no"
         console.print(f"{signal.name}: {state} ({signal.because})", markup=False, highlight=False)
-    console.print(f"Verdict: [bold]{escape(verdict.kind)}[/bold]")
+    console.print(f"Verdict on [bold]{escape(verdict.said)}[/bold]", soft_wrap=True)
+
+
+def counts_parser() -> Parser:
+    found = Parser(
+        prog="hclm-rl eval --counts",
+        description="pass@k, support and a verdict from how often each problem was answered right; loads no model.",
+        epilog="A file has one JSON object a line: {id, n, c} (n responses, c right), or the samples of lm-eval "
+        "(--log_samples) or verl (validation_data_dir), told by their keys. docs/evaluation.md",
+        allow_abbrev=False,
+    )
+    found.add_argument(COUNTS, nargs=2, type=Path, required=True, metavar=("BASE", "TRAINED"), help="JSONL files")
+    found.add_argument("--metric", help="of sample files: the key that says whether a response is right")
+    found.add_argument("--filter", help="of lm-eval's files: the one to read, where they have several")
+    found.add_argument("--right_at", type=float, default=1.0, help="a response is right with at least this (1.0)")
+    found.add_argument("--seed", type=int, default=0, help="of the resamples of problems")
+    found.add_argument("--out", type=Path, default=Path("runs/eval"), help="gets report.json, report.html (runs/eval)")
+    return found
+
+
+def of_counts(arguments: list[str]) -> int:
+    options = counts_parser().parse_args(arguments)
+    try:
+        from .counted import compare_counts
+        from .counts import Reading, read_counts
+        from .show import counted_table, support_line, write_counted_page
+    except ModuleNotFoundError as error:
+        raise ValueError(NEEDS.format(error.name)) from error
+    reading = Reading(metric=options.metric, filter=options.filter, right_at=options.right_at)
+    result = compare_counts(*(read_counts(path, reading) for path in options.counts), seed=options.seed)
+    options.out.mkdir(parents=True, exist_ok=True)
+    written = options.out / REPORT_NAME
+    written.write_text(json.dumps(result.as_json(), indent=1) + "\n")
+    console = Console()
+    console.print(counted_table(result))
+    for note in result.notes:
+        print(note, file=sys.stderr)
+    if not isinstance(result.support, str):
+        console.print(support_line(result.support), markup=False, highlight=False)
+    say(result.verdict, console)
+    print(written)
+    print(write_counted_page(result, options.out / "report.html"))
+    return 0
 
 
 def main(arguments: Sequence[str]) -> int:  # long: most of it hands a flag on; imports wait for the extra
-    options = parser().parse_args(list(arguments))
+    line = list(arguments)
+    if any(each.partition("=")[0] == COUNTS for each in line):
+        return of_counts(line)
+    options = parser().parse_args(line)
     try:
         from transformers.utils.logging import disable_progress_bar
 
         from .evaluate import evaluate
-        from .generate import REPORT_NAME, Sampling
+        from .generate import Sampling
         from .show import support_line, terminal_table, write_page
         from .tasks import Source, load
     except ModuleNotFoundError as error:
-        raise ValueError(f"hclm-rl eval needs {error.name}: pip install 'hclm-rl[eval]'") from error
+        raise ValueError(NEEDS.format(error.name)) from error
     source = Source(
         task=options.task,
         kwargs=task_kwargs(options.task_kwargs),
@@ -116,8 +168,8 @@ def main(arguments: Sequence[str]) -> int:  # long: most of it hands a flag on; 
     console.print(terminal_table(result))
     for note in [*result.notes, *map(str, result.skipped)]:
         print(note, file=sys.stderr)
-    if result.verdict:
-        console.print(support_line(result), markup=False, highlight=False)
+    if result.comparison and result.verdict:
+        console.print(support_line(result.comparison.support), markup=False, highlight=False)
         say(result.verdict, console)
     print(written)
     print(write_page(result, options.out / "report.html"))

@@ -12,7 +12,7 @@ from hclm_rl.testbed.policy import policy_path
 
 from .compare import Comparison, Samples, compare, estimates
 from .generate import GENERATORS, GeneratorName, Response, Sampling, cache_file, load_tokenizer, sample
-from .statistics import Estimate
+from .statistics import Estimate, without_nan
 from .tasks import Problem, Problems, Prompt, Skipped
 from .verdict import Criteria, Verdict, judge
 
@@ -64,17 +64,8 @@ class Result:
                 "diversity": asdict(self.comparison.diversity),
             }
             found["support"] = {**asdict(support), **{name: getattr(support, name) for name in ratios}}
-            found["verdict"] = asdict(self.verdict)
+            found["verdict"] = {"of": "answers", **asdict(self.verdict)}
         return {key: without_nan(value) for key, value in found.items()}
-
-
-def without_nan(value: object) -> object:
-    """The same JSON value with null for NaN, which JSON does not have."""
-    if isinstance(value, dict):
-        return {key: without_nan(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_nan(each) for each in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def rendered(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, is_chat: bool) -> str:

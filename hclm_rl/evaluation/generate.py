@@ -24,6 +24,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from . import REPORT_NAME
+
 GeneratorName = Literal["transformers", "vllm"]
 
 
@@ -177,7 +179,7 @@ GENERATORS: dict[GeneratorName, Callable[..., Generator]] = {
 }
 
 
-SUFFIXES, REPORT_NAME = (".safetensors", ".bin", ".json", ".model"), "report.json"
+SUFFIXES = (".safetensors", ".bin", ".json", ".model")
 
 
 def fingerprint(model: str) -> str:

@@ -1,13 +1,17 @@
 """A result as a table for the terminal and as one self-contained page."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.markup import escape
 from rich.table import Table
 
 from .compare import budgets
-from .evaluate import Result
-from .statistics import Estimate
+from .counted import CountedResult
+from .statistics import Estimate, Support
+
+if TYPE_CHECKING:  # imports transformers, which counts do without
+    from .evaluate import Result
 
 TEMPLATE = "page.html.j2"
 LABELS = {
@@ -33,11 +37,11 @@ def written(value: Estimate, *, is_change: bool = False) -> str:
     return mean if value.lower != value.lower else f"{mean} [{lower}, {upper}]"
 
 
-def columns(result: Result) -> list[str]:
+def columns(result: "Result") -> list[str]:
     return ["base", "trained", "change"] if result.comparison else ["model"]
 
 
-def rows(result: Result) -> list[Row]:
+def rows(result: "Result") -> list[Row]:
     """Every quantity with its value in each column; for two models also what the answer entropy's change is made of."""
     found = []
     for name, value in result.trained.items():
@@ -55,9 +59,7 @@ def rows(result: Result) -> list[Row]:
     return found
 
 
-def support_line(result: Result) -> str:
-    assert result.comparison is not None
-    found = result.comparison.support
+def support_line(found: Support) -> str:
     covered = found.kept + found.gained + found.lost
     ratios = f"retained {found.retention:.3f}, net change {found.net_change:+.3f}, " if covered else ""
     return (
@@ -67,7 +69,7 @@ def support_line(result: Result) -> str:
     )
 
 
-def settings_line(result: Result) -> str:
+def settings_line(result: "Result") -> str:
     drawn = result.sampling
     return (
         f"{result.problems} problems of {result.task}, {drawn.samples} responses each, temperature {drawn.temperature}"
@@ -76,7 +78,7 @@ def settings_line(result: Result) -> str:
     )
 
 
-def terminal_table(result: Result) -> Table:
+def terminal_table(result: "Result") -> Table:
     table = Table(title=escape(settings_line(result)), title_justify="left")
     table.add_column("", no_wrap=True)
     for column in columns(result):
@@ -87,21 +89,41 @@ def terminal_table(result: Result) -> Table:
     return table
 
 
-def pass_curves(result: Result) -> str:
-    """pass@k over k with its band, for both models."""
+def counted_table(result: CountedResult) -> Table:
+    """pass@k of both files and its change, each with its band."""
+    table = Table(title=escape(counted_settings(result)), title_justify="left")
+    table.add_column("", no_wrap=True)
+    for column in result.curves:
+        table.add_column(column, justify="right")
+    for label, cells in counted_rows(result):
+        table.add_row(label, *(escape(cell.replace(", ", ",")) for cell in cells))
+    return table
+
+
+def counted_rows(result: CountedResult) -> list[Row]:
+    cells = [[written(value, is_change=role == "change") for value in of] for role, of in result.curves.items()]
+    return [(f"pass@{k}", list(row)) for k, *row in zip(budgets(result.most), *cells, strict=True)]
+
+
+def counted_settings(result: CountedResult) -> str:
+    return (
+        f"{len(result.base.problems)} problems, counts of '{result.base.name}' and '{result.trained.name}'. Bands for "
+        "all k at once: 95 %, bootstrap over problems."
+    )
+
+
+def pass_curves(curves: dict[str, list[Estimate]], ks: list[int]) -> str:
+    """pass@k over k with its band, for one model or for base and trained."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     from hclm_rl.watch.report.figures import BEFORE_COLOUR, COLOURS, STYLE, svg_of
 
-    curves = [("base", BEFORE_COLOUR, result.comparison.base)] if result.comparison else []
-    curves.append(("trained" if result.comparison else "model", COLOURS[1], result.trained))
-    ks = budgets(result.sampling.samples)
     with rc_context(STYLE):
         figure = Figure(figsize=(7, 3.8), layout="constrained")
         axes = figure.add_subplot()
-        for label, colour, found in curves:
-            values = [found[f"pass@{k}"] for k in ks]
+        for label, values in curves.items():
+            colour = BEFORE_COLOUR if label == "base" else COLOURS[1]
             axes.plot(ks, [value.mean for value in values], color=colour, marker="o", markersize=3.5, label=label)
             axes.fill_between(
                 ks, [value.lower for value in values], [value.upper for value in values], color=colour, alpha=0.18
@@ -116,27 +138,62 @@ def pass_curves(result: Result) -> str:
         return svg_of(figure)
 
 
-def write_page(result: Result, out: Path) -> Path:
+def write_page(result: "Result", out: Path) -> Path:
     """One HTML page: no network, no script, nothing beside it. Needs the extra `report`."""
+    ks, comparison = budgets(result.sampling.samples), result.comparison
+    models = {"base": comparison.base, "trained": result.trained} if comparison else {"model": result.trained}
+    return render(
+        out,
+        curves={role: [of[f"pass@{k}"] for k in ks] for role, of in models.items()},
+        ks=ks,
+        band="95 % interval over problems",
+        title=f"{result.model} on {result.task}",
+        model=result.model,
+        base=result.base,
+        verdict=result.verdict,
+        notes=result.notes,
+        skipped=result.skipped,
+        columns=columns(result),
+        rows=rows(result),
+        settings=settings_line(result),
+        support=support_line(comparison.support) if comparison else None,
+    )
+
+
+def write_counted_page(result: CountedResult, out: Path) -> Path:
+    """The same of two files of counts."""
+    found = result.support
+    return render(
+        out,
+        curves={role: result.curves[role] for role in ("base", "trained")},
+        ks=budgets(result.most),
+        band="95 %, for all k at once, over problems",
+        title=f"{result.trained.name} beside {result.base.name}",
+        model=result.trained.name,
+        base=result.base.name,
+        verdict=result.verdict,
+        notes=result.notes,
+        skipped=[],
+        columns=list(result.curves),
+        rows=counted_rows(result),
+        settings=counted_settings(result),
+        support=found if isinstance(found, str) else support_line(found),
+    )
+
+
+def render(out: Path, curves: dict[str, list[Estimate]], ks: list[int], **shown: object) -> Path:
+    """Fills the page; `shown` are its other names."""
     try:
         import jinja2
         import markupsafe
 
-        figure = pass_curves(result)
+        figure = pass_curves(curves, ks)
     except ImportError as error:
         raise ValueError(f"the page needs {error.name}: pip install 'hclm-rl[report]'") from error
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     template = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined).get_template(
         TEMPLATE
     )
-    page = template.render(
-        result=result,
-        columns=columns(result),
-        rows=rows(result),
-        settings=settings_line(result),
-        support=support_line(result) if result.comparison else None,
-        figure=markupsafe.Markup(figure),
-    )
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page, encoding="utf-8")
+    out.write_text(template.render(figure=markupsafe.Markup(figure), **shown), encoding="utf-8")
     return out

@@ -43,6 +43,35 @@ def interval(
     return np.asarray(found.low), np.asarray(found.high)
 
 
+def simultaneous_band(
+    values: Float[np.ndarray, "K P"], *, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[Float[np.ndarray, "K"], Float[np.ndarray, "K"]]:
+    """A band that holds all K means over P problems at once, with the given confidence: mean -+ q standard errors.
+
+    q is the quantile of max_k |mean*_k - mean_k| / error_k over resamples of problems (sup-t; Montiel Olea and
+    Plagborg-Moller, 2019). A row whose problems are all alike is a point. NaN for fewer than two problems.
+    """
+    unknown = np.full(len(values), np.nan)
+    if values.shape[-1] < 2:
+        return unknown, unknown
+    means = values.mean(axis=-1)
+    drawn = stats.bootstrap(
+        (values,),
+        np.mean,
+        axis=-1,
+        vectorized=True,
+        method="percentile",
+        n_resamples=resamples,
+        batch=max(1, NUMBERS_AT_ONCE // max(1, values.size)),
+        rng=np.random.default_rng(seed),
+    )
+    errors = np.asarray(drawn.standard_error)
+    varies = errors > 1e-12  # shares of problems; below it is rounding
+    off = np.abs(drawn.bootstrap_distribution - means[:, None])[varies] / errors[varies, None]
+    reach = np.where(varies, np.quantile(off.max(axis=0), confidence) * errors if varies.any() else 0.0, 0.0)
+    return means - reach, means + reach
+
+
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
     """A mean over problems with its 95 % interval."""
@@ -183,3 +212,12 @@ def entropy_change(base: EntropySplit, trained: EntropySplit) -> tuple[float, fl
 def _both(first: float | None, second: float | None) -> tuple[float, float]:
     known = next((each for each in (first, second) if each is not None), 0.0)
     return known if first is None else first, known if second is None else second
+
+
+def without_nan(value: object) -> object:
+    """The same JSON value with null for NaN, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: without_nan(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(each) for each in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from jaxtyping import Float
 
 from hclm_rl.responses.outcomes import answer_entropy, pass_at_k
 
 from .compare import Samples, check_pairs, samples_of, support_of, wrong_entropies
-from .statistics import RESAMPLES, interval
+from .statistics import RESAMPLES, Support, interval
 
 Kind = Literal["healthy", "warning", "collapsed"]
+NARROWED = {"sharpened", "support loss"}  # with an answer collapse they are a collapse of the answers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,14 +44,33 @@ class Signal:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """collapsed: (sharpened or support loss) and answer collapse. warning: any signal, but not those. Else healthy."""
+    """Of the answers. collapsed: (sharpened or support loss) and answer collapse. warning: any signal, but not those.
+
+    Else healthy. What the words say, here and of the entropy: docs/words.md.
+    """
 
     kind: Kind
     signals: tuple[Signal, ...]
 
+    @classmethod
+    def of(cls, signals: tuple[Signal, ...]) -> "Verdict":
+        given = {signal.name for signal in signals if signal.is_given}
+        is_collapsed = "answer collapse" in given and given & NARROWED
+        return cls(kind="collapsed" if is_collapsed else "warning" if given else "healthy", signals=signals)
+
     @property
     def given(self) -> list[str]:
         return [signal.name for signal in self.signals if signal.is_given]
+
+    @property
+    def said(self) -> str:
+        """What it is said of, the word, and whether what could not be judged would have changed it."""
+        unknown = [signal.name for signal in self.signals if signal.is_given is None]
+        if "answer collapse" in unknown and NARROWED & set(self.given):
+            return f"the answers: {self.kind}, and whether they collapsed is not known"
+        if self.kind == "healthy" and unknown:
+            return f"the answers: {self.kind}, as far as they were judged (not judged: {', '.join(unknown)})"
+        return f"the answers: {self.kind}"
 
 
 def judge(
@@ -82,13 +103,40 @@ def judge(
     }
     signals = (
         _sharpened(change, n),
-        _support_loss(base, trained, criteria),
+        _support_loss(support_of(base, trained), criteria),
         _answer_collapse(base, trained, criteria),
         _masked_collapse(change["answer entropy"], base, trained, same_tokenizer),
     )
-    given = {signal.name for signal in signals if signal.is_given}
-    is_collapsed = "answer collapse" in given and given & {"sharpened", "support loss"}
-    return Verdict(kind="collapsed" if is_collapsed else "warning" if given else "healthy", signals=signals)
+    return Verdict.of(signals)
+
+
+def judge_curves(
+    base: Float[np.ndarray, "K P"],
+    trained: Float[np.ndarray, "K P"],
+    *,
+    most: int,
+    support: Support | str,
+    criteria: Criteria | None = None,
+    seed: int = 0,
+) -> Verdict:
+    """The verdict on each problem's pass@1 to pass@`most`, where what was answered is not known.
+
+    `support`: or why there is none.
+    """
+    criteria = criteria or Criteria()
+    values = (trained - base)[[0, -1]]
+    bounds = interval(values, confidence=criteria.confidence, resamples=criteria.resamples, seed=seed)
+    changes = [(float(row.mean()), float(low), float(high)) for row, low, high in zip(values, *bounds, strict=True)]
+    lost = Signal(name="support loss", is_given=None, because=str(support))
+    unknown = "which answers were given is not known, only how many were right"
+    return Verdict.of(
+        (
+            _sharpened({"pass@1": changes[0], f"pass@{most}": changes[1]}, most),
+            _support_loss(support, criteria) if isinstance(support, Support) else lost,
+            Signal(name="answer collapse", is_given=None, because=unknown),
+            Signal(name="masked collapse", is_given=None, because=unknown),
+        )
+    )
 
 
 def _written(change: tuple[float, float, float]) -> str:
@@ -103,8 +151,7 @@ def _sharpened(change: dict[str, tuple[float, float, float]], n: int) -> Signal:
     return Signal(name="sharpened", is_given=first[1] > 0 and last[2] < 0, because=because)
 
 
-def _support_loss(base: Sequence[Samples], trained: Sequence[Samples], criteria: Criteria) -> Signal:
-    found = support_of(base, trained)
+def _support_loss(found: Support, criteria: Criteria) -> Signal:
     return Signal(
         name="support loss",
         is_given=found.lost > found.gained and found.mcnemar < criteria.significance,

@@ -31,7 +31,11 @@ def test_a_healthy_log_ends_with_0(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_every_change_is_told_and_an_alarm_ends_with_1(tmp_path: Path, capsys: pytest.CaptureFixture):
     assert main(["watch", str(written(tmp_path / "log.jsonl", falling(200)))]) == 1
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[2].rstrip(";") for line in lines[:-1]] == ["warning", "collapsing", "collapsed"]
+    assert [line.partition(": the entropy: ")[2].split()[0].rstrip(";") for line in lines[:-1]] == [
+        "warning",
+        "collapsing",
+        "collapsed",
+    ]
     assert "at its pace collapsed in" in lines[1] and lines[-1] == "200 entries, at step 200 the entropy: collapsed"
 
 

@@ -50,7 +50,7 @@ def test_a_model_beside_its_base_and_a_second_call_that_generates_nothing(
     assert cli.main(line) == 0
     out = capsys.readouterr().out
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert f"Verdict: {report['verdict']['kind']}" in out
+    assert f"Verdict on the answers: {report['verdict']['kind']}" in out and report["verdict"]["of"] == "answers"
     change = {name: value["mean"] for name, value in report["estimates"]["change"].items()}
     assert change["token_entropy"] < -0.1  # at half the temperature
     parts = report["answer_entropy_change"]

@@ -124,7 +124,7 @@ def alarms(runs: Sequence[Run]) -> Section | None:
         figure = Figure(figsize=(WIDTH, sum(heights) + 0.4), layout=spaced())
         grid = figure.add_gridspec(1 + rows, COLUMNS, height_ratios=heights)
         draw_bands(figure.add_subplot(grid[0, :]), watched)
-        patches = [Patch(color=colour, label=name) for name, colour in STATES]
+        patches = [Patch(color=colour, label=f"entropy {name}") for name, colour in STATES]
         figure.legend(handles=patches, loc="outside upper left", ncols=len(STATES), frameon=False)
     with rc_context(STYLE):
         for i, panel in enumerate(panels):
