@@ -41,6 +41,16 @@ def no_vocab(functional: Callable[[Tensor], Tensor]) -> Tensor:
     )
 
 
+def no_head(mask: Tensor) -> Tensor:
+    """Stands for `entropy_by_head` of a rollout that has none."""
+    raise ValueError("this rollout has no entropy_by_head: a term that reads it declares needs_vocab = True")
+
+
+def no_head_slope(direction: Tensor, mask: Tensor) -> Tensor:
+    """Stands for `slope_by_head` of a rollout that has none."""
+    raise ValueError("this rollout has no slope_by_head: a term that reads it declares needs_vocab = True")
+
+
 def no_slope(direction: Tensor) -> Tensor:
     """Stands for `slope` of a rollout that has none."""
     raise ValueError("this rollout has no slope: a term that reads it declares needs_vocab = True")
@@ -135,6 +145,10 @@ class Rollout:
     over_vocab: Callable[[Callable[[Tensor], Tensor]], Tensor] = no_vocab
     # slope(direction (N, T, D)) -> (N, T): d log pi(token) as its hidden state moves along `direction`
     slope: Callable[[Tensor], Tensor] = no_slope
+    # entropy_by_head(mask (N, T)) -> (V, D): d sum of the entropies under it / d weight of the output head, of this
+    # process; slope_by_head(direction (V, D), mask) -> (N, T): d log pi(token) as that weight moves, 0 off the mask
+    entropy_by_head: Callable[[Tensor], Tensor] = no_head
+    slope_by_head: Callable[[Tensor, Tensor], Tensor] = no_head_slope
     transcript: Transcript | None = None  # this process's rows as the model reads them; None unless needs_rescoring
     # score(transcript, scorer) -> (log-probs, entropies in nats), each (rows, T), of the completions of any texts, at
     # the sampling temperature and without gradient. scorer: "policy" as it is, or "reference", the frozen model of the

@@ -19,7 +19,7 @@ from trl.trainer.utils import nanstd
 
 from hclm_rl import Chain, Constant, Link, Rollout, Term, TokenBatch, Transcript
 from hclm_rl.chain.chain import Outcome, RolloutOutcome, per_token
-from hclm_rl.equations.vocab import Head, over_vocab, slope_along
+from hclm_rl.equations.vocab import Head, entropy_by_head, over_vocab, slope_along, slope_by_head
 from hclm_rl.types import Attention
 
 LENGTHS = (6, 4, 6, 3, 5, 2, 1, 5)
@@ -150,6 +150,8 @@ def reads_of_rollout(hidden: Tensor, ids: Tensor, head: Tensor, mask: Tensor | N
         "hidden": lambda: hidden,
         "over_vocab": lambda functional: over_vocab(functional, hidden, Head(weight=head), mask=mask),
         "slope": lambda direction: slope_along(direction, hidden, ids, Head(weight=head)),
+        "entropy_by_head": lambda tokens: entropy_by_head(hidden, Head(weight=head), tokens),
+        "slope_by_head": lambda direction, tokens: slope_by_head(direction, hidden, ids, Head(weight=head), tokens),
     }
 
 

@@ -61,6 +61,8 @@ FORMS = {
     "discriminator_clip, vocabulary": find_term("discriminator_clip")(over="vocabulary", mu=0.3, max_frac=1.0),
     "entropy_bonus, by difficulty": find_term("entropy_bonus")(by_difficulty=True),
     "exploration_advantage, sampling": find_term("exploration_advantage")(at="sampling"),
+    "entropy_flow, head": find_term("entropy_flow")(through="head"),
+    "force_reweight, head": find_term("force_reweight")(through="head", **REACHING["force_reweight"]),
     "force_reweight, representation": find_term("force_reweight")(
         by="representation", unit="nats", floor=1.0, ceiling=5.0
     ),

@@ -11,12 +11,14 @@ The policy gradient of a token a with advantage A and ratio 1 moves its logits a
 
 e < 0: the token's own update burns entropy. What updates of other tokens do to the same logits through shared
 parameters is left out, so the unit of e is not nats per optimiser step: `Ledger` (ledger.py) learns the factor between
-the two from the entropies that the run then shows.
+the two from the entropies that the run then shows. `head_influence` sees one way in which tokens share parameters, the
+output head.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -59,17 +61,47 @@ def entropy_influence(
     return torch.where(mask, -advantages * (discriminator(logps, entropy) - mean), 0)
 
 
-def policy_influence(rollout: Rollout, advantages: Float[Tensor, "N T"]) -> tuple[float, Float[Tensor, "N T"]]:
-    """(mean entropy in nats over the tokens of all processes, `entropy_influence` of this process's).
-
-    Entropies that are not finite have no part in the mean, which is NaN without any; influences may be not finite.
-    """
-    (logps, entropy), mask = rollout.scored(), rollout.mask
-    counted = mask & entropy.isfinite()
+def mean_entropy(rollout: Rollout) -> float:
+    """Nats, over the tokens of all processes with a finite one; NaN without any."""
+    entropy = rollout.scored()[1]
+    counted = rollout.mask & entropy.isfinite()
     summed = (torch.where(counted, entropy, 0), counted.to(entropy))
     total, count = rollout.total(torch.stack([in_double(x).sum() for x in summed])).tolist()
-    mean = rollout.over_vocab(mean_discriminator)
-    return total / count if count else math.nan, entropy_influence(logps, entropy, mean, advantages, mask)
+    return total / count if count else math.nan
+
+
+def policy_influence(rollout: Rollout, advantages: Float[Tensor, "N T"]) -> tuple[float, Float[Tensor, "N T"]]:
+    """(`mean_entropy`, `entropy_influence` of this process's tokens); influences may be not finite."""
+    (logps, entropy), mean = rollout.scored(), rollout.over_vocab(mean_discriminator)
+    return mean_entropy(rollout), entropy_influence(logps, entropy, mean, advantages, rollout.mask)
+
+
+def halves(rollout: Rollout) -> Bool[Tensor, "N"]:
+    """Every second prompt of the step, or where there is one alone every second response."""
+    group = rollout.everywhere(rollout.group)
+    group = torch.arange(len(group), device=group.device) if (group == group[0]).all() else group
+    return rollout.here(group) % 2 == 1
+
+
+def head_influence(rollout: Rollout, advantages: Float[Tensor, "N T"]) -> tuple[float, Float[Tensor, "N T"]]:
+    """(`mean_entropy`, the head kernel's influence of this process's tokens).
+
+    e = A (onehot(a) - p)^T G h, exactly what the token's gradient at the output head changes the mean entropy by that
+    has the gradient G = d mean H / dW there, to first order: h its hidden state, G (V, D) that of the other half of
+    the prompts (`halves`), so that no token is judged by what it says of itself. One G at a time, an all-reduce each.
+    """
+    mask, odd = rollout.mask, halves(rollout).unsqueeze(1)
+    slope = torch.zeros_like(rollout.scored()[0])
+    for of, others in ((mask & odd, mask & ~odd), (mask & ~odd, mask & odd)):
+        whole = rollout.total(rollout.entropy_by_head(others))
+        count = rollout.total(others.sum())
+        slope = torch.where(of, rollout.slope_by_head(whole / count.clamp(min=1), of).to(slope), slope)
+    return mean_entropy(rollout), torch.where(mask, advantages * slope, 0)
+
+
+Through = Literal["logits", "head"]
+# what of a token's update is followed to the entropy: its move of its own logits, or that of the output head
+INFLUENCES: Final = {"logits": policy_influence, "head": head_influence}
 
 
 def finite_part(

@@ -34,12 +34,34 @@ class Head:
         return (logits / self.temperature).log_softmax(dim=-1)
 
     def slopes(self, hidden: Float[Tensor, "n D"], direction: Float[Tensor, "n D"]) -> Float[Tensor, "n V"]:
-        """d log p of every token as `hidden` moves along `direction`: d logit - sum_v p_v d logit_v."""
-        moved = torch.nn.functional.linear(direction.to(self.weight.dtype), self.weight).float() * self.scale
+        """d log p of every token as `hidden` moves along `direction`."""
+        return self._of_logps(torch.nn.functional.linear(direction.to(self.weight.dtype), self.weight).float(), hidden)
+
+    def slopes_of_weight(self, hidden: Float[Tensor, "n D"], direction: Float[Tensor, "V D"]) -> Float[Tensor, "n V"]:
+        """d log p of every token as `weight` moves along `direction`."""
+        return self._of_logps(hidden.float() @ direction.T, hidden)
+
+    def entropy_by_weight(self, hidden: Float[Tensor, "n D"]) -> Float[Tensor, "V D"]:
+        """d sum of the rows' entropies / d weight; rows that are not finite are left out.
+
+        dH / d logit_v = -p_v (log p_v + H).
+        """
+        p = self.logps(hidden).exp()
+        surprise = torch.special.entr(p)  # -p log p, 0 at p = 0
+        pull = self._of_logits(surprise - p * surprise.sum(dim=-1, keepdim=True), hidden)
+        counted = (pull.isfinite().all(dim=1) & hidden.isfinite().all(dim=1)).unsqueeze(1)
+        return torch.where(counted, pull, 0).T @ torch.where(counted, hidden.float(), 0)
+
+    def _of_logps(self, moved: Float[Tensor, "n V"], hidden: Float[Tensor, "n D"]) -> Float[Tensor, "n V"]:
+        """d log p where z W^T moves by `moved`: d logit - sum_v p_v d logit_v."""
+        moved = self._of_logits(moved, hidden)
+        return moved - (self.logps(hidden).exp() * moved).sum(dim=-1, keepdim=True)
+
+    def _of_logits(self, moved: Float[Tensor, "n V"], hidden: Float[Tensor, "n D"]) -> Float[Tensor, "n V"]:
+        """d logit where z W^T moves by `moved`; a diagonal map, so its own transpose."""
         if self.softcap is not None:
             moved = moved * (1 - torch.tanh(self._scaled(hidden) / self.softcap).square())
-        moved = moved / self.temperature
-        return moved - (self.logps(hidden).exp() * moved).sum(dim=-1, keepdim=True)
+        return moved * (self.scale / self.temperature)
 
     def _scaled(self, hidden: Float[Tensor, "n D"]) -> Float[Tensor, "n V"]:
         return torch.nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias).float() * self.scale
@@ -93,3 +115,32 @@ def slope_along(
     pieces = (x.split(rows_at_once) for x in (hidden.reshape(-1, width), direction.reshape(-1, width), ids.reshape(-1)))
     with torch.no_grad():
         return torch.cat([of_rows(*piece) for piece in zip(*pieces, strict=True)]).view(ids.shape)
+
+
+def entropy_by_head(
+    hidden: Float[Tensor, "B T D"], head: Head, mask: Bool[Tensor, "B T"], rows_at_once: int = 256
+) -> Float[Tensor, "V D"]:
+    """d sum of the entropies of the tokens under the mask / d weight of the head, in float32; no gradient."""
+    with torch.no_grad():
+        found = torch.zeros_like(head.weight, dtype=torch.float32)
+        for chunk in hidden[mask].split(rows_at_once):
+            found += head.entropy_by_weight(chunk)
+    return found
+
+
+def slope_by_head(
+    direction: Float[Tensor, "V D"],
+    hidden: Float[Tensor, "B T D"],
+    ids: Int[Tensor, "B T"],
+    head: Head,
+    mask: Bool[Tensor, "B T"],
+    rows_at_once: int = 256,
+) -> Float[Tensor, "B T"]:
+    """d log p(token) as the weight of the head moves along `direction`, 0 off the mask; no gradient.
+
+    For a plain head (G z)_y - sum_v p_v (G z)_v, G the direction.
+    """
+    with torch.no_grad():
+        pieces = zip(hidden[mask].split(rows_at_once), ids[mask].split(rows_at_once), strict=True)
+        found = [head.slopes_of_weight(z, direction).gather(1, y.unsqueeze(1)).squeeze(1) for z, y in pieces]
+        return torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, torch.cat(found).float())

@@ -6,7 +6,15 @@ from typing import ClassVar
 
 import torch
 
-from ..equations.flow import finite_part, loss_weights, policy_influence, sides, standard_error, without_gradient
+from ..equations.flow import (
+    INFLUENCES,
+    Through,
+    finite_part,
+    loss_weights,
+    sides,
+    standard_error,
+    without_gradient,
+)
 from ..equations.functional import in_double, per_token
 from ..equations.ledger import Ledger
 from ..types import Effect, Metric, Quantiles, Rollout, RolloutEffect, Term, TokenBatch
@@ -25,16 +33,24 @@ class EntropyFlow(Term):
     `drift`, what the entropy does whatever the influences; `clipped`, the net on tokens that the loss clipped;
     `distinct`, the share of different responses in a group, which falls before pass@k does; `ignored`, the number
     of tokens left out because their entropy or influence is not finite.
+    With `through` "head" e is the head kernel: what the token's gradient at the output head does to the mean entropy of
+    the other half of the prompts, through the weights that they share; one more (V, D) matrix in memory.
     It sees the advantages that the links before it leave. Parameter sharing between tokens is ignored: a single step's
     prediction is poor, that of some tens of steps is not (docs/results.md).
+
+    Args:
+        through: "logits": what a token's update does to its own logits; "head": what it does through the output head to
+            the tokens of other prompts; ours
     """
 
     needs_scores: ClassVar[bool] = True
     needs_vocab: ClassVar[bool] = True
     is_diagnostic: ClassVar[bool] = True
 
+    through: Through = "logits"
+
     def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
-        entropy, influence = policy_influence(rollout, per_token(rollout.advantages, rollout.mask))
+        entropy, influence = INFLUENCES[self.through](rollout, per_token(rollout.advantages, rollout.mask))
         influence, counted, ignored = finite_part(influence, rollout.mask)
         influence = influence * loss_weights(rollout)
         of = sides(influence, counted, rollout.total)

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from ..equations.flow import (
+    INFLUENCES,
     Sides,
+    Through,
     finite_part,
     least_weights,
     loss_weights,
-    policy_influence,
     sides,
     standard_error,
     uniform_weights,
@@ -60,6 +61,8 @@ class ForceReweight(Term):
 
     Args:
         by: whose entropy: of the next token, or log-det of hidden states
+        through: what of a token's update moves the policy's entropy: "logits", its own; "head", the output head, on
+            the tokens of other prompts, a (V, D) matrix more in memory; ours
         floor: in `unit`; ours
         ceiling: in `unit`, above floor; ours
         unit: "start": shares of the entropy at the first step; "nats": the entropy itself, for "representation" its
@@ -81,6 +84,7 @@ class ForceReweight(Term):
     seeks: ClassVar[Direction | None] = "level"
 
     by: Literal["policy", "representation"] = "policy"
+    through: Through = "logits"
     floor: float = 0.5
     ceiling: float = 2.0
     unit: Literal["start", "nats"] = "start"
@@ -100,6 +104,8 @@ class ForceReweight(Term):
                 'a log-det may be negative, so by="representation" needs unit="nats": floor and ceiling are then '
                 "changes from the start, such as -1 and 5"
             )
+        if self.by == "representation" and self.through != "logits":
+            raise ValueError(f'through is of by="policy", got {self.through!r} with by="representation"')
         if not self.floor < self.ceiling:
             raise ValueError(f"floor must be below ceiling, got {self.floor} and {self.ceiling}")
         if not self.low <= self.high:
@@ -224,7 +230,7 @@ class ForceReweight(Term):
 
     def policy(self, rollout: Rollout, advantages: Tensor) -> tuple[float, Tensor]:
         """Mean entropy of the tokens, and each one's influence on it."""
-        return policy_influence(rollout, advantages)
+        return INFLUENCES[self.through](rollout, advantages)
 
     def states(self, rollout: Rollout, advantages: Tensor, memory: dict) -> tuple[float, Tensor] | None:
         """Log-det of the states, and each token's influence N <F_i, A_i d log p_i / dz_i>; None without any spread."""

@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PretrainedConfig, PreTrainedModel
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 
-from ..equations.vocab import Head, over_vocab, slope_along
+from ..equations.vocab import Head, entropy_by_head, over_vocab, slope_along, slope_by_head
 
 
 def language_model(trainer: Any) -> PreTrainedModel:
@@ -30,6 +30,18 @@ def slope_of(trainer: Any, direction: Tensor, states: Tensor, ids: Tensor) -> Te
     """`slope` of a batch with these hidden states and tokens."""
     with output_head(trainer) as head:
         return slope_along(direction, states, ids, head)
+
+
+def entropy_by_head_of(trainer: Any, states: Tensor, mask: Tensor) -> Tensor:
+    """`entropy_by_head` of a batch with these hidden states."""
+    with output_head(trainer) as head:
+        return entropy_by_head(states, head, mask)
+
+
+def slope_by_head_of(trainer: Any, direction: Tensor, mask: Tensor, states: Tensor, ids: Tensor) -> Tensor:
+    """`slope_by_head` of a batch with these hidden states and tokens."""
+    with output_head(trainer) as head:
+        return slope_by_head(direction, states, ids, head, mask)
 
 
 @contextmanager
@@ -51,6 +63,11 @@ def output_head(trainer: Any) -> Iterator[Head]:
                     "the wrapped classes, or use DDP"
                 )
             weight, bias = weight.full_tensor(), None if bias is None else bias.full_tensor()
+        if weight.dim() != 2:  # FSDP1 keeps slices of a flat parameter
+            raise ValueError(
+                f"{', '.join(trainer._hclm.chain.needs_vocab)}: reads the output head, which is not whole here (its "
+                f"weight has the shape {tuple(weight.shape)}): use DDP, FSDP2 or ZeRO"
+            )
         yield Head(weight=weight, bias=bias, temperature=trainer.temperature, **factors(model.config))
 
 

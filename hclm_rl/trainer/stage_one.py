@@ -16,7 +16,7 @@ from ..chain.metrics import StepMetrics
 from ..recipe.refusals import acts_between
 from ..responses.rewards import checked
 from ..types import Rollout, last_layer
-from .head import over_vocab_of, slope_of
+from .head import entropy_by_head_of, over_vocab_of, slope_by_head_of, slope_of
 from .judging import EXCESS, judge, say_of_policy
 from .run import (
     AFFECTED,
@@ -210,7 +210,10 @@ def reads_of(trainer: Any, output: dict[str, Any], scores: Scores | None, mask: 
         reads["hidden"] = last_layer(states)
         if chain.needs_vocab:
             reads["over_vocab"] = lambda functional: over_vocab_of(trainer, functional, states, mask)
-            reads["slope"] = lambda direction: slope_of(trainer, direction, states, output["completion_ids"])
+            ids = output["completion_ids"]
+            reads["slope"] = lambda direction: slope_of(trainer, direction, states, ids)
+            reads["entropy_by_head"] = lambda tokens: entropy_by_head_of(trainer, states, tokens)
+            reads["slope_by_head"] = lambda direction, tokens: slope_by_head_of(trainer, direction, tokens, states, ids)
     if chain.needs_rescoring:
         reads["score"] = functools.partial(score, trainer, trainer.model)
         reads["transcript"] = transcript_of(output)

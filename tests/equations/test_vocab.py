@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
-from hclm_rl.equations.vocab import Head, over_vocab, slope_along
+from hclm_rl.equations.vocab import Head, entropy_by_head, over_vocab, slope_along, slope_by_head
 
 VOCABULARY, WIDTH = 97, 16
 
@@ -159,3 +159,60 @@ def test_what_the_mask_leaves_out_reaches_neither_values_nor_gradients():
     nothing = over_vocab(shannon, hidden, Head(weight=weight), mask=torch.zeros_like(mask))
     nothing.sum().backward()
     assert torch.equal(nothing, torch.zeros(2, 3))
+
+
+HEADS = [{}, {"softcap": 2.0}, {"scale": 0.5, "temperature": 0.7}, {"softcap": 3.0, "scale": 2.0, "temperature": 1.3}]
+
+
+def tiny_head(**factors: float) -> tuple[Head, Tensor, Tensor, Tensor]:
+    """(head of 11 words and width 4 with a bias, states (3, 5, 4), tokens, mask)."""
+    source = torch.Generator().manual_seed(1)
+    weight, bias = torch.randn(11, 4, generator=source), torch.randn(11, generator=source)
+    states, ids = torch.randn(3, 5, 4, generator=source), torch.randint(11, (3, 5), generator=source)
+    return Head(weight=weight, bias=bias, **factors), states, ids, torch.rand(3, 5, generator=source) > 0.3
+
+
+def logps_by_hand(weight: Tensor, states: Tensor, head: Head) -> Tensor:
+    """log softmax(softcap tanh(scale (z W^T + b) / softcap) / temperature), in float64."""
+    assert head.bias is not None
+    logits = head.scale * (states.double() @ weight.T + head.bias.double())
+    if head.softcap is not None:
+        logits = head.softcap * torch.tanh(logits / head.softcap)
+    return (logits / head.temperature).log_softmax(dim=-1)
+
+
+@pytest.mark.parametrize("factors", HEADS)
+def test_the_entropys_gradient_by_the_head_is_autograds(factors: dict[str, float]):
+    head, states, _, mask = tiny_head(**factors)
+    weight = head.weight.double().requires_grad_()
+    logps = logps_by_hand(weight, states[mask], head)
+    [expected] = torch.autograd.grad(-(logps.exp() * logps).sum(), weight)
+    found = entropy_by_head(states, head, mask, rows_at_once=4)
+    assert expected.abs().max() > 0.1
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("factors", HEADS)
+def test_a_tokens_slope_by_the_head_is_autograds(factors: dict[str, float]):
+    head, states, ids, mask = tiny_head(**factors)
+    direction = torch.randn(11, 4, generator=torch.Generator().manual_seed(2))
+
+    def logps(weight: Tensor) -> Tensor:
+        return logps_by_hand(weight, states, head).gather(2, ids.unsqueeze(2)).squeeze(2)
+
+    _, expected = torch.autograd.functional.jvp(logps, head.weight.double(), direction.double())
+    found = slope_by_head(direction, states, ids, head, mask, rows_at_once=4)
+    torch.testing.assert_close(found.double()[mask], expected[mask], rtol=0, atol=1e-6)
+    assert (found[~mask] == 0).all()
+
+
+def test_states_that_are_not_finite_and_words_that_cannot_be_leave_the_gradient_alone():
+    head, states, _, mask = tiny_head()
+    spoilt, bad = states.clone(), mask.nonzero()[0]
+    spoilt[bad[0], bad[1], 2] = math.nan
+    without = mask.clone()
+    without[bad[0], bad[1]] = False
+    torch.testing.assert_close(entropy_by_head(spoilt, head, mask), entropy_by_head(states, head, without))
+    assert head.bias is not None
+    barred = Head(weight=head.weight, bias=head.bias.clone().index_fill(0, torch.tensor([3]), -math.inf))
+    assert entropy_by_head(states, barred, mask).isfinite().all() and not entropy_by_head(states, barred, mask)[3].any()

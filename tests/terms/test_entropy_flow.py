@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from hclm_rl import Quantiles
+from hclm_rl.equations.flow import halves, head_influence
 from hclm_rl.terms.entropy_flow import EntropyFlow
 
 from ..term_batches import first_stage, make_step, rollout
@@ -24,6 +25,40 @@ def test_metrics_of_one_batch():
     cancelled = 1 - abs(e.sum().item()) / e.abs().sum().item()
     assert metrics["link/cancelled"].item() == pytest.approx(cancelled, rel=1e-5)
     assert metrics["link/gain"].item() == 0 and "link/predicted_change" not in metrics
+
+
+def kernel_by_autograd(step, advantages: torch.Tensor) -> torch.Tensor:
+    """e = A <d mean H(others) / dW, d log p / dW> in float64; the prompts' responses are 0 to 3 and 4 to 7."""
+    weight = step.head.double().requires_grad_()
+    logps = (step.old_hidden.double() @ weight.T).log_softmax(-1)
+    entropy, own = -(logps.exp() * logps).sum(-1), logps.gather(-1, step.ids.unsqueeze(-1)).squeeze(-1)
+    e, odd = torch.zeros(step.mask.shape, dtype=torch.float64), torch.arange(8).unsqueeze(1) >= 4
+    for of, others in ((odd, ~odd), (~odd, odd)):
+        [pull] = torch.autograd.grad(entropy[step.mask & others].mean(), weight, retain_graph=True)
+        for i, t in (step.mask & of).nonzero().tolist():
+            [slope] = torch.autograd.grad(own[i, t], weight, retain_graph=True)
+            e[i, t] = advantages[i].double() * (pull * slope).sum()
+    return e
+
+
+def test_the_head_kernel_is_autograds_on_the_other_prompts():
+    step = make_step()
+    view = rollout(step)
+    expected = kernel_by_autograd(step, view.advantages)
+    assert expected.abs().max() > 1e-2
+    entropy, found = head_influence(view, view.advantages.unsqueeze(1).expand(view.mask.shape))
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-6)
+    assert entropy == pytest.approx(view.entropy[view.mask].double().mean().item())
+    metrics = first_stage(EntropyFlow(through="head"), view, {}).metrics
+    assert metrics["link/net"].item() == pytest.approx(expected.sum().item() / view.mask.sum().item(), rel=1e-4)
+
+
+def test_a_step_of_one_prompt_is_halved_by_its_responses():
+    view = rollout(make_step())
+    assert halves(view).tolist() == [False] * 4 + [True] * 4
+    one = replace(view, group=torch.zeros_like(view.group))
+    assert halves(one).tolist() == [False, True] * 4
+    assert first_stage(EntropyFlow(through="head"), one, {}).metrics["link/influence"].values.abs().max() > 0
 
 
 def test_changes_are_those_since_the_batch_before():

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hclm_rl.equations.flow import entropy_influence, loss_weights, mean_discriminator
+from hclm_rl.equations.flow import entropy_influence, head_influence, loss_weights, mean_discriminator
 from hclm_rl.equations.geometry import factor, floor_from, moments
 from hclm_rl.equations.ledger import Ledger
 from hclm_rl.terms.force_reweight import ForceReweight
@@ -40,6 +40,22 @@ def influence_by_hand(view) -> torch.Tensor:
 def weights_of(term: ForceReweight, view, memory: dict) -> tuple[torch.Tensor, dict]:
     first = first_stage(term, view, memory)
     return first.columns["link/weights"], first.metrics
+
+
+def test_the_band_is_met_by_the_influences_through_the_head():
+    view = rollout(make_step())
+    _, e = head_influence(view, view.advantages.unsqueeze(1).expand(view.mask.shape))
+    own, count = e.sum().item() / view.mask.sum().item(), view.mask.sum().item()
+    for edge in (own - 0.01, own + 0.01):
+        term = ForceReweight(through="head", low=0.2 * edge, high=0.2 * edge, floor=-100.0, ceiling=100.0)
+        w, metrics = weights_of(term, view, learnt(view))
+        assert metrics["link/own"].item() == pytest.approx(own, rel=1e-4)
+        assert (w * e).sum().item() / count == pytest.approx(edge, abs=1e-6)
+
+
+def test_through_is_of_the_policys_entropy_alone():
+    with pytest.raises(ValueError, match='through is of by="policy", got \'head\' with by="representation"'):
+        ForceReweight(by="representation", unit="nats", floor=-1.0, ceiling=5.0, through="head")
 
 
 @pytest.mark.parametrize("weights", ["least", "uniform"])

@@ -121,6 +121,15 @@ def test_micro_batches(term: str, whole: Callable, policy: str, tmp_path: Path):
     assert largest_difference(whole(term), update(policy, tmp_path / "4", term, **CUT_FINE)) < ROUNDING
 
 
+def test_micro_batches_through_the_head(policy: str, tmp_path: Path, plain: Callable):
+    terms = [{"force_reweight": {"through": "head", **STRONG["force_reweight"]}}]
+    whole, cut = (
+        weights_after(policy, tmp_path / str(i), terms=terms, fixed=True, loss_type="dapo", **pieces)
+        for i, pieces in enumerate((WHOLE, CUT))
+    )
+    assert largest_difference(whole, cut) < ROUNDING < largest_difference(plain(True), whole) / 100
+
+
 @pytest.mark.parametrize("loss", ["grpo", "dr_grpo", "cispo", "sapo", "vespo", "luspo"])  # bnpo divides by micro-batch
 def test_micro_batches_in_every_loss(loss: str, policy: str, tmp_path: Path):
     terms = [{name: STRONG.get(name, {})} for name in all_terms_in_order()]

@@ -236,6 +236,13 @@ def test_fsdp1_is_refused_where_the_head_is_read(way: str, tmp_path: Path, monke
         hclm_rl.GRPOTrainer(str(tmp_path), low_words, args, prompts())  # there are no weights to load
 
 
+def test_a_head_that_is_not_whole_is_refused(policy: str, tmp_path: Path):
+    trainer = make(policy, tmp_path, terms=[{"entropy_flow": {"through": "head"}}])
+    trainer.model.lm_head.weight = torch.nn.Parameter(trainer.model.lm_head.weight.detach().flatten())
+    with pytest.raises(ValueError, match=r"^entropy_flow: reads the output head, which is not whole here .* DDP, FSDP2"):
+        trainer.train()
+
+
 def test_an_inert_term_is_said_at_the_start(policy: str, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     with caplog.at_level(logging.WARNING):
         make(policy, tmp_path, terms=["kl_cov"], num_iterations=2)
@@ -434,7 +441,8 @@ def test_kl_cov_does_nothing_on_policy_though_rloo_scores_twice(policy: str, tmp
 
 
 def test_a_head_in_float32_over_a_half_precision_model(policy: str, tmp_path: Path):
-    terms = ["siren", "entropy_flow", "lp_reg", {"discriminator_clip": {"over": "vocabulary"}}]
+    kernel = {"entropy_flow": {"name": "kernel", "through": "head"}}
+    terms = ["siren", "entropy_flow", kernel, "lp_reg", {"discriminator_clip": {"over": "vocabulary"}}]
     inside = {"attn_implementation": "eager", "dtype": "bfloat16"}
     trainer = make(policy, tmp_path, terms=terms, model_init_kwargs=inside, cast_lm_head_to_fp32=True)
     trainer.train()
