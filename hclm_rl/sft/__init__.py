@@ -1,0 +1,1 @@
+"""Supervised fine-tuning that minds the entropy: TRL's SFTTrainer with one method more."""
