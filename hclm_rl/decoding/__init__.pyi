@@ -1,4 +1,5 @@
 from .adaptive_temperature import AdaptiveTemperature as AdaptiveTemperature
 from .edt import Edt as Edt
 from .em_inf import EmInf as EmInf
+from .power_sampling import PowerSampling as PowerSampling
 from .stable_entropy import StableEntropy as StableEntropy

@@ -51,6 +51,11 @@ def parser() -> Parser:
     draw.add_argument("--samples", type=int, default=64, help="per problem (64)")
     draw.add_argument("--temperature", type=float, default=1.0)
     draw.add_argument("--top_p", type=float, default=1.0)
+    draw.add_argument(
+        "--power", type=float, metavar="ALPHA", help="power sampling: whole texts from p^ALPHA, without training (4)"
+    )
+    draw.add_argument("--power_moves", type=int, default=10, help="after each block (10)")
+    draw.add_argument("--power_blocks", type=int, default=16, help="into which max_new_tokens is cut (16)")
     draw.add_argument("--max_new_tokens", type=int, help="default: the task's, else 512")
     draw.add_argument("--seed", type=int, default=0, help="the base draws with seed + 1")
     draw.add_argument("--batch", type=int, default=64, help="responses generated at once (64)")
@@ -128,6 +133,8 @@ def main(arguments: Sequence[str]) -> int:  # long: most of it hands a flag on; 
     try:
         from transformers.utils.logging import disable_progress_bar
 
+        from hclm_rl.decoding.power_sampling import PowerSampling
+
         from .evaluate import evaluate
         from .generate import Sampling
         from .show import support_line, terminal_table, write_page
@@ -145,6 +152,8 @@ def main(arguments: Sequence[str]) -> int:  # long: most of it hands a flag on; 
     )
     # what is wrong with the numbers is said before a data set is loaded
     given = {name: vars(options)[name] for name in ("samples", "temperature", "top_p", "seed", "batch")}
+    if options.power is not None:
+        given["power"] = PowerSampling(alpha=options.power, moves=options.power_moves, blocks=options.power_blocks)
     sampling = Sampling(max_new_tokens=512 if options.max_new_tokens is None else options.max_new_tokens, **given)
     problems = load(source)
     if options.max_new_tokens is None:

@@ -115,6 +115,23 @@ def over_limits(samples: dict[str, list[Samples]], names: dict[str, str]) -> lis
     return notes
 
 
+def cost_of_power(responses: dict[str, list[list[Response]]], names: dict[str, str]) -> list[str]:
+    """A sentence for each model whose responses came from power sampling: what it took, and whether the chain moved."""
+    notes = []
+    for role, of in responses.items():
+        powered = [each for some in of for each in some if each.drawn is not None]
+        if not powered:
+            continue
+        drawn, kept = sum(each.drawn or 0 for each in powered), sum(each.tokens for each in powered)
+        shares = [each.accepted for each in powered if each.accepted is not None]
+        moved = f"{sum(shares) / len(shares):.0%} of the moves were accepted" if shares else "it made no moves"
+        notes.append(
+            f"'{names[role]}': power sampling drew {drawn / kept:.1f} tokens for each that was kept ({drawn} in all), "
+            f"and {moved}; a majority vote of as many tokens is its fair opponent."
+        )
+    return notes
+
+
 def judged(problem: Problem, responses: Sequence[Response]) -> Samples:
     known = {text: problem.judge(text) for text in {response.text for response in responses}}
     entropies = [response.entropy for response in responses if response.entropy is not None]
@@ -179,7 +196,7 @@ def evaluate(  # long: half of it is signature, docstring and the fields of Resu
     if not kept:
         first = f"; the first one, {skipped[0]}" if skipped else ""
         raise ValueError(f"{problems.name} has no problem that can be evaluated{first}")
-    samples = {}
+    samples, drawn_by = {}, {}
     for i, (role, name) in enumerate(roles.items()):
         drawn = replace(sampling, seed=sampling.seed + i)
         path = paths[name]
@@ -190,8 +207,9 @@ def evaluate(  # long: half of it is signature, docstring and the fields of Resu
             cache_file(cache, path, prompts, drawn, f"{generator} {'chat' if is_chat else 'plain'}"),
             lambda done, total, role=role: on_batch(role, done, total),
         )
+        drawn_by[role] = responses
         samples[role] = [judged(problem, each) for problem, each in zip(kept, responses, strict=True)]
-    notes, same_tokenizer = over_limits(samples, roles), True
+    notes, same_tokenizer = [*over_limits(samples, roles), *cost_of_power(drawn_by, roles)], True
     if base and tokenizers[base].get_vocab() != tokenizers[model].get_vocab():
         same_tokenizer = False
         notes.append(

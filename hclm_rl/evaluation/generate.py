@@ -24,6 +24,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from ..decoding.power_sampling import PowerSampling
+from ..decoding.rows import streams_of
 from . import REPORT_NAME
 
 GeneratorName = Literal["transformers", "vllm"]
@@ -39,6 +41,7 @@ class Sampling:
     max_new_tokens: int = 512
     seed: int = 0
     batch: int = 64  # responses generated at once; other batches give other draws
+    power: PowerSampling | None = None  # whole texts from p^alpha instead, at temperature 1
 
     def __post_init__(self) -> None:
         for name in ("samples", "max_new_tokens", "batch"):
@@ -48,6 +51,15 @@ class Sampling:
             raise ValueError(f"temperature must be > 0, got {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
+        if self.power and (self.temperature != 1 or self.top_p != 1):
+            raise ValueError(
+                "power sampling needs temperature 1 and top_p 1, since its proposals must cover the model's own "
+                f"distribution, got {self.temperature} and {self.top_p}"
+            )
+
+    def key(self) -> dict:
+        """What responses depend on; that of older versions where there is no power."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +68,8 @@ class Response:
     tokens: int  # end of text included
     entropy: float | None  # nats, mean over its tokens, whole distribution at temperature 1; None: not measured
     is_truncated: bool  # no end of text within max_new_tokens
+    drawn: int | None = None  # tokens in all, with those of the proposals, of power sampling
+    accepted: float | None = None  # share of its moves
 
 
 class Generator(Protocol):
@@ -105,6 +119,8 @@ class TransformersGenerator:
         )
 
     def __call__(self, prompts: list[str], sampling: Sampling, seed: int) -> list[Response]:
+        if sampling.power:
+            return self.powered(prompts, sampling, sampling.power, seed)
         encoded = self.tokenizer(
             prompts,
             padding=True,
@@ -139,6 +155,28 @@ class TransformersGenerator:
             for text, tokens, entropy, ended in rows
         ]
 
+    def powered(self, prompts: list[str], sampling: Sampling, power: PowerSampling, seed: int) -> list[Response]:
+        found = power(
+            self.model,  # pyright: ignore[reportArgumentType]  (typed for a protocol)
+            self.tokenizer(prompts, add_special_tokens=self.adds_special_tokens)["input_ids"],
+            streams_of(seed, range(len(prompts))),
+            max_new_tokens=sampling.max_new_tokens,
+            ends=self.ends,
+            pad=self.tokenizer.pad_token_id,  # pyright: ignore[reportArgumentType]
+        )
+        texts = self.tokenizer.batch_decode([each.response.ids for each in found], skip_special_tokens=True)
+        return [
+            Response(
+                text=text,
+                tokens=len(each.response.ids),
+                entropy=sum(each.response.entropies) / len(each.response.ids),
+                is_truncated=not each.response.is_ended,
+                drawn=each.tokens,
+                accepted=each.accepted / each.moves if each.moves else None,
+            )
+            for text, each in zip(texts, found, strict=True)
+        ]
+
 
 class VllmGenerator:
     """vLLM does not give the whole distribution of a token, so the token entropy is not measured."""
@@ -155,6 +193,8 @@ class VllmGenerator:
         self.llm = LLM(model=model, generation_config="vllm")
 
     def __call__(self, prompts: list[str], sampling: Sampling, seed: int) -> list[Response]:
+        if sampling.power:
+            raise ValueError("power sampling runs with transformers: drop --generator vllm, or drop --power")
         ids = self.tokenizer(prompts, add_special_tokens=self.adds_special_tokens)["input_ids"]
         params = [
             self.params(
@@ -195,7 +235,7 @@ def fingerprint(model: str) -> str:
 
 def cache_file(folder: Path, model: str, prompts: Sequence[str], sampling: Sampling, generator: str) -> Path:
     """Named by all that the responses depend on."""
-    key = json.dumps([fingerprint(model), list(prompts), asdict(sampling), generator])
+    key = json.dumps([fingerprint(model), list(prompts), sampling.key(), generator])
     return folder / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.jsonl"
 
 

@@ -67,6 +67,24 @@ def test_a_model_beside_its_base_and_a_second_call_that_generates_nothing(
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == report
 
 
+def test_power_sampling_says_what_it_took(tmp_path: Path, capsys: pytest.CaptureFixture):
+    line = ["eval", "testbed", "--task", "coins", "--samples", "4", "--problems", "3", "--out", str(tmp_path)]
+    assert cli.main([*line, "--power", "2", "--power_moves", "2", "--power_blocks", "2"]) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["sampling"]["power"] == {"alpha": 2.0, "moves": 2, "blocks": 2, "stops_at_end": True}
+    [cache] = (tmp_path / "responses").glob("*.jsonl")
+    responses = [each for row in cache.read_text().splitlines() for each in json.loads(row)["responses"]]
+    assert len(responses) == 12 and all(each["drawn"] >= each["tokens"] for each in responses)
+    drawn, kept = (sum(each[name] for each in responses) for name in ("drawn", "tokens"))
+    moved = sum(each["accepted"] for each in responses) / 12
+    wanted = f"drew {drawn / kept:.1f} tokens for each that was kept ({drawn} in all), and {moved:.0%} of the moves"
+    assert wanted in capsys.readouterr().err
+    assert cli.main([*line, "--power", "2", "--temperature", "0.5"]) == 2
+    assert "power sampling needs temperature 1 and top_p 1" in capsys.readouterr().err
+    assert cli.main([*line, "--power", "0"]) == 2
+    assert "alpha must be more than 0 and finite, got 0.0" in capsys.readouterr().err
+
+
 def test_broken_problems_are_named_and_the_rest_is_evaluated(
     policy: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
