@@ -7,17 +7,18 @@ import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from docstring_parser import Docstring, ParseError, google
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from hclm_rl.responses.names import look_here, nearest
+
+from .metrics import METRIC, Metric, metrics_of, read_docstring
 
 ALGORITHMS: Final = ("grpo", "rloo")
 # command -> (the module whose main(arguments) runs it, imported when called for; what it does)
@@ -30,6 +31,7 @@ COMMANDS: Final = {
     ),
     "watch": ("hclm_rl.commands.watch", "what the entropy of a run does, from its log or another library's"),
     "report": ("hclm_rl.watch.report.command", "one self-contained page of runs side by side"),
+    "metrics": ("hclm_rl.commands.metrics", "what the numbers in a run's log mean, and what to do about them"),
 }
 TERMS = Path(__file__).parents[1] / "terms"
 ACCELERATE_FOLDERS = (Path("recipes/accelerate"), Path(__file__).parents[2] / "recipes" / "accelerate")
@@ -43,13 +45,6 @@ NEEDS = {
     "needs_reference": "beta above 0",
     "inert_on_policy": "several updates per rollout",
 }
-# what a class's docstring says of its fields; all else in it is shown as it stands
-SECTIONS: Final = google.GoogleParser(
-    [
-        google.Section(title, key, google.SectionType.MULTIPLE)
-        for title, key in (("Args", "param"), ("Attributes", "attribute"))
-    ]
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +58,7 @@ class Method:
     needs: list[str]
     docstring: str
     parameters: list[tuple[str, str, str, str]]  # name, type, default, meaning
+    metrics: list[Metric]  # names without the link
 
 
 def class_variables(of: ast.ClassDef) -> dict[str, object]:
@@ -84,12 +80,23 @@ def properties(of: ast.ClassDef) -> set[str]:
     }
 
 
-def read_docstring(of: ast.ClassDef) -> Docstring:
-    """What the class does, apart from what its sections say of its fields."""
-    try:
-        return SECTIONS.parse(ast.get_docstring(of))
-    except ParseError as error:
-        raise ValueError(f"{of.name}: a line below `Args:` must be `name: meaning`, got {error}") from error
+def parameters_of(term: ast.ClassDef, meaning: Mapping[str, str]) -> list[tuple[str, str, str, str]]:
+    """(name, type, default, meaning) of each field, and of the coefficient."""
+    parameters = [
+        (
+            ast.unparse(node.target),
+            ast.unparse(node.annotation),
+            ast.unparse(node.value) if node.value else "required",
+            meaning.get(ast.unparse(node.target), ""),
+        )
+        for node in term.body
+        if isinstance(node, ast.AnnAssign) and not ast.unparse(node.annotation).startswith("ClassVar")
+    ]
+    variables = class_variables(term)
+    if not variables.get("is_diagnostic"):
+        about = ["strength: a number or a schedule", *filter(None, [meaning.get("default_coef")])]
+        parameters.append(("coef", "float | schedule", str(variables.get("default_coef", 1.0)), "; ".join(about)))
+    return parameters
 
 
 def read_method(name: str, file: Path, class_name: str) -> Method:
@@ -105,20 +112,8 @@ def read_method(name: str, file: Path, class_name: str) -> Method:
     effects = [call for call in calls if ast.unparse(call.func) in ("Effect", "RolloutEffect")]
     filled = {keyword.arg for effect in effects for keyword in effect.keywords}
     variables, computed, docstring = class_variables(found), properties(found), read_docstring(found)
-    meaning = {each.arg_name: " ".join((each.description or "").split()) for each in docstring.params}
-    parameters = [
-        (
-            ast.unparse(node.target),
-            ast.unparse(node.annotation),
-            ast.unparse(node.value) if node.value else "required",
-            meaning.get(ast.unparse(node.target), ""),
-        )
-        for node in found.body
-        if isinstance(node, ast.AnnAssign) and not ast.unparse(node.annotation).startswith("ClassVar")
-    ]
-    if not variables.get("is_diagnostic"):
-        about = ["strength: a number or a schedule", *filter(None, [meaning.get("default_coef")])]
-        parameters.append(("coef", "float | schedule", str(variables.get("default_coef", 1.0)), "; ".join(about)))
+    fields = [each for each in docstring.params if each.args[0] != METRIC]
+    meaning = {each.arg_name: " ".join((each.description or "").split()) for each in fields}
     return Method(
         name=name,
         title=title or summary,
@@ -130,7 +125,8 @@ def read_method(name: str, file: Path, class_name: str) -> Method:
             if variables.get(variable) or variable in computed
         ],
         docstring="\n\n".join(" ".join(each.split()) for each in (docstring.description or "").split("\n\n")),
-        parameters=parameters,
+        parameters=parameters_of(found, meaning),
+        metrics=metrics_of(docstring),
     )
 
 
@@ -179,6 +175,14 @@ def show_method(console: Console, name: str) -> None:
         table.add_column(column, overflow="fold")
     for row in method.parameters:
         table.add_row(*map(escape, row))
+    console.print(table)
+    if not method.metrics:
+        return
+    table = Table(title=f"What it logs, as {method.name}/NAME", title_justify="left")
+    for column in ("name", "unit", "meaning"):
+        table.add_column(column, overflow="fold")
+    for each in method.metrics:
+        table.add_row(*map(escape, (each.name, each.unit, each.told)))
     console.print(table)
 
 

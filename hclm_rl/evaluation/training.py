@@ -14,6 +14,13 @@ def pass_metrics(rewards: Float[np.ndarray, "P G"], threshold: float, prefix: st
 
     A response is right where its reward is at least `threshold`. Prompts with a response that has no reward (NaN) are
     left out; one prompt alone has no interval.
+
+    Metrics:
+        eval_pass@<k> (share): of the held-out prompts that one of k responses solves, with `eval_pass_at_k`. Healthy:
+            at the largest k not more than 0.05 below its first value. Else: what the model could solve is being lost:
+            hold it, as with right_anchor or a KL (docs/choose.md)
+        eval_pass@<k>/lower (share): lower end of its 95 % interval over the prompts
+        eval_pass@<k>/upper (share): upper end of it
     """
     rewards = rewards[~np.isnan(rewards).any(axis=1)]
     problems, n = rewards.shape

@@ -32,9 +32,9 @@ from .majority_vote import MajorityVote as MajorityVote
 from .mara import Mara as Mara
 from .max_rl import MaxRl as MaxRl
 from .negative_reinforcement import NegativeReinforcement as NegativeReinforcement
-from .passk_advantage import PasskAdvantage as PasskAdvantage
-from .outcome_exploration import OutcomeExploration as OutcomeExploration
 from .no_loss import NoLoss as NoLoss
+from .outcome_exploration import OutcomeExploration as OutcomeExploration
+from .passk_advantage import PasskAdvantage as PasskAdvantage
 from .pear import Pear as Pear
 from .perplexity_advantage import PerplexityAdvantage as PerplexityAdvantage
 from .position_advantage import PositionAdvantage as PositionAdvantage

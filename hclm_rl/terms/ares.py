@@ -56,6 +56,15 @@ class Ares(Term):
         kl_every: generation batches between changes of beta_d, >= 1; the authors count micro-batches
         second_chance: in (0, 1]; the authors' config has 0.67, which never acts in their code: what it reads does not
             reach the actor
+
+    Metrics:
+        count (tokens a response): mean number of trigger tokens with lasting doubt
+        target (tokens a response): the number that the responses are drawn to, by how hard their prompts are
+        score (reward): mean of what is added to the reward
+        easy (share): of the prompts at least 2/3 of whose responses are right
+        medium (share): of the prompts at least 1/3 but under 2/3 of whose responses are right
+        hard (share): of the other prompts. Healthy: not near 1. Else: nothing is learnt from prompts that are never
+            solved: take easier ones
     """
 
     needs_scores: ClassVar[bool] = True

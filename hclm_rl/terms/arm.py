@@ -29,6 +29,15 @@ class Arm(Term):
         prompt_fraction: of the prompt's, in (0, 1]; ours; 1.0 is the plain inverse perplexity
         shift_when: "any_correct": where some reward is not 0, the formula as quoted; "mixed_only": where the rewards
             differ
+
+    Metrics:
+        prompt_confidence (probability): mean c(q) of the prompts, in (0, 1]
+        response_confidence (probability): mean c(o) of the responses, in (0, 1]. Healthy: not near 1. Else: near 1 the
+            policy is sure of everything, and the shift is c(q) - 1 for all
+        shift (advantage): mean shift alpha (c(q) - c(o)). Healthy: near 0. Else: it is not centred; a net push down
+            calls for a smaller `alpha`
+        flips (share): of the advantages whose sign the shift changed. Healthy: near 0. Else: right answers are pushed
+            down; lower `alpha`
     """
 
     needs_scores: ClassVar[bool] = True

@@ -31,6 +31,12 @@ class AttentionEntropy(Term):
 
     Attributes:
         default_coef: the authors' 1e-5 is on a sum over batch and positions, and not for RL
+
+    Metrics:
+        spread (share): mean over heads and tokens of the attention's entropy over the largest that it can have
+        lowest (share): 1st percentile over heads of each head's mean share; models have sinks, so look at its change.
+            Healthy: above half of what it was 50 steps before. Else: attention collapses; lower the learning rate, or
+            give a coef
     """
 
     needs_attention: ClassVar[bool] = True

@@ -39,6 +39,11 @@ class Canon(Term):
         favoured: the half with alpha; None: "low" for entropy (the authors' code), "high" for length (shortens answers)
         offset: added to inter_i of the half with the higher metric, taken from the other's, whichever is favoured; the
             authors' beta, in the code, not in the paper
+
+    Metrics:
+        mu (weight): of the comparison with the opposite half, in [0, 1]
+        high_minus_low (reward): mean over groups of the reward of the half with the higher metric less that of the
+            other: which side is right
     """
 
     needs_scores: ClassVar[bool] = True

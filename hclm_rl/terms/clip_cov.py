@@ -25,6 +25,10 @@ class ClipCov(Term):
         lower: in units of log-prob x advantage; the paper's value
         upper: the paper's value
         statistics: "micro_batch": as the authors' code, for parity with it
+
+    Metrics:
+        candidates (share): of the tokens between `lower` and `upper`, of which `ratio` are dropped. Healthy: above
+            `ratio`. Else: at 0 the method is plain GRPO; lower `lower`
     """
 
     seeks: ClassVar[Direction | None] = "more"

@@ -31,6 +31,11 @@ class CodingRate(Term):
     Attributes:
         default_coef: None is published for RL. Ours: at the testbed's start ||F|| at the token states is 0.064 (0.033
             with rows="tokens"), so that coef * ||F|| is about that of log_det at 1e-4 (||F|| = 1.22).
+
+    Metrics:
+        value (nats): the coding rate R of the step
+        within (nats): R_c, the mean rate within the prompts. Healthy: falls no faster than `value`. Else: the responses
+            to a prompt grow alike; look at pass@k
     """
 
     needs_scores: ClassVar[bool] = True

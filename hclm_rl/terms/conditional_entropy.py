@@ -43,6 +43,17 @@ class ConditionalEntropy(Term):
 
     Attributes:
         default_coef: lambda, ours; at most 0.1; 0 only measures, as the paper does
+
+    Metrics:
+        utility_total (nats): H before the first step of a response less H after its last: what the whole reasoning
+            tells of the answer. Healthy: above 0. Else: the steps tell nothing; look at `nll_total` before you pay for
+            them
+        utility_slope (nats a step): slope of H over the steps of a response. Healthy: below 0
+        useful_steps (share): of a response's steps that lower H
+        surplus (share): of a response's steps after H first fell below `certain`. Healthy: near 0. Else: responses go
+            on after the answer is clear
+        nll_total (nats): the same as `utility_total` for the answer's own negative log-likelihood. Healthy: above 0.
+            Else: the scorer grows certain of something else; do not pay for it
     """
 
     needs_rescoring: ClassVar[bool] = True

@@ -39,6 +39,10 @@ class DiscriminatorClip(Term):
         max_frac: of all response tokens, in (0, 1], at least one; of "vocabulary" alone; the authors' code; 1: no cap
         normalise_by: "kept" is the authors'
         is_symmetric: also drop A_t > 0 with S_t - mean S > mu * deviation; of "batch" alone; inferred, not in the code
+
+    Metrics:
+        lowest (deviations): the least centred S (over the vocabulary: the least -D) among tokens with A < 0. Healthy:
+            below -`mu`. Else: nothing is dropped and the method is plain GRPO
     """
 
     needs_scores: ClassVar[bool] = True

@@ -31,6 +31,12 @@ class Empg(Term):
         k_next: sharpness of f (k' in the paper), >= 0; the authors'
         zeta: weight of the bonus, >= 0; of two listings that cite the paper, the later one (the other: 0.1)
         delimiter: text that ends a step within a turn, such as "\\n\\n"; None: steps are turns
+
+    Metrics:
+        steps (steps a response): mean number of steps of a response. Healthy: above 1. Else: at 1 the bonus never acts;
+            set `delimiter`
+        largest_factor (weight): greatest g of the step, 1 on average
+        step_entropy (nats): mean over the steps of a response's mean entropy
     """
 
     needs_scores: ClassVar[bool] = True

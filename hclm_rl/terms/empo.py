@@ -38,6 +38,16 @@ class Empo(Term):
         max_overlap: in [0, 1]; an answer gets 0 if more than this share of its words repeats the question (ROUGE-L
             precision), or all of it stands there; free-form 0.8. For short answers leave it out: "4" stands in many
             questions
+
+    Metrics:
+        empty (share): of the responses that have no answer. Healthy: near 0. Else: look at the completions; `answer`
+            must fit how they end, and max_completion_length must let them end
+        semantic_entropy (nats): of which answer a response to a prompt gives, mean over prompts; falling is the
+            method's goal. Healthy: above 0. Else: at 0 every group agrees and there is no advantage left
+        majority_share (share): of a group that gives its commonest answer. Healthy: rises with held-out accuracy. Else:
+            agreement without accuracy is collapse on mistakes; stop
+        gated (share): of the prompts whose group is outside the gate and pays nothing. Healthy: not near 1. Else: set
+            gate "none", or take easier prompts
     """
 
     seeks: ClassVar[Direction | None] = "less"

@@ -39,6 +39,10 @@ class EntroPic(Term):
         default_coef: target 0.1 nats, k_p 1, k_i 0.01 and alpha in [-1, 1]: the authors' values, at their temperature
             of 0.6. The rule "lagged" and the anti-windup are ours: theirs are "same_step", by micro-batch and process,
             and none
+
+    Metrics:
+        confident (share): of the tokens with a probability above `threshold`. Healthy: not near 0. Else: alpha s passes
+            its bound and the control saturates; lower `threshold`
     """
 
     needs_scores: ClassVar[bool] = True

@@ -25,6 +25,10 @@ class EntropyAdvantage(Term):
         beta: bound of "clip", in units of the advantage, > 0; the paper's value
         floor: least Y_i, <= 1, ours: None, the paper's, lets a response with Hbar_i > 2 m change the sign of its
             advantage
+
+    Metrics:
+        negative (share): of the responses whose weight Y is below 0 before `floor`, that is with over twice the group's
+            entropy
     """
 
     shapes_advantages: ClassVar[bool] = True

@@ -33,6 +33,11 @@ class EntropyBalanced(Term):
         only_uncertain: True: only tokens with z > 0 do, as the paper's text says; its code takes all
         dual_clip: r at which a token with A~ < 0 stops, > 1; the authors'. None: never
         statistics: "micro_batch": as the authors' code, for parity with it
+
+    Metrics:
+        kept (share): of the tokens above the upper clip that keep their gradient; 0 where each rollout is used for one
+            update
+        stopped (share): of the tokens above `dual_clip` with A < 0, which have no gradient
     """
 
     needs_scores: ClassVar[bool] = True

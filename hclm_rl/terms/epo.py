@@ -36,6 +36,14 @@ class Epo(Term):
 
     Attributes:
         default_coef: lambda; the paper's value
+
+    Metrics:
+        reference (nats): Hbar, the mean entropy of the earlier steps, from the second step on
+        beta (weight): beta_k of the penalty at this step. Healthy: `alpha` beta below 1. Else: above it the bonus is a
+            penalty outside the band
+        ignored (tokens): number of tokens whose entropy or influence was not finite; they count nothing. Healthy: 0.
+            Else: look for infinite logits, as from a mask over the vocabulary
+        outside (share): of the tokens outside the band
     """
 
     needs_scores: ClassVar[bool] = True

@@ -77,6 +77,32 @@ class ForceReweight(Term):
         trust: in one batch's mean entropy against the model's, in (0, 1]; ours
         feedback: share of a side removed for a level that is off the band by as much as the edge; >= 0, 0 is none; ours
         eps_relative: of the log-det, as in log_det; > 0
+
+    Metrics:
+        ignored (tokens): number of tokens whose entropy or influence was not finite; they count nothing. Healthy: 0.
+            Else: look for infinite logits, as from a mask over the vocabulary
+        own (nats): mean influence of the step as it would be without weights
+        net (nats): mean influence that the weights leave. Healthy: above `own` while the entropy is under the floor
+        gain (nats a step): what a net influence of 1 has meant for the entropy so far, from a line fitted through the
+            run; 0 until it is known. Healthy: above 0 after some tens of steps. Else: at 0 nothing is predicted and
+            only signs are used
+        authority (nats a step): what the entropy loses to the tokens that burn it, by the gain: the most that the
+            weights can save
+        removed (share): of the side that leads off the band which the feedback removes at least; below 0: of the
+            raising side. Healthy: inside (-1, 1). Else: at 1 the floor may not be held; an entropy_bonus, a smaller
+            learning rate or more prompts may slow the fall
+        weight (weight): mean weight of the burning tokens, 1: none is touched. Healthy: above 0. Else: at 0 nothing
+            that lowers the entropy is learnt, right answers included; lower `floor`
+        burning (share): of the tokens whose own update lowers the entropy
+        predicted_change (nats a step): change of the mean entropy up to this measurement as the gain foresaw it, from
+            when it is known. Healthy: would not use up the entropy within 120 steps. Else: a collapse is coming: hold
+            the level (docs/choose.md) or stop
+        realised_change (nats a step): the change that was measured, beside the predicted one
+        drift (nats a step): what the entropy does whatever the influences say, from the same line. Healthy: near 0.
+            Else: far below 0 the fall does not come from the tokens' own updates; a smaller learning rate may slow it
+        gain_error (nats a step): standard error of the gain, from when there is a line
+        clipped (nats): what of the step's mean influence lay on tokens that the loss clips, where it clips any; they
+            have no gradient
     """
 
     needs_scores: ClassVar[bool] = True

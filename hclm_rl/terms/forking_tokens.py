@@ -27,6 +27,10 @@ class ForkingTokens(Term):
         normalise_by: "kept": the mean is over the kept tokens, the paper's; "all": over all, as in TRL and ms-swift
         ties: "cut": as the authors' top-k, for parity with it
         statistics: "micro_batch": as the authors' code, for parity with it
+
+    Metrics:
+        kept (share): of the tokens that are trained. Healthy: near `share`. Else: near 1 most entropies are equal, as
+            where the policy is certain; set ties "cut"
     """
 
     share: float = 0.2

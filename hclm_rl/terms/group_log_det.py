@@ -51,6 +51,16 @@ class GroupLogDet(Term):
         right_only: False: responses with A < 0 too, by the inverse: mistakes unlike the others weigh less
         balance: of "both": the force's strength beside the advantages, > 0; ours
         eps_relative: eps = eps_relative * mean over groups of tr(K) / G, of the first step; > 0; ours
+
+    Metrics:
+        value (nats): H, mean over the groups. Healthy: does not fall for long. Else: the responses to a prompt grow
+            alike; raise `beta` or the force's coef
+        dof (responses): mean leverage of a group's responses: how many directions its answers span, of at most G - 1
+        right_dof (responses): the same among right responses alone, over groups with two or more of them. Healthy: not
+            near 0. Else: right answers are copies of one another; where a prompt has one right answer that is as it
+            must be
+        spread (squared state): mean over groups of the trace of K, the variance of the pooled states
+        leverage/q* (leverage): quantiles over the tokens of their response's part in H, in [0, G - 1]
     """
 
     seeks: ClassVar[Direction | None] = "more"

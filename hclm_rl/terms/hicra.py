@@ -44,6 +44,15 @@ class Hicra(Term):
             tokens above the response's quantile 1 - `top` of the entropy count too; A_t = A (1 + alpha sign A) on
             either
         top: of a response's tokens, in (0, 1); the port's, read by "verl"
+
+    Metrics:
+        planning (share): of the tokens in a strategic gram. Healthy: above 0, not rising for long. Else: at 0 the
+            `grams` are not of this language or domain; where it rises without the reward, the phrases are learnt for
+            their own sake: lower `alpha`
+        semantic_entropy (nats): of which gram an occurrence is. Healthy: does not fall for long. Else: one phrase takes
+            over; lower `alpha`
+        grams_found (grams): number of different grams that were found in the step. Healthy: above 0. Else: give `grams`
+            of your own
     """
 
     shapes_advantages: ClassVar[bool] = True

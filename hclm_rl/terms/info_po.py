@@ -37,6 +37,14 @@ class InfoPo(Term):
         placeholder: stands for the reply: cut to its length, or its last token repeated
         template_before: tokens that the chat template puts before what the tool said; they are kept
         template_after: likewise after it, up to where the next turn begins
+
+    Metrics:
+        information (nats): mean of what a tool's reply changed in the next turn, a reply. Healthy: above 0. Else: the
+            replies do not matter to what follows
+        gate (weight): mean g, in [0, 1/2]: the more a group's rewards differ the smaller. Healthy: not near 1/2. Else:
+            nearly all groups have equal rewards, and information alone is trained
+        credited (share): of the tokens in a turn with a reply and a turn after it. Healthy: above 0. Else: at 0 the
+            term does nothing: the text has no tools
     """
 
     needs_scores: ClassVar[bool] = True

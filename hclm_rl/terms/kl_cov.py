@@ -24,6 +24,9 @@ class KlCov(Term):
         ratio: of all response tokens, in (0, 1]; the paper's for 32B, 2e-3 for 7B (their code takes percent)
         beta: >= 0; the paper's value
         statistics: "micro_batch": as the authors' code, for parity with it
+
+    Metrics:
+        selected (share): of the tokens that are pulled back. Healthy: `ratio`, or one token where that is none
     """
 
     inert_on_policy: ClassVar[bool] = True

@@ -34,6 +34,10 @@ class LogDet(Term):
 
     Attributes:
         default_coef: ours, none is published: 0.01 destroyed the testbed's policy (docs/log.md)
+
+    Metrics:
+        value (nats): H of the step. Healthy: does not fall for long. Else: the states compress; compare `critical_coef`
+            of information_force with the coef
     """
 
     needs_scores: ClassVar[bool] = True

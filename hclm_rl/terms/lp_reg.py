@@ -40,6 +40,13 @@ class LpReg(Term):
         estimator: "full": KL(g || p) over the vocabulary, the paper's formula; q is then the current policy, detached,
             so it is meant for one update per rollout. Its value there is -log mass.
         statistics: "micro_batch": as the authors' code, by the current policy
+
+    Metrics:
+        kept_mass (probability): mean mass of the tokens that kappa keeps, in (0, 1]. Healthy: below 1. Else: at 1
+            nothing is filtered, and with one update per rollout the term does nothing
+        selected (share): of the tokens that are among the least probable ones with A < 0. Healthy: about `rho` of
+            those. Else: at 0 the step is too small for `rho`
+        noise (share): of the tokens that are selected and yet not kept, so not protected
     """
 
     needs_scores: ClassVar[bool] = True

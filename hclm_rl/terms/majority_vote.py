@@ -29,6 +29,12 @@ class MajorityVote(Term):
         vote_by: the authors' code: 1/2 and 0.5 split the vote; not so in the other
         samples: the first so many responses of each group train, all vote; >= 2, None: all. The authors' 32 of 64.
             Those left out keep their tokens in the loss's denominator
+
+    Metrics:
+        majority_ratio (share): of a group that voted for the winner. Healthy: below 1, rising with held-out accuracy.
+            Else: near 1 with falling accuracy the policy has collapsed on its own mistakes; stop
+        empty (share): of the responses that have no answer. Healthy: near 0. Else: look at the completions; `answer`
+            must fit how they end, and max_completion_length must let them end
     """
 
     shapes_rewards: ClassVar[bool] = True

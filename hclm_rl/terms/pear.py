@@ -30,6 +30,13 @@ class Pear(Term):
         floor: the least reward of a correct answer; the paper has none
         unclosed: tokens that H_think averages where there is no tag; "all_but_last" is the paper's, which then takes
             the last token for the tag; "all" a later work's
+
+    Metrics:
+        closed (share): of the responses with the closing think tag. Healthy: above 0. Else: at 0 `think_end` is not of
+            this tokenizer, or responses are cut off
+        thinking_entropy (nats): mean entropy before the tag
+        answer_entropy (nats): mean entropy after it. Healthy: does not rise. Else: a long vague answer cancels the
+            penalty; lower `alpha`
     """
 
     needs_scores: ClassVar[bool] = True

@@ -26,6 +26,10 @@ class PerplexityAdvantage(Term):
         favours: the perplexity; "high": the authors' other variant, 1 + alpha w_i, the one that their code applies
         smallest: bounds of the weight, 0 <= smallest <= 1 <= largest: in the authors' code, not in the paper
         largest: upper bound of the weight, see `smallest`
+
+    Metrics:
+        outliers (share): of the responses outside 1.5 interquartile ranges, whose perplexity is no part of mean and
+            deviation
     """
 
     needs_scores: ClassVar[bool] = True

@@ -69,6 +69,18 @@ class RightAnchor(Term):
             gives the answer that was sampled most often so far, of a tie the last.
         right_at: the reward from which a response is right; None: 1, with a warning where rewards are not 0 or 1.
         most_gb: the store takes no more responses beyond so many 10^9 bytes, and says so once; above 0.
+
+    Metrics:
+        kept (responses): number of those in the store
+        prompts (prompts): number of those with a response in the store. Healthy: grows, up to the prompts that were
+            ever solved. Else: at 0 nothing right was sampled; the start has to learn first
+        bytes (bytes): size of the store, in memory and in each checkpoint. Healthy: under `most_gb`. Else: lower
+            `capacity`
+        replayed (responses): number of those that are held in this step. Healthy: about `share` of the rows. Else: at 0
+            with source "prompt" no prompt came twice: set source "any"
+        lost (share): of the replays that lie below their floor. Healthy: does not rise for long. Else: raise `coef` or
+            `share`
+        nats (nats): mean of what a replay lies below its floor, 0 where it does not
     """
 
     needs_scores: ClassVar[bool] = True

@@ -31,6 +31,12 @@ class RightKl(Term):
         against: what pi_0 is: "first", the policy that first sampled the same tokens, of which 16 bytes are kept, in
             checkpoints too; "reference", the frozen model of the run's KL penalty (beta above 0).
         right_at: the reward from which a response is right; None: 1, with a warning where rewards are not 0 or 1.
+
+    Metrics:
+        groups (share): of the groups with two or more right responses, on which alone it acts. Healthy: above 0. Else:
+            it does nothing; `right_anchor` may
+        drift (nats): mean over right responses of |s - mean s|, cut at `c`: how far the proportions have moved.
+            Healthy: does not rise for long. Else: raise `lam`
     """
 
     needs_scores: ClassVar[bool] = True

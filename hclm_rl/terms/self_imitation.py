@@ -48,6 +48,11 @@ class SelfImitation(Term):
 
     Attributes:
         default_coef: c; the authors' README, their yaml has 0.001
+
+    Metrics:
+        buffered (responses): number of those in the buffer
+        replayed (responses): number of those that this step replays, 0 between replays. Healthy: above 0 now and then.
+            Else: the buffer never fills; lower `buffer`, or set needs_tool_call: false for text without tools
     """
 
     needs_scores: ClassVar[bool] = True

@@ -39,6 +39,13 @@ class Siren(Term):
 
     Attributes:
         default_coef: the authors' script
+
+    Metrics:
+        nucleus_entropy (nats): H_agg, of the nucleus at the peak tokens. Healthy: near `anchor`. Else: below it for
+            long: raise the coef
+        anchor (nats): the level that is held
+        peaks (share): of the tokens that are peaks of their response. Healthy: about 1 - `tau`. Else: near 0 most
+            nuclei are one token and the term hardly acts
     """
 
     needs_scores: ClassVar[bool] = True

@@ -47,6 +47,20 @@ class Spectrum(Term):
         last_rank: last of that window, above `first_rank`; the paper's
         diffusion_time: power of the diffusion operator, > 0; the authors' value
         most_responses: for `diffusion_entropy`, cubic in them: the first ones, >= 2; the authors' value
+
+    Metrics:
+        effective_rank (directions): exp of the entropy of the centred covariance's normalised eigenvalues. Healthy:
+            does not fall for long while `alpha` rises. Else: the states compress; do not compare runs with other
+            numbers of tokens
+        rank_me (directions): the same of the singular values of the uncentred states
+        participation_ratio (directions): (sum lam)^2 / sum lam^2
+        alpha (exponent): of lam_j ~ j^-alpha, where more rows than `last_rank` span as many directions
+        alpha_r2 (share): of the variance that this line explains. Healthy: near 1. Else: `alpha` means little
+        diffusion_entropy (nats): of the responses' mean states, up to the log of their number
+        diffusion_entropy_within (nats): its mean over prompts. Healthy: above 0. Else: towards 0 the responses to a
+            prompt have become one
+        diffusion_information (nats): how much the prompt says of a response's state. Healthy: above 0. Else: at 0 all
+            prompts are answered alike
     """
 
     needs_scores: ClassVar[bool] = True

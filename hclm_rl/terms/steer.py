@@ -36,6 +36,11 @@ class Steer(Term):
         floor: of M, > 0, in units of m (A x nats); the authors' code; of "exponential" alone
         scale_level: quantile of m that gets min_weight, in (0, 1]; 1 is the authors' maximum
         statistics: "micro_batch": as the authors' code, for parity with it
+
+    Metrics:
+        largest_change (A x nats): M, the scale: the estimate of the token that moves the entropy most
+        weight/q* (weight): quantiles of the tokens' weights. Healthy: q05 clearly below 1. Else: one outlier flattens
+            the others; lower `scale_level`
     """
 
     needs_scores: ClassVar[bool] = True

@@ -37,6 +37,9 @@ class Tea(Term):
 
     Attributes:
         default_coef: lambda; the authors' code, for scale "response"; a third party has 0.05
+
+    Metrics:
+        weight (weight): mean weight of a token's entropy
     """
 
     needs_scores: ClassVar[bool] = True

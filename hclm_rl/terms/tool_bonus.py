@@ -26,6 +26,11 @@ class ToolBonus(Term):
             use_toolcall_reward "constant"
         right_answers: "whole": with a call, a response whose reward is above 0 earns mu `largest`, however many calls
             it made; the authors' reward for Qwen3
+
+    Metrics:
+        calls (calls a response): mean number of tool calls. Healthy: above 0, and not rising once `mu` is 0. Else:
+            where calls rise without the reward, lower `each` or `largest`
+        mu (weight): of the bonus at this step, from 1 to 0
     """
 
     shapes_rewards: ClassVar[bool] = True

@@ -27,6 +27,9 @@ class Variance(Term):
         default_coef: None is published. Ours: at the testbed's start ||F|| is 0.65, so that coef * ||F|| is about that
             of log_det at 1e-4 (||F|| = 1.22); it falls with the square of the states' scale, and form="diagonal" needs
             about 1e-3 for it.
+
+    Metrics:
+        value (squared state): H of the step: tr(S); for form "diagonal" in nats. Healthy: does not fall for long
     """
 
     needs_scores: ClassVar[bool] = True

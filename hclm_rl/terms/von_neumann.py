@@ -27,6 +27,9 @@ class VonNeumann(Term):
     Attributes:
         default_coef: The authors only ask for far below 0.5, on images. Ours: at the testbed's start ||F|| is 0.0035,
             so that coef * ||F|| is about that of log_det at 1e-4 (||F|| = 1.22).
+
+    Metrics:
+        value (nats): H of the step, at most log min(N, D); exp(H) is an effective rank. Healthy: does not fall for long
     """
 
     needs_scores: ClassVar[bool] = True

@@ -18,6 +18,11 @@ class CollapseCallback(TrainerCallback):
     It tells the log, and the tracker that runs (trackio, W&B) by its own alert. Put it before callbacks that write the
     log. `action`: "warn", or "stop" to end training once the entropy has collapsed or explodes (the checkpoint callback
     still saves). To act on it, give a term the coefficient `on_collapse`.
+
+    Metrics:
+        collapse/state (number): what the entropy does: 0 healthy, 1 warning, 2 collapsing, 3 exploding, 4 collapsed.
+            Healthy: 0 or 1. Else: hold the entropy's level (docs/choose.md), lower the learning rate, or stop:
+            `watch_collapse: stop` does at 3 and 4
     """
 
     def __init__(self, detector: CollapseDetector | None = None, action: Literal["warn", "stop"] = "warn") -> None:

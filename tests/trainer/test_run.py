@@ -239,7 +239,9 @@ def test_fsdp1_is_refused_where_the_head_is_read(way: str, tmp_path: Path, monke
 def test_a_head_that_is_not_whole_is_refused(policy: str, tmp_path: Path):
     trainer = make(policy, tmp_path, terms=[{"entropy_flow": {"through": "head"}}])
     trainer.model.lm_head.weight = torch.nn.Parameter(trainer.model.lm_head.weight.detach().flatten())
-    with pytest.raises(ValueError, match=r"^entropy_flow: reads the output head, which is not whole here .* DDP, FSDP2"):
+    with pytest.raises(
+        ValueError, match=r"^entropy_flow: reads the output head, which is not whole here .* DDP, FSDP2"
+    ):
         trainer.train()
 
 
