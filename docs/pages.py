@@ -1,12 +1,21 @@
-"""Writes the pages that are made from the code: `python docs/pages.py`, after a change of what a term logs."""
+"""The pages that are made from the code: docs/metrics.md (`python docs/pages.py`), and those of the site alone."""
 
+import argparse
+import dataclasses
+import importlib
+import re
+from collections.abc import Callable
 from pathlib import Path
 
-from hclm_rl.commands.cli import find_method, known_methods
+from hclm_rl.commands.cli import COMMANDS, Method, find_method, known_methods
 from hclm_rl.commands.metrics import Metric, own_metrics, terms_metrics, trls_metrics
 
+__all__ = ["REPOSITORY", "known_methods", "made_pages", "metrics_page"]
+
 DOCS = Path(__file__).parent
-HEAD = """\
+ROOT = DOCS.parent
+REPOSITORY = "https://github.com/hclm-rl/hclm-rl"
+METRICS = """\
 # Every logged metric
 
 Written by `python docs/pages.py` from the lines below `Metrics:` in the docstrings of the code that logs them; do not
@@ -19,33 +28,257 @@ edit it by hand. `hclm-rl metrics NAME` shows one, `hclm-rl methods NAME` those 
 - A range stands only where one is known. "Start" is the run's own first steps.
 - An evaluation logs its own with `eval_` before the name.
 """
+COMMAND_LINE = """\
+# Command line
+
+Made from the commands themselves. `hclm-rl COMMAND --help` says the same. A mistake is one sentence on stderr and exit
+code 2.
+
+## hclm-rl grpo, hclm-rl rloo
+
+    hclm-rl grpo --config recipe.yaml --seed 2
+    hclm-rl grpo --task coins --entropy_terms '["entropy_flow"]'
+
+They train. `--config` names a recipe, every other flag overrides one of its keys: [recipe keys](recipe_keys.md).
+`--accelerate_config NAME|FILE` starts several processes, `--num_processes` so many of them:
+[several GPUs](howto/gpus.md).
+
+## hclm-rl methods
+
+    hclm-rl methods
+    hclm-rl methods right_anchor
+
+Lists the methods, or shows one with its hyper-parameters and what it logs. A dotted path names a class of your own.
+"""
+RECIPE_KEYS = """\
+# Recipe keys and schedules
+
+A recipe is a YAML file of keys; each is a flag on the command line too (`max_steps: 100` is `--max_steps 100`). Keys
+are those of TRL's [GRPOConfig](https://huggingface.co/docs/trl/grpo_trainer#trl.GRPOConfig), RLOOConfig, ModelConfig and
+ScriptArguments, plus these. An unknown key is refused with the nearest ones.
+"""
+SCHEDULES = """\
+## Schedules: what `coef` may be
+
+A number, or a mapping with `kind`. In a recipe:
+
+```yaml
+entropy_terms:
+  - entropy_bonus: {coef: {kind: linear, start: 0.01, end: 0.0, warmup: 0.1}}
+  - information_force
+```
+"""
 
 
 def cell(text: str) -> str:
-    """As it may stand in a table; what looks like a tag in code."""
-    return text.replace("|", "\\|").replace("<", "&lt;")
+    """As it may stand in a table; what looks like a tag, as text."""
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 
 
-def table(metrics: list[Metric]) -> str:
+def prose(text: str) -> str:
+    """A docstring's paragraphs, with its formulas left as they are."""
+    parts = re.split(r"(`[^`]*`)", text)
+    return "".join(part if part.startswith("`") else re.sub(r"([*_<\[])", r"\\\1", part) for part in parts)
+
+
+def rows(head: tuple[str, ...], cells: list[tuple[str, ...]]) -> str:
+    """A table; cells are escaped already."""
+    lines = [head, ("---",) * len(head), *cells]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def metrics_table(metrics: list[Metric]) -> str:
     """One row a metric."""
-    rows = [
-        f"| `{each.name}` | {cell(each.unit)} | {cell(each.meaning)} | {cell(each.healthy)} | {cell(each.otherwise)} |"
-        for each in metrics
-    ]
-    return "\n".join(["| metric | unit | meaning | healthy | what to do outside |", "|---|---|---|---|---|", *rows])
+    return rows(
+        ("metric", "unit", "meaning", "healthy", "what to do outside"),
+        [(f"`{m.name}`", *map(cell, (m.unit, m.meaning, m.healthy, m.otherwise))) for m in metrics],
+    )
+
+
+def page(parts: list[str]) -> str:
+    return "\n\n".join(part.strip("\n") for part in parts if part) + "\n"
 
 
 def metrics_page() -> str:
     """docs/metrics.md."""
-    parts = [HEAD, "## Every run", table(own_metrics()), "## TRL and transformers", table(trls_metrics()), "## Terms"]
+    parts = [METRICS, "## Every run", metrics_table(own_metrics())]
+    parts += ["## TRL and transformers", metrics_table(trls_metrics()), "## Terms"]
     silent = []
     for name in known_methods():
         if found := terms_metrics(name):
-            parts += [f"### {name}", f"{find_method(name).title}.", table(found)]
+            parts += [f"### {name}", f"{find_method(name).title}.", metrics_table(found)]
         else:
             silent.append(f"`{name}`")
-    parts.append(f"{', '.join(silent)} log `coef` and `affected` alone.")
-    return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+    return page([*parts, f"{', '.join(silent)} log `coef` and `affected` alone."])
+
+
+def with_links(paper: str) -> str:
+    """arXiv numbers and addresses as links."""
+    paper = re.sub(r"arXiv:(\d{4}\.\d{4,5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", paper)
+    return re.sub(r"(?<![(\w])(https?://[^\s,)]+)", r"<\1>", paper)
+
+
+def split_recipe(name: str) -> tuple[str, str, str] | None:
+    """(what its header says, the entry below entropy_terms, what stands at its end of larger models)"""
+    file = ROOT / "recipes" / "methods" / f"{name}.yaml"
+    if not file.is_file():
+        return None
+    text = file.read_text(encoding="utf-8")
+    header = "\n".join(line.lstrip("# ") for line in re.match(r"(?:#.*\n)*", text)[0].splitlines())  # type: ignore[index]
+    terms = re.search(r"^entropy_terms:\n(?:[ #].*\n)+", text, flags=re.MULTILINE)
+    last = re.search(r"(?:^#.*\n?)+\Z", text, flags=re.MULTILINE)
+    larger = " ".join(line.lstrip("# ") for line in last[0].splitlines()) if last else ""
+    return header, terms[0] if terms else "", larger
+
+
+def verdict(name: str) -> str:
+    """The method's row in docs/methods.md: what the board says of it."""
+    for line in (DOCS / "methods.md").read_text(encoding="utf-8").splitlines():
+        if line.startswith(f"| `{name}` |"):
+            return line.strip("| ").rpartition(" | ")[2]
+    return "not yet on the board"
+
+
+def board(name: str) -> str:
+    """The method's rows of docs/leaderboard.md at its recipe's values, beside plain GRPO's."""
+    found, section, part = [], "", ""
+    for line in (DOCS / "leaderboard.md").read_text(encoding="utf-8").splitlines():
+        section = line[3:] if line.startswith("## ") else section
+        part = line[4:] if line.startswith("### ") else "" if line.startswith("## ") else part
+        cells = [each.strip() for each in line.strip("|").split("|")]
+        if part == "At the recipe's values" and len(cells) > 5 and cells[0] in (f"`{name}`", "`plain`"):
+            found.append((section, cells[0], *cells[1:5], cells[-1]))
+    sections = {row[0] for row in found if row[1] == f"`{name}`"}
+    return (
+        rows(
+            ("task, setting", "entry", "Δ AUC", "AUC of pass@k", "pass@1", "pass@32", "seeds"),
+            [row for row in found if row[0] in sections],
+        )
+        if sections
+        else "No row on [the board](../leaderboard.md) at its recipe's values."
+    )
+
+
+def method_page(name: str) -> str:
+    """How to use it, what it is, what it logs, what was measured, where it comes from."""
+    method: Method = find_method(name)
+    recipe = split_recipe(name)
+    first, _, rest = method.docstring.partition("\n\n")
+    parts = [f"# {name}", prose(first)]
+    parts.append(f"Kind: {', '.join(method.kinds)}. Needs: {', '.join(method.needs) or 'nothing more'}.")
+    parts.append("## How to use it")
+    if recipe:
+        parts.append(f"```yaml\n{recipe[1]}```" if recipe[1] else "")
+        parts.append(
+            f"The whole recipe: [recipes/methods/{name}.yaml]({REPOSITORY}/blob/main/recipes/methods/{name}.yaml)."
+        )
+        parts.append(f"```\n{recipe[0]}\n```")
+        parts += ["### On a larger model", prose(recipe[2])] if recipe[2] else []
+    else:
+        parts.append(f"```yaml\nentropy_terms:\n  - {name}\n```")
+    fields = [(f"`{n}`", f"`{cell(t)}`", f"`{cell(d)}`", cell(meaning)) for n, t, d, meaning in method.parameters]
+    parts += ["## Parameters", rows(("name", "type", "default", "meaning"), fields) if fields else "None."]
+    parts += ["## How it works, and what it assumes", prose(rest)] if rest else []
+    parts.append("## What it logs")
+    parts.append(f"As `{name}/NAME`, beside `coef` and `affected` ([metrics](../metrics.md#every-run)).")
+    parts.append(metrics_table(method.metrics) if method.metrics else "")
+    rows_there, said = board(name), verdict(name)
+    if not (rows_there and said.startswith("not yet")):
+        rows_there = f"{said.rstrip('.')}.\n\n{rows_there}"
+    parts += ["## Evidence", rows_there, "What the columns and marks mean: [the board](../leaderboard.md)."]
+    parts += ["## Source", f"{with_links(prose(method.paper))}. Code: "
+              f"[hclm_rl/terms/{name}.py]({REPOSITORY}/blob/main/hclm_rl/terms/{name}.py)."]  # fmt: skip
+    return page(parts)
+
+
+class Found(Exception):
+    """Carries a command's parser out of its `main`."""
+
+
+def parser_of(main: Callable[[list[str]], int]) -> argparse.ArgumentParser:
+    """What the command would have read its arguments with."""
+    own = argparse.ArgumentParser.parse_known_args
+
+    def stop(self: argparse.ArgumentParser, *args: object, **kwargs: object) -> None:
+        raise Found(self)
+
+    argparse.ArgumentParser.parse_known_args = stop  # type: ignore[method-assign]
+    try:
+        main([])
+    except Found as found:
+        return found.args[0]
+    finally:
+        argparse.ArgumentParser.parse_known_args = own  # type: ignore[method-assign]
+    raise ValueError(f"{main.__module__} reads no arguments")
+
+
+def written(action: argparse.Action) -> tuple[str, str]:
+    """(how it is given, what it means)"""
+    name = ", ".join(action.option_strings) or action.metavar or action.dest
+    if action.choices:
+        name += f" {{{','.join(map(str, action.choices))}}}"
+    elif action.option_strings and action.nargs != 0:
+        name += f" {action.metavar or action.dest.upper()}"
+    meaning = action.help or ""
+    if action.default not in (None, False, argparse.SUPPRESS) and "default" not in meaning:
+        meaning = f"{meaning} (default {action.default})".strip()
+    return f"`{name}`", cell(meaning)
+
+
+def command_line_page() -> str:
+    parts = [COMMAND_LINE]
+    for command, (module, about) in COMMANDS.items():
+        parser = parser_of(importlib.import_module(module).main)
+        actions = [each for each in parser._actions if not isinstance(each, argparse._HelpAction)]
+        parts += [f"## hclm-rl {command}", f"{about[0].upper()}{about[1:]}. {cell(parser.description or '')}"]
+        parts.append(rows(("argument", "meaning"), list(map(written, actions))))
+        parts.append(prose(parser.epilog or ""))
+    return page(parts)
+
+
+def keys_of(kind: type, without: type) -> str:
+    """The keys that a dataclass adds to another."""
+    theirs = {each.name for each in dataclasses.fields(without)}
+    found = []
+    for each in dataclasses.fields(kind):
+        if each.name not in theirs and each.init:
+            default = each.default if each.default is not dataclasses.MISSING else each.default_factory()  # type: ignore[misc]
+            found.append((f"`{each.name}`", f"`{default}`", cell(each.metadata.get("help", ""))))
+    return rows(("key", "default", "meaning"), found)
+
+
+def recipe_keys_page() -> str:
+    import trl
+    from trl.scripts.utils import ScriptArguments
+
+    from hclm_rl.chain.coefficients import KINDS
+    from hclm_rl.recipe.arguments import RunArguments
+    from hclm_rl.recipe.config import GRPOConfig
+
+    parts = [RECIPE_KEYS, "## The run", keys_of(RunArguments, ScriptArguments)]
+    parts += ["## Entropy terms, trace, pass@k", keys_of(GRPOConfig, trl.GRPOConfig), SCHEDULES]
+    for kind, coefficient in KINDS.items():
+        fields = [
+            (f"`{f.name}`", "needed" if f.default is dataclasses.MISSING else f"`{f.default}`")
+            for f in dataclasses.fields(coefficient)
+        ]
+        text = "\n\n".join(" ".join(each.split()) for each in (coefficient.__doc__ or "").split("\n\n"))
+        parts += [f"### {kind}", prose(text), rows(("key", "default"), fields)]
+    return page(parts)
+
+
+def index_page() -> str:
+    """The README, seen from docs/."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = text.replace("](docs/", "](")
+    return re.sub(r"\]\((?=[A-Z]+\.(md|cff))", f"]({REPOSITORY}/blob/main/", text)
+
+
+def made_pages() -> dict[str, str]:
+    """{path in docs/: text} of the pages that stand in the site alone."""
+    made = {f"methods/{name}.md": method_page(name) for name in known_methods()}
+    made |= {"index.md": index_page(), "command_line.md": command_line_page(), "recipe_keys.md": recipe_keys_page()}
+    return made
 
 
 if __name__ == "__main__":

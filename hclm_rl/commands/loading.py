@@ -1,5 +1,6 @@
 """What a recipe names, loaded: task, rewards, data, model, and the trainer made of them."""
 
+import importlib.util
 import inspect
 import os
 from collections.abc import Callable, Iterable
@@ -11,7 +12,8 @@ from trl import ModelConfig, rewards
 from trl.scripts.utils import DatasetMixtureConfig, get_dataset
 from trl.trainer.utils import get_peft_config, get_quantization_config
 
-from ..recipe.arguments import REWARDS, Algorithm, RunArguments, Settings
+from ..evaluation.reward import right_answer
+from ..recipe.arguments import OWN_REWARD, REWARDS, Algorithm, RunArguments, Settings
 from ..recipe.config import GRPOConfig, RLOOConfig
 from ..recipe.refusals import is_fsdp1
 from ..responses.names import custom_code, find_function, nearest
@@ -19,8 +21,8 @@ from ..testbed import Task, find_task
 from ..testbed.policy import SHAPES, policy_path
 from ..trainer import GRPOTrainer, RLOOTrainer
 from ..trainer.decay_to_start import DecayToStart
+from .data import ANSWER, Splits, load_named
 
-Splits = datasets.DatasetDict | datasets.IterableDatasetDict
 Rows = datasets.Dataset | datasets.IterableDataset
 Reward = str | Callable[..., list[float | None]]
 
@@ -47,6 +49,8 @@ def find_reward(name: str, arguments: RunArguments, config: GRPOConfig | RLOOCon
     """TRL's function of that name, or the one at a dotted path."""
     if name == "get_soft_overlong_punishment":
         return soft_overlong_punishment(arguments, config.max_completion_length)
+    if name == OWN_REWARD:
+        return right_answer
     if name in REWARDS:
         return getattr(rewards, name)
     if "." not in name:
@@ -141,14 +145,12 @@ def shipped_policy(task: str | None) -> str:
 
 
 def load_datasets(arguments: RunArguments, mixture: DatasetMixtureConfig) -> Splits:
-    """As in TRL's scripts."""
+    """As in TRL's scripts, and a file."""
     if mixture.datasets:
         return get_dataset(mixture)
     if not arguments.dataset_name:
         raise ValueError("the data set is missing: set task (whose prompts are its own), dataset_name or datasets")
-    return datasets.load_dataset(
-        arguments.dataset_name, name=arguments.dataset_config, streaming=arguments.dataset_streaming
-    )
+    return load_named(arguments.dataset_name, arguments.dataset_config, arguments.dataset_streaming)
 
 
 def split_of(of: Splits, split: str, key: str) -> Rows:
@@ -230,12 +232,19 @@ def refuse_what_cannot_run(
         )
 
 
-def rewards_of(arguments: RunArguments, config: GRPOConfig | RLOOConfig, task: Task | None) -> list:
-    """The recipe's, in place of the task's."""
+def rewards_of(arguments: RunArguments, config: GRPOConfig | RLOOConfig, task: Task | None, rows: Rows) -> list:
+    """The recipe's, in place of the task's; without either, whether the answer is the one in the data."""
     found = [find_reward(name, arguments, config) for name in arguments.reward_funcs or []]
     found = found or list(task.reward_funcs if task else [])
+    if not found and ANSWER in (rows.column_names or ()):
+        found = [right_answer]
     if not found:
-        raise ValueError(f"the reward is missing: set reward_funcs ({', '.join(REWARDS)}, or a dotted path), or task")
+        raise ValueError(
+            f"the reward is missing: set reward_funcs ({', '.join(REWARDS)}, or a dotted path), or task, or give the "
+            f"data a column '{ANSWER}' for {OWN_REWARD}"
+        )
+    if right_answer in found and importlib.util.find_spec("math_verify") is None:
+        raise ValueError(f"the reward {OWN_REWARD} needs math-verify: pip install 'hclm-rl[eval]'")
     weights = config.reward_weights
     if weights is not None and len(weights) != len(found):
         raise ValueError(f"reward_weights has {len(weights)} numbers for {len(found)} reward functions: one each")
@@ -259,8 +268,8 @@ def trainer_of(
     if task is not None:
         longest = task.max_completion_length
         config.max_completion_length = min(config.max_completion_length or longest, longest)
-    reward_funcs = rewards_of(arguments, config, task)
     train, held_out = train_and_held_out(task, arguments, config, mixture)
+    reward_funcs = rewards_of(arguments, config, task, train)
     refuse_missing_columns(reward_funcs, train)
     refuse_batch_larger_than_data(train, config)
     path = model.model_name_or_path or (TESTBED if arguments.task in SHAPES else None)

@@ -22,7 +22,14 @@ Algorithm = Literal["grpo", "rloo"]
 Settings = tuple["RunArguments", GRPOConfig | RLOOConfig, ModelConfig, DatasetMixtureConfig]
 
 TASKS = ("arithmetic", "coins", "coins_noisy", "hidden_number", "products")
-REWARDS = ("accuracy_reward", "think_format_reward", "reasoning_accuracy_reward", "get_soft_overlong_punishment")
+OWN_REWARD = "right_answer"  # hclm_rl/evaluation/reward.py; the others are TRL's
+REWARDS = (
+    OWN_REWARD,
+    "accuracy_reward",
+    "think_format_reward",
+    "reasoning_accuracy_reward",
+    "get_soft_overlong_punishment",
+)
 
 
 @dataclass
@@ -41,7 +48,10 @@ class RunArguments(ScriptArguments):
     )
     reward_funcs: list[str] | None = field(
         default=None,
-        metadata={"help": f"Reward functions: {', '.join(REWARDS)}, or dotted paths; they replace the task's."},
+        metadata={
+            "help": f"Reward functions: {', '.join(REWARDS)}, or dotted paths; they replace the task's. Default, where "
+            f"the data has a column `answer`: {OWN_REWARD}."
+        },
     )
     eval_samples: int = field(
         default=0,

@@ -24,46 +24,46 @@ from ..types import Effect, Metric, Quantiles, Rollout, RolloutEffect, Term, Tok
 class EntropyFlow(Term):
     """Changes nothing; says which tokens' updates burn entropy, and how fast the entropy is about to change.
 
-        Influence of token a with advantage A on the policy entropy H at its position (flow.py):
-        e = -A (S_a - sum_v p_v S_v), S_v = p_v (log p_v + H), times the token's part in the loss's own mean. Over the whole
-        generation batch, at the sampling policy: `influence`, quantiles of e; `burning`, the share of tokens with e < 0;
-        `net`, its mean; `cancelled` = 1 - |sum e| / sum |e|, in [0, 1]: near 1 a small shift of the weights turns the flow;
-        `predicted_change` = gain * net + drift and `realised_change`, both of the steps before this batch, in nats per
-        optimiser step; `gain`, learnt from the run, 0 until it lies above 0 by two of its errors (`gain_error`), and
-        `drift`, what the entropy does whatever the influences; `clipped`, the net on tokens that the loss clipped;
-        `distinct`, the share of different responses in a group, which falls before pass@k does; `ignored`, the number
-        of tokens left out because their entropy or influence is not finite.
-        With `through` "head" e is the head kernel: what the token's gradient at the output head does to the mean entropy of
-        the other half of the prompts, through the weights that they share; one more (V, D) matrix in memory.
-        It sees the advantages that the links before it leave. Parameter sharing between tokens is ignored: a single step's
-        prediction is poor, that of some tens of steps is not (docs/results.md).
+    Influence of token a with advantage A on the policy entropy H at its position (flow.py):
+    e = -A (S_a - sum_v p_v S_v), S_v = p_v (log p_v + H), times the token's part in the loss's own mean. Over the whole
+    generation batch, at the sampling policy: `influence`, quantiles of e; `burning`, the share of tokens with e < 0;
+    `net`, its mean; `cancelled` = 1 - |sum e| / sum |e|, in [0, 1]: near 1 a small shift of the weights turns the flow;
+    `predicted_change` = gain * net + drift and `realised_change`, both of the steps before this batch, in nats per
+    optimiser step; `gain`, learnt from the run, 0 until it lies above 0 by two of its errors (`gain_error`), and
+    `drift`, what the entropy does whatever the influences; `clipped`, the net on tokens that the loss clipped;
+    `distinct`, the share of different responses in a group, which falls before pass@k does; `ignored`, the number
+    of tokens left out because their entropy or influence is not finite.
+    With `through` "head" e is the head kernel: what the token's gradient at the output head does to the mean entropy of
+    the other half of the prompts, through the weights that they share; one more (V, D) matrix in memory.
+    It sees the advantages that the links before it leave. Parameter sharing between tokens is ignored: a single step's
+    prediction is poor, that of some tens of steps is not (docs/results.md).
 
-        Args:
-            through: "logits": what a token's update does to its own logits; "head": what it does through the output head to
-                the tokens of other prompts; ours
+    Args:
+        through: "logits": what a token's update does to its own logits; "head": what it does through the output head to
+            the tokens of other prompts; ours
 
-        Metrics:
-            influence/q* (nats): quantiles of the tokens' influences e = -A (S - mean S), a unit of step along the token's
-                logits
-            burning (share): of the tokens whose own update lowers the entropy
-            net (nats): mean influence of the step: below 0 it lowers the entropy
-            cancelled (share): of the two sides that cancel, 0: all on one side, 1: they are equal
-            gain (nats a step): what a net influence of 1 has meant for the entropy so far, from a line fitted through the
-                run; 0 until it is known. Healthy: above 0 after some tens of steps. Else: at 0 nothing is predicted and
-                only signs are used
-            ignored (tokens): number of tokens whose entropy or influence was not finite; they count nothing. Healthy: 0.
-                Else: look for infinite logits, as from a mask over the vocabulary
-            distinct (share): of the responses to a prompt that differ from one another, token by token. Healthy: above half
-                of its start. Else: the groups repeat themselves: see docs/troubleshooting.md, "the entropy falls"
-            gain_error (nats a step): standard error of the gain, from when there is a line
-            drift (nats a step): what the entropy does whatever the influences say, from the same line. Healthy: near 0.
-                Else: far below 0 the fall does not come from the tokens' own updates; a smaller learning rate may slow it
-            predicted_change (nats a step): change of the mean entropy up to this measurement as the gain foresaw it, from
-                when it is known. Healthy: would not use up the entropy within 120 steps. Else: a collapse is coming: hold
-                the level (docs/choose.md) or stop
-            realised_change (nats a step): the change that was measured, beside the predicted one
-            clipped (nats): what of the step's mean influence lay on tokens that the loss clips, where it clips any; they
-                have no gradient
+    Metrics:
+        influence/q* (nats): quantiles of the tokens' influences e = -A (S - mean S), a unit of step along the token's
+            logits
+        burning (share): of the tokens whose own update lowers the entropy
+        net (nats): mean influence of the step: below 0 it lowers the entropy
+        cancelled (share): of the two sides that cancel, 0: all on one side, 1: they are equal
+        gain (nats a step): what a net influence of 1 has meant for the entropy so far, from a line fitted through the
+            run; 0 until it is known. Healthy: above 0 after some tens of steps. Else: at 0 nothing is predicted and
+            only signs are used
+        ignored (tokens): number of tokens whose entropy or influence was not finite; they count nothing. Healthy: 0.
+            Else: look for infinite logits, as from a mask over the vocabulary
+        distinct (share): of the responses to a prompt that differ from one another, token by token. Healthy: above half
+            of its start. Else: the groups repeat themselves: see docs/troubleshooting.md, "the entropy falls"
+        gain_error (nats a step): standard error of the gain, from when there is a line
+        drift (nats a step): what the entropy does whatever the influences say, from the same line. Healthy: near 0.
+            Else: far below 0 the fall does not come from the tokens' own updates; a smaller learning rate may slow it
+        predicted_change (nats a step): change of the mean entropy up to this measurement as the gain foresaw it, from
+            when it is known. Healthy: would not use up the entropy within 120 steps. Else: a collapse is coming: hold
+            the level (docs/choose.md) or stop
+        realised_change (nats a step): the change that was measured, beside the predicted one
+        clipped (nats): what of the step's mean influence lay on tokens that the loss clips, where it clips any; they
+            have no gradient
     """
 
     needs_scores: ClassVar[bool] = True

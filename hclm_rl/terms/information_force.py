@@ -19,37 +19,37 @@ from ..types import Effect, Metric, Quantiles, Rollout, RolloutEffect, Term, Tok
 class InformationForce(Term):
     """Changes nothing; says whether a surrogate's force is alive and which tokens' updates burn it.
 
-        With F = dH/dZ for a surrogate H, by default 0.5 logdet(S + eps I), over the whole step, and g_i the gradient of the
-        step's loss L at the hidden state of token i (through the output head, so without a surrogate's own injected force).
-        What is logged stands below `Metrics:`. What is said "at the states" makes no claim about the step: the optimiser
-        does not move the states (`hclm-rl doctor` speaks of the step). `critical_coef_at_states` = <F, g> / ||F||^2 over the
-        step's tokens, times the step's share of the generation batch, over which F is a mean.
+    With F = dH/dZ for a surrogate H, by default 0.5 logdet(S + eps I), over the whole step, and g_i the gradient of the
+    step's loss L at the hidden state of token i (through the output head, so without a surrogate's own injected force).
+    What is logged stands below `Metrics:`. What is said "at the states" makes no claim about the step: the optimiser
+    does not move the states (`hclm-rl doctor` speaks of the step). `critical_coef_at_states` = <F, g> / ||F||^2 over the
+    step's tokens, times the step's share of the generation batch, over which F is a mean.
 
-        Args:
-            surrogate: which entropy of the hidden states (forces.py)
-            eps_relative: eps = eps_relative * tr(S) / D, measured at the first step and frozen; > 0; ours
-            spectrum_every: optimiser steps between two eigenvalue decompositions, >= 1; ours
+    Args:
+        surrogate: which entropy of the hidden states (forces.py)
+        eps_relative: eps = eps_relative * tr(S) / D, measured at the first step and frozen; > 0; ours
+        spectrum_every: optimiser steps between two eigenvalue decompositions, >= 1; ours
 
-        Metrics:
-            value (nats): the surrogate H of the step
-            force_norm (nats a state): ||F||, F = dH/dZ over the step
-            rho (share): ||F|| of its bound, in [0, 1]: small both where the variances are far below and far above the one
-                at which the force is greatest
-            force/q* (nats a state): quantiles of ||F_i|| over the tokens
-            dof (directions): of the log-det: sum of the leverages over the tokens, how many directions the states use
-            leverage/q* (leverage): of the log-det: quantiles of l_i over their mean
-            live (share): of the directions in which the force is alive, every `spectrum_every` steps
-            dead (share): of the directions whose variance is far below where the force peaks
-            weak (share): of the directions whose variance is over 100 times that where the force peaks: there it is under a
-                fifth of its peak
-            drift (share): of the log-det: how far the covariance has moved since the first step, in shares of its variances
-                there; the batch's own noise is in it
-            certified (share): of the first step's ||F||, what that drift leaves for certain
-            alignment_at_states (cosine): -<F, g> / (||F|| ||g||), of the force and the loss at the hidden states
-            critical_coef_at_states (coefficient): at which F and g - c F are at right angles there
-            gradient_norm (loss a state): ||g||, of the step's loss at the hidden states
-            influence/q* (nats): quantiles of N <F_i, -g_i> over the tokens
-            burning (share): of the tokens with a negative influence: for ranking tokens
+    Metrics:
+        value (nats): the surrogate H of the step
+        force_norm (nats a state): ||F||, F = dH/dZ over the step
+        rho (share): ||F|| of its bound, in [0, 1]: small both where the variances are far below and far above the one
+            at which the force is greatest
+        force/q* (nats a state): quantiles of ||F_i|| over the tokens
+        dof (directions): of the log-det: sum of the leverages over the tokens, how many directions the states use
+        leverage/q* (leverage): of the log-det: quantiles of l_i over their mean
+        live (share): of the directions in which the force is alive, every `spectrum_every` steps
+        dead (share): of the directions whose variance is far below where the force peaks
+        weak (share): of the directions whose variance is over 100 times that where the force peaks: there it is under a
+            fifth of its peak
+        drift (share): of the log-det: how far the covariance has moved since the first step, in shares of its variances
+            there; the batch's own noise is in it
+        certified (share): of the first step's ||F||, what that drift leaves for certain
+        alignment_at_states (cosine): -<F, g> / (||F|| ||g||), of the force and the loss at the hidden states
+        critical_coef_at_states (coefficient): at which F and g - c F are at right angles there
+        gradient_norm (loss a state): ||g||, of the step's loss at the hidden states
+        influence/q* (nats): quantiles of N <F_i, -g_i> over the tokens
+        burning (share): of the tokens with a negative influence: for ranking tokens
     """
 
     needs_scores: ClassVar[bool] = True

@@ -60,8 +60,8 @@ def count_unscored(trainer: Any, reward_parts: Tensor) -> None:
     `reward_parts` are those of all processes.
 
     Metrics:
-        rewards/<name>/not_scored (share): of the responses for which the reward function returned None. Healthy: 0, or
-            what you mean it to be. Else: such a response is not trained on: mend the function
+        rewards/<name>/not_scored (share): of the responses for which the reward function returned None, in a run with
+            terms. Healthy: 0, or what you mean it to be. Else: such a response is not trained on: mend the function
     """
     unscored, infinite = torch.stack(
         [reward_parts.isnan().float().mean(dim=0), reward_parts.isinf().float().sum(dim=0)]

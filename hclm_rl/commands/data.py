@@ -1,0 +1,59 @@
+"""Prompts to train on: a JSONL file as `hclm-rl eval` takes it, another file or folder, or a data set of the hub."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+
+from ..evaluation.tasks import is_messages, is_text, jsonl_rows
+
+Splits = datasets.DatasetDict | datasets.IterableDatasetDict
+
+READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+ANSWER = "answer"  # the column that the reward `right_answer` reads
+
+
+def load_named(name: str, config: str | None, is_streamed: bool) -> Splits:
+    """What `dataset_name` names; of a single file the split `train`."""
+    path = Path(name)
+    if path.suffix in READERS and not path.is_dir():
+        if not path.is_file():
+            raise ValueError(f"no file at '{path}': dataset_name is a file, a folder, or a data set of the hub")
+        if path.suffix == ".jsonl" and not is_streamed:
+            return datasets.DatasetDict({"train": from_jsonl(path)})
+        return datasets.load_dataset(READERS[path.suffix], data_files={"train": name}, streaming=is_streamed)
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        found = datasets.load_from_disk(name)
+        return found if isinstance(found, datasets.DatasetDict) else datasets.DatasetDict({"train": found})
+    return datasets.load_dataset(name, name=config, streaming=is_streamed)
+
+
+def from_jsonl(path: Path) -> datasets.Dataset:
+    """One object a line; answers as text, so that numbers and text may stand beside each other."""
+    rows = list(checked(path, jsonl_rows(path)))
+    names = dict.fromkeys(name for row in rows for name in row)
+    try:
+        return datasets.Dataset.from_dict({name: [row.get(name) for row in rows] for name in names})
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise ValueError(f"{path}: a column must hold one kind of value: {' '.join(str(error).split())}") from error
+
+
+def checked(path: Path, rows: Iterable[tuple[str, Mapping | str]]) -> Iterable[dict]:
+    """The rows, or a sentence with the line that is at fault."""
+    first: tuple[str, bool] | None = None  # where, and whether its prompt is text
+    for where, row in rows:
+        if isinstance(row, str):
+            raise ValueError(f"{path}, {where} {row}")
+        prompt, answer = row.get("prompt"), row.get(ANSWER)
+        if not (is_text(prompt) or is_messages(prompt)):
+            raise ValueError(f"{path}, {where}: 'prompt' must be text, or messages with role and content")
+        first = first or (where, is_text(prompt))
+        if is_text(prompt) != first[1]:
+            forms = ("text", "messages") if first[1] else ("messages", "text")
+            raise ValueError(
+                f"{path}: the prompt of {first[0]} is {forms[0]} and that of {where} is {forms[1]}: give all one form"
+            )
+        if isinstance(answer, bool) or not isinstance(answer, str | int | float | None):
+            raise ValueError(f"{path}, {where}: '{ANSWER}' must be text or a number, got {type(answer).__name__}")
+        yield {**row, ANSWER: str(answer)} if answer is not None else dict(row)
