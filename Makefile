@@ -12,7 +12,7 @@ CPU_INDEX := https://download.pytorch.org/whl/cpu
 # One worker a file, so that what a file's tests share is made once; files in the order of tests/conftest.py.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow and not gpu'
 
-.PHONY: quickstart test test-newest check bench mutants install lock
+.PHONY: quickstart test test-newest check bench mutants install lock docs
 
 install: $(VENV)/.installed
 
@@ -50,6 +50,11 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(PYTEST)
+
+# The site, into .site: no network is needed but for the packages, and a warning is an error.
+docs: install
+	$(BIN)/python -m pip install --quiet --editable '.[docs]' $(PINNED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 bench: install
 	$(BIN)/python -m pip install --quiet --editable '.[real-model]' $(PINNED)

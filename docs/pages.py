@@ -1,16 +1,16 @@
-"""The pages that are made from the code: docs/metrics.md (`python docs/pages.py`), and those of the site alone."""
+"""The pages made from the code: `python docs/pages.py` writes those of KEPT, the site has the others besides."""
 
 import argparse
 import dataclasses
 import importlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from hclm_rl.commands.cli import COMMANDS, Method, find_method, known_methods
 from hclm_rl.commands.metrics import Metric, own_metrics, terms_metrics, trls_metrics
 
-__all__ = ["REPOSITORY", "known_methods", "made_pages", "metrics_page"]
+__all__ = ["KEPT", "REPOSITORY", "known_methods", "made_pages"]
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
@@ -31,8 +31,8 @@ edit it by hand. `hclm-rl metrics NAME` shows one, `hclm-rl methods NAME` those 
 COMMAND_LINE = """\
 # Command line
 
-Made from the commands themselves. `hclm-rl COMMAND --help` says the same. A mistake is one sentence on stderr and exit
-code 2.
+Written by `python docs/pages.py` from the commands themselves; `hclm-rl COMMAND --help` says the same. A mistake is one
+sentence on stderr and exit code 2.
 
 ## hclm-rl grpo, hclm-rl rloo
 
@@ -54,8 +54,8 @@ RECIPE_KEYS = """\
 # Recipe keys and schedules
 
 A recipe is a YAML file of keys; each is a flag on the command line too (`max_steps: 100` is `--max_steps 100`). Keys
-are those of TRL's [GRPOConfig](https://huggingface.co/docs/trl/grpo_trainer#trl.GRPOConfig), RLOOConfig, ModelConfig and
-ScriptArguments, plus these. An unknown key is refused with the nearest ones.
+are those of TRL's [GRPOConfig](https://huggingface.co/docs/trl/grpo_trainer#trl.GRPOConfig), RLOOConfig, ModelConfig
+and ScriptArguments, plus these (written by `python docs/pages.py`). An unknown key is refused with the nearest ones.
 """
 SCHEDULES = """\
 ## Schedules: what `coef` may be
@@ -135,7 +135,7 @@ def verdict(name: str) -> str:
     """The method's row in docs/methods.md: what the board says of it."""
     for line in (DOCS / "methods.md").read_text(encoding="utf-8").splitlines():
         if line.startswith(f"| `{name}` |"):
-            return line.strip("| ").rpartition(" | ")[2]
+            return re.sub(r"\]\((?!http)", "](../", line.strip("| ").rpartition(" | ")[2])
     return "not yet on the board"
 
 
@@ -155,7 +155,7 @@ def board(name: str) -> str:
             [row for row in found if row[0] in sections],
         )
         if sections
-        else "No row on [the board](../leaderboard.md) at its recipe's values."
+        else ""
     )
 
 
@@ -186,8 +186,9 @@ def method_page(name: str) -> str:
     if not (rows_there and said.startswith("not yet")):
         rows_there = f"{said.rstrip('.')}.\n\n{rows_there}"
     parts += ["## Evidence", rows_there, "What the columns and marks mean: [the board](../leaderboard.md)."]
-    parts += ["## Source", f"{with_links(prose(method.paper))}. Code: "
-              f"[hclm_rl/terms/{name}.py]({REPOSITORY}/blob/main/hclm_rl/terms/{name}.py)."]  # fmt: skip
+    source = method.paper if method.title == method.paper else f"{method.title}: {method.paper}"
+    code = f"[hclm_rl/terms/{name}.py]({REPOSITORY}/blob/main/hclm_rl/terms/{name}.py)"
+    parts += ["## Source", f"{with_links(prose(source))}. Code: {code}."]
     return page(parts)
 
 
@@ -230,7 +231,7 @@ def command_line_page() -> str:
     for command, (module, about) in COMMANDS.items():
         parser = parser_of(importlib.import_module(module).main)
         actions = [each for each in parser._actions if not isinstance(each, argparse._HelpAction)]
-        parts += [f"## hclm-rl {command}", f"{about[0].upper()}{about[1:]}. {cell(parser.description or '')}"]
+        parts += [f"## hclm-rl {command}", cell(parser.description or f"{about}.")]
         parts.append(rows(("argument", "meaning"), list(map(written, actions))))
         parts.append(prose(parser.epilog or ""))
     return page(parts)
@@ -276,10 +277,15 @@ def index_page() -> str:
 
 def made_pages() -> dict[str, str]:
     """{path in docs/: text} of the pages that stand in the site alone."""
-    made = {f"methods/{name}.md": method_page(name) for name in known_methods()}
-    made |= {"index.md": index_page(), "command_line.md": command_line_page(), "recipe_keys.md": recipe_keys_page()}
-    return made
+    return {"index.md": index_page()} | {f"methods/{name}.md": method_page(name) for name in known_methods()}
 
+
+KEPT: Mapping[str, Callable[[], str]] = {
+    "metrics.md": metrics_page,
+    "command_line.md": command_line_page,
+    "recipe_keys.md": recipe_keys_page,
+}
 
 if __name__ == "__main__":
-    (DOCS / "metrics.md").write_text(metrics_page(), encoding="utf-8")
+    for name, text_of in KEPT.items():
+        (DOCS / name).write_text(text_of(), encoding="utf-8")

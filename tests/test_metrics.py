@@ -3,7 +3,6 @@
 import ast
 import inspect
 import re
-import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -139,14 +138,6 @@ def test_a_line_is_read_part_by_part():
 def test_a_line_without_a_part_is_refused(line: str):
     with pytest.raises(ValueError, match=r"'lost' must stand as `name \(unit\): meaning. Healthy: range"):
         described(line)
-
-
-def test_the_page_is_that_of_the_code(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.syspath_prepend(str(ROOT / "docs"))
-    monkeypatch.delitem(sys.modules, "pages", raising=False)
-    from pages import metrics_page  # pyright: ignore[reportMissingImports]
-
-    assert (ROOT / "docs" / "metrics.md").read_text() == metrics_page(), "run `python docs/pages.py`"
 
 
 def test_the_command_line_shows_them(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):

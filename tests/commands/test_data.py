@@ -40,7 +40,7 @@ def test_the_file_that_is_evaluated_trains(policy: str, tmp_path: Path, monkeypa
     assert 0 <= first["rewards/right_answer/mean"] <= 1
     line = ["--samples", "2", "--max_new_tokens", "3", "--out", "judged"]
     assert cli.main(["eval", "out", "--task", "problems.jsonl", *line]) == 0
-    assert json.loads((tmp_path / "judged" / "report.json").read_text())["trained"]["problems"] == 3
+    assert json.loads((tmp_path / "judged" / "report.json").read_text())["problems"] == 3
 
 
 def test_right_answers_are_those_of_eval(caplog: pytest.LogCaptureFixture):
