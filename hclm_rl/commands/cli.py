@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from hclm_rl.recipe.shipped import shipped_folder
 from hclm_rl.responses.names import look_here, nearest
 
 from .metrics import METRIC, Metric, metrics_of, read_docstring
@@ -31,10 +32,11 @@ COMMANDS: Final = {
     ),
     "watch": ("hclm_rl.commands.watch", "what the entropy of a run does, from its log or another library's"),
     "report": ("hclm_rl.watch.report.command", "one self-contained page of runs side by side"),
+    "recipes": ("hclm_rl.commands.recipes", "the recipes and accelerate configurations that come along; copy one"),
     "metrics": ("hclm_rl.commands.metrics", "what the numbers in a run's log mean, and what to do about them"),
 }
 TERMS = Path(__file__).parents[1] / "terms"
-ACCELERATE_FOLDERS = (Path("recipes/accelerate"), Path(__file__).parents[2] / "recipes" / "accelerate")
+ACCELERATE_FOLDERS = (Path("recipes/accelerate"), shipped_folder() / "accelerate")
 KINDS = {"rewards": "reward", "advantages": "advantage", "loss": "loss"}  # the Effect's field that a term fills
 NEEDS = {
     "needs_scores": "scoring pass",

@@ -228,7 +228,7 @@ def refuse_what_cannot_run(
     if config.world_size != int(os.environ.get("WORLD_SIZE", 1)):
         raise ValueError(
             f"{os.environ['WORLD_SIZE']} processes were started and this one sees {config.world_size}: start them with "
-            "one of recipes/accelerate"
+            "--accelerate_config: `hclm-rl recipes` lists the configurations"
         )
 
 

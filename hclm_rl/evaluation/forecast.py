@@ -100,7 +100,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         from .law import forecast
     except ImportError as error:
-        raise ValueError(f"the forecast needs scipy ({error}): pip install 'hclm-rl[eval]'") from error
+        raise ValueError(f"the forecast needs scipy ({error}): pip install 'hclm-rl[forecast]'") from error
     run = read_run(options.run.name, options.run)
     curve = curve_of(run, options.entropy, options.reward)
     found = forecast(

@@ -17,6 +17,7 @@ from .limits import refuse_out_of_range
 from .packages import refuse_missing_packages
 from .parser import RecipeParser
 from .reading import read_recipe
+from .shipped import recipe_at
 
 Algorithm = Literal["grpo", "rloo"]
 Settings = tuple["RunArguments", GRPOConfig | RLOOConfig, ModelConfig, DatasetMixtureConfig]
@@ -161,4 +162,4 @@ def recipe_of(line: Sequence[str]) -> Path | None:
     after = line.index("--config") + 1
     if after == len(line):
         raise ValueError("--config needs the path of a recipe")
-    return Path(line[after])
+    return recipe_at(Path(line[after]))

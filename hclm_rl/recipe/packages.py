@@ -50,6 +50,7 @@ WORDS = {
     "attn_implementation": {"flash_attention_2": ("flash_attn", "flash-attn")},
     "reward_funcs": {
         "accuracy_reward": ("math_verify", "'hclm-rl[eval]'"),
+        "right_answer": ("math_verify", "'hclm-rl[eval]'"),
     },
 }
 
