@@ -22,8 +22,8 @@ class InformationForce(Term):
     With F = dH/dZ for a surrogate H, by default 0.5 logdet(S + eps I), over the whole step, and g_i the gradient of the
     step's loss L at the hidden state of token i (through the output head, so without a surrogate's own injected force).
     What is logged stands below `Metrics:`. What is said "at the states" makes no claim about the step: the optimiser
-    does not move the states (`hclm-rl doctor` speaks of the step). `critical_coef_at_states` = <F, g> / ||F||^2 over the
-    step's tokens, times the step's share of the generation batch, over which F is a mean.
+    does not move the states (`hclm-rl doctor` speaks of the step). `critical_coef_at_states` = <F, g> / ||F||^2 over
+    the step's tokens, times the step's share of the generation batch, over which F is a mean.
 
     Args:
         surrogate: which entropy of the hidden states (forces.py)
