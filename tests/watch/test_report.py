@@ -1,8 +1,12 @@
 """The page and what it reads: whole runs, seeds, and runs that broke off."""
 
+import base64
+import csv
+import io
 import json
 import math
 import random
+import re
 import shutil
 import statistics
 import subprocess
@@ -16,10 +20,11 @@ import pytest
 from hclm_rl.watch.report import read_run, write_report
 from hclm_rl.watch.report.command import main, named
 from hclm_rl.watch.report.figures import shown_range, smoothed
+from hclm_rl.watch.report.levels import levels_of
 from hclm_rl.watch.report.page import TURNS
 from hclm_rl.watch.report.runs import Run, read_log
-from hclm_rl.watch.report.sections import agreement, bar_series, stretches
-from hclm_rl.watch.report.table import changes, compare, value_of
+from hclm_rl.watch.report.sections import agreement, bar_series, curves, stretches
+from hclm_rl.watch.report.table import at_equal_steps, changes, compare, value_of
 from hclm_rl.watch.report.tokens import Scale, scales_of, spread
 from hclm_rl.watch.trace import file_of
 
@@ -117,8 +122,62 @@ def test_seeds_of_one_name_make_one_column_with_their_spread(tmp_path: Path):
     # mean (0.1 + 0.2 + 0.6) / 3; deviations -0.2, -0.1, 0.3, so variance (0.04 + 0.01 + 0.09) / 2 = 0.07
     assert (label, values[1]) == ("token entropy (nats)", "0.300 ± 0.265")
     assert "standard deviation over 3 seeds" in table.caption
-    # from 0.4 to 0.3 is a quarter less; success and diversity are as before
-    assert changes(runs) == [("plain", "token entropy \u221225 %, pass@1 +0 %, distinct right answers per prompt +0 %")]
+    # from 0.4 to 0.3; success and diversity are as before
+    said = "token entropy \u22120.10 nats, pass@1 +0.0 points, distinct right answers per prompt +0.00"
+    assert changes(runs) == [("plain", said)]
+
+
+def run_of(name: str, folder: Path, values: list[float], **more) -> Run:
+    log = [{"step": step, "entropy": value, "reward": 0.5} for step, value in enumerate(values, start=1)]
+    return Run(name=name, folder=folder, log=log, **more)
+
+
+def test_runs_of_different_length_are_compared_at_the_last_step_of_both(tmp_path: Path):
+    long, short = run_of("long", tmp_path, [1.0] * 18 + [0.6, 0.2] + [0.0] * 20), run_of("short", tmp_path, [0.5] * 20)
+    table = at_equal_steps([long, short])
+    assert table is not None and table.columns == ["long", "short"]
+    # the last tenth up to step 20 is steps 19 and 20
+    assert table.rows == [("token entropy (nats)", ["0.400", "0.500"]), ("mean reward", ["0.500", "0.500"])]
+    lengths = "long to step 40, short to step 20"
+    assert table.caption == (
+        f"Training prompts, mean over steps 19 to 20. The runs are not equally long ({lengths}): compared is what all "
+        "of them have."
+    )
+    assert at_equal_steps([long]) is None and at_equal_steps([long, run_of("none", tmp_path, [])]) is None
+
+
+def test_targets_and_floors_are_drawn_on_the_entropy(tmp_path: Path):
+    terms = [
+        {"entropy_bonus": {"coef": {"kind": "step_to_target", "target": 0.25}}},
+        {"force_reweight": {"floor": 0.5}},
+        {"force_reweight": {"floor": 0.1, "unit": "nats"}},
+        "clip_cov",
+    ]
+    settings = {"use_adaptive_entropy": True, "entropy_target": 0.3}
+    about = {"terms": terms, "settings": settings}
+    run = run_of("mine", tmp_path, [0.75, 0.5, 0.5, 0.25], about=about)
+    # the start is the mean of the first five logged steps: 0.5
+    assert [(level.nats, level.label) for level in levels_of(run)] == [
+        (0.25, "target of entropy_bonus, 0.25"),
+        (0.25, "floor of force_reweight, 0.5 of the start"),
+        (0.1, "floor of force_reweight, 0.1"),
+        (0.3, "TRL's target 0.3"),
+    ]
+    section = curves([run])
+    assert section is not None and "Dashed: target of entropy_bonus, 0.25; floor of force_reweight" in section.caption
+    assert [line.get_ydata()[0] for line in section.figure.axes[0].lines[-4:]] == [0.25, 0.25, 0.1, 0.3]
+
+
+def test_the_page_has_contents_and_its_numbers_as_csv(tmp_path: Path):
+    folders = {name: write_run(tmp_path / name) for name in ("a", "b")}
+    text = write_report(folders, tmp_path / "page.html").read_text()
+    for anchor in ("before-and-after", "equal-steps", "training", "runs"):
+        assert f'href="#{anchor}"' in text and f'id="{anchor}"' in text
+    [data] = re.findall(r'href="data:text/csv;base64,([^"]+)"', text)
+    rows = list(csv.DictReader(io.StringIO(base64.b64decode(data).decode())))
+    first = read_run("a", folders["a"]).log[0]
+    assert rows[0] == {"run": "a", "step": str(first["step"]), "quantity": "entropy", "value": str(first["entropy"])}
+    assert {row["quantity"] for row in rows} >= {"entropy", "reward"}
 
 
 def test_only_seeds_make_one_column(tmp_path: Path):

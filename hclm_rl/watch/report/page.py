@@ -1,13 +1,16 @@
 """One HTML page of runs side by side: no network, no script, nothing beside it."""
 
+import base64
+import csv
+import io
 import json
 import shlex
 import unicodedata
 from pathlib import Path
 
 from ..secrets import hide, hide_in_line, hide_in_yaml
-from .runs import Run, read_run
-from .table import changes, compare
+from .runs import STATE, Run, read_run
+from .table import LOGGED, at_equal_steps, changes, compare
 from .tokens import tokens
 
 TEMPLATE = "page.html.j2"
@@ -56,6 +59,23 @@ def recipes_of(runs: list[Run]) -> list[tuple[str, str]]:
     return [(" and ".join(of), recipe) for recipe, of in names.items()]
 
 
+def as_csv(runs: list[Run]) -> str:
+    """What the curves are drawn from, as a link that holds it: run, step, quantity, value."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["run", "step", "quantity", "value"])
+    for run in runs:
+        for key in (*LOGGED, STATE):
+            writer.writerows([run.name, step, key, value] for step, value in zip(*run.curve(key), strict=True))
+    return base64.b64encode(out.getvalue().encode()).decode()
+
+
+def versions_of(runs: list[Run]) -> str:
+    """Of the first run that says them."""
+    found = next((known for run in runs if (known := (run.summary or run.about).get("versions"))), {})
+    return ", ".join(f"{name} {number}" for name, number in found.items())
+
+
 def write_report(runs: dict[str, Path], out: Path, *, png: bool = False) -> Path:  # long: one page, part by part
     """Writes the page of the run folders {name: folder} to the file `out`; a broken run is shown as far as it goes.
 
@@ -89,6 +109,9 @@ def write_report(runs: dict[str, Path], out: Path, *, png: bool = False) -> Path
         runs=read,
         changes=changes(read),
         table=compare(read),
+        equal=at_equal_steps(read),
+        data=as_csv(read),
+        versions=versions_of(read),
         terms={run.name: terms_of(run) for run in read},
         overrides={run.name: overrides_of(run) for run in read},
         recipes=recipes_of(read),

@@ -13,6 +13,7 @@ from ..logs import file_in, read_entries
 
 LOG_NAME, SUMMARY_NAME, RECIPE_NAME = "log.jsonl", "summary.json", "recipe.yaml"
 RUN_NAME, REPORT_NAME = "run.json", "report.html"
+STATE = "collapse/state"
 
 
 @dataclass(frozen=True, kw_only=True)

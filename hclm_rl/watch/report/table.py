@@ -80,6 +80,16 @@ def written(values: Sequence[Value | None]) -> list[str]:
     return [one(value) if value else "-" for value in values]
 
 
+def change(measure: str, before: float, after: float) -> str:
+    """A difference in the measure's own unit: of a share in points, a hundredth each."""
+    label, _, unit = MEASURES[measure].partition(" (")
+    if measure.startswith("pass@"):
+        said = f"{100 * (after - before):+.1f} points"
+    else:
+        said = f"{after - before:+.2f}{' ' + unit.rstrip(')') if unit else ''}"
+    return f"{label} {said}".replace("-", "\u2212")
+
+
 def changes(runs: Sequence[Run]) -> list[tuple[str, str]]:
     """(group, what training did to it) for what control is about: entropy, success and diversity."""
     said = []
@@ -87,9 +97,8 @@ def changes(runs: Sequence[Run]) -> list[tuple[str, str]]:
         parts = []
         for measure in ("token_entropy", "pass@1", "pass@32", "distinct_correct"):
             before, after = value_of(of, "before", measure), value_of(of, "after", measure)
-            if before and after and before.mean:
-                label = MEASURES[measure].partition(" (")[0]
-                parts.append(f"{label} {100 * (after.mean / before.mean - 1):+.0f} %".replace("-", "\u2212"))
+            if before and after:
+                parts.append(change(measure, before.mean, after.mean))
         if parts:
             said.append((name, ", ".join(parts)))
     return said
@@ -116,3 +125,45 @@ def compare(runs: Sequence[Run]) -> Table | None:
     each = alike.pop() if len(alike) == 1 else "; ".join(f"{name}: {text}" for name, text in said.items())
     caption = f"Held out, at the training temperature: {each}."
     return Table(columns=[name for name, _, _ in columns], rows=rows, caption=caption)
+
+
+LOGGED = {
+    "entropy": "token entropy (nats)",
+    "reward": "mean reward",
+    "completions/mean_length": "mean length (tokens)",
+}
+PART = 10  # of the steps up to there, the last part is averaged
+
+
+def at_equal_steps(runs: Sequence[Run]) -> Table | None:
+    """What several runs logged up to the last step that all of them reached; None for a single one."""
+    reached = {run.name: max(run.curve("entropy")[0], default=0) for run in runs}
+    if len(runs) < 2 or not (step := min(reached.values())):
+        return None
+    groups, start = by_group(runs), step - max(step // PART, 1)
+    rows = []
+    for key, label in LOGGED.items():
+        of_group = [
+            [mean for run in of if (mean := mean_of(run, key, start, step)) is not None] for of in groups.values()
+        ]
+        if any(of_group):
+            values = [Value(mean=statistics.mean(of), error=spread(of)) if of else None for of in of_group]
+            rows.append((label, written(values)))
+    caption = f"Training prompts, mean over steps {start + 1} to {step}"
+    if any(len(of) > 1 for of in groups.values()):
+        caption += ", \u00b1 standard deviation over seeds"
+    if len(set(reached.values())) > 1:
+        lengths = ", ".join(f"{name} to step {last}" for name, last in reached.items())
+        caption += f". The runs are not equally long ({lengths}): compared is what all of them have"
+    return Table(columns=list(groups), rows=rows, caption=f"{caption}.")
+
+
+def mean_of(run: Run, key: str, start: int, end: int) -> float | None:
+    """Of what was logged after `start` and up to `end`; of the last before, where nothing was."""
+    points = [point for point in zip(*run.curve(key), strict=True) if point[0] <= end]
+    late = [value for step, value in points if step > start] or [value for _, value in points[-1:]]
+    return statistics.mean(late) if late else None
+
+
+def spread(values: Sequence[float]) -> float | None:
+    return statistics.stdev(values) if len(values) > 1 else None

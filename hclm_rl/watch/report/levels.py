@@ -1,0 +1,45 @@
+"""The levels that a run was told to hold, for the entropy's curve: targets and floors of its terms and of TRL."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from .runs import Run, is_number
+
+TRLS = "entropy_target"
+FIRST_STEPS = 5  # logged ones whose mean is the start, of which a floor is a share
+
+
+@dataclass(frozen=True)
+class Level:
+    nats: float
+    label: str
+
+
+def levels_of(run: Run) -> list[Level]:
+    """What its terms and settings name; of a floor that is a share of the start, the nats it means here."""
+    known = run.summary or run.about
+    found = list(of_terms(known.get("terms") or [], run))
+    settings = run.about.get("settings")
+    if isinstance(settings, Mapping) and settings.get("use_adaptive_entropy") and is_number(settings.get(TRLS)):
+        found.append(Level(settings[TRLS], f"TRL's target {settings[TRLS]:g}"))
+    return found
+
+
+def of_terms(terms: Sequence[object], run: Run) -> Iterator[Level]:
+    for term in terms:
+        for name, given in term.items() if isinstance(term, Mapping) else ():
+            given = given if isinstance(given, Mapping) else {}
+            coef = given.get("coef")
+            if isinstance(coef, Mapping) and is_number(coef.get("target")):
+                yield Level(coef["target"], f"target of {name}, {coef['target']:g}")
+            for side in ("floor", "ceiling"):
+                if is_number(given.get(side)) and given.get("unit") == "nats":
+                    yield Level(given[side], f"{side} of {name}, {given[side]:g}")
+                elif is_number(given.get(side)) and (start := start_of(run)) is not None:
+                    yield Level(given[side] * start, f"{side} of {name}, {given[side]:g} of the start")
+
+
+def start_of(run: Run) -> float | None:
+    """The mean entropy of the first logged steps."""
+    values = run.curve("entropy")[1][:FIRST_STEPS]
+    return sum(values) / len(values) if values else None
