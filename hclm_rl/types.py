@@ -76,6 +76,14 @@ def no_score(transcript: Transcript, scorer: str = "policy") -> tuple[Tensor, Te
     raise ValueError("this batch has no score: a term that calls it declares needs_rescoring = True")
 
 
+def no_reference_hidden() -> Tensor:
+    """Stands for the hidden states of the reference in a rollout that has none."""
+    raise ValueError(
+        "this rollout has no reference_hidden: a term that calls it declares needs_rescoring = True and "
+        "needs_reference_model = True"
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Attention:
     """How spread out the attention was that predicted each token, in every head of every layer."""
@@ -154,6 +162,9 @@ class Rollout:
     # the sampling temperature and without gradient. scorer: "policy" as it is, or "reference", the frozen model of the
     # KL penalty. A forward pass: the same number of calls on every process.
     score: Callable[..., tuple[Tensor, Tensor]] = no_score
+    # reference_hidden() -> (N, T, D): the last states of the frozen model of the KL penalty AT each token, not those
+    # that predicted it. A forward pass, as `score`.
+    reference_hidden: Callable[[], Tensor] = no_reference_hidden
     # everywhere(x): (N, ...) -> the rows of all processes, T padded to the widest
     everywhere: Callable[[Tensor], Tensor] = lambda x: x
     here: Callable[[Tensor], Tensor] = lambda x: x  # the inverse of `everywhere`: this process's rows, cut to its T
@@ -236,6 +247,7 @@ class Term:
     needs_vocab: ClassVar[bool] = False  # stage 1 reads the whole next-token distribution (over_vocab, slope)
     needs_vocab_gradient: ClassVar[bool] = False  # stage 2 reads it, with gradient: not under ZeRO-3
     needs_rescoring: ClassVar[bool] = False  # calls `score` on other texts, or reads `transcript`
+    needs_reference_model: ClassVar[bool] = False  # runs the frozen model of the KL penalty: `beta` above 0
     needs_attention: ClassVar[bool] = False  # stage 2 reads attention entropies: eager attention alone gives them
     needs_reference: ClassVar[bool] = False  # reads `ref_logps` of GRPO's KL penalty: `beta` above 0
     least_group: ClassVar[int] = 2  # responses to a prompt without which it can do nothing

@@ -148,6 +148,7 @@ def reads_of_rollout(hidden: Tensor, ids: Tensor, head: Tensor, mask: Tensor | N
     """What a rollout makes of hidden states."""
     return {
         "hidden": lambda: hidden,
+        "reference_hidden": lambda: 0.5 * hidden.flip(2),
         "over_vocab": lambda functional: over_vocab(functional, hidden, Head(weight=head), mask=mask),
         "slope": lambda direction: slope_along(direction, hidden, ids, Head(weight=head)),
         "entropy_by_head": lambda tokens: entropy_by_head(hidden, Head(weight=head), tokens),

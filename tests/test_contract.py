@@ -74,6 +74,7 @@ FORMS = {
     "passk_advantage, best of k": find_term("passk_advantage")(form="loo_minus_one", k=2),
     "outcome_exploration, batch": find_term("outcome_exploration")(by="batch"),
     "right_anchor, count": find_term("right_anchor")(source="any", keep="count", capacity=3),
+    "rep_exp, policy": find_term("rep_exp")(features="policy"),
     "right_anchor, log_det": find_term("right_anchor")(source="any", unit="token", keep="log_det", capacity=1),
     "steer, exact": find_term("steer")(estimate="exact"),
 }

@@ -103,6 +103,8 @@ FLOWS = {
     "perplexity_advantage": Flow(sampling="advantages logps"),
     "position_advantage": Flow(current="advantages"),
     "qae": Flow(sampling="rewards group_rewards reward_scale"),
+    "rep_exp": Flow(sampling="hidden rewards"),  # the batches make the reference's states of the policy's
+    "rep_exp, policy": Flow(sampling="hidden rewards"),
     "right_anchor": Flow(gradient="hidden", sampling="logps rewards", current="hidden"),
     "right_anchor, count": Flow(gradient="hidden", sampling="logps rewards", current="hidden"),
     "right_anchor, log_det": Flow(gradient="hidden", sampling="hidden logps rewards", current="hidden"),

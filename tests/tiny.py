@@ -16,6 +16,8 @@ from hclm_rl.recipe.config import find_term
 
 LOSSES = ["grpo", "dapo", "dr_grpo", "bnpo", "cispo", "sapo", "vespo", "luspo"]
 WITH_TOOLS = {"info_po", "tool_bonus"}  # terms that do nothing in text without tools
+# what a term must be told in a run without a KL, which loads no reference model
+ALONE = {"rep_exp": {"features": "policy"}}
 WORDS = [str(i) for i in range(24)]
 PAIRS = {"grpo": (trl.GRPOTrainer, hclm_rl.GRPOTrainer), "rloo": (trl.RLOOTrainer, hclm_rl.RLOOTrainer)}
 CONFIGS = {"grpo": hclm_rl.GRPOConfig, "rloo": hclm_rl.RLOOConfig}
@@ -86,7 +88,7 @@ ROLLOUTS = {True: fixed_rollout, "turns": turns_rollout, "truncated": truncated_
 
 def beta_of(term: str) -> float:
     """The strength of the KL, which some terms act against; 0 is TRL's default."""
-    return 0.04 if find_term(term).needs_reference else 0.0
+    return 0.04 if find_term(term).needs_reference or find_term(term).needs_reference_model else 0.0
 
 
 def settings(**changes: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import add_fused_lm_head, use_adapter
 
 from ..types import Transcript
+from .head import language_model
 
 
 @contextmanager
@@ -43,6 +44,23 @@ def score(
             model, ids, attention, transcript.ids.size(1), size, compute_entropy=True
         )
     return logps, entropy
+
+
+def reference_hidden(trainer: Any, transcript: Transcript) -> Tensor:
+    """The reference's last hidden states (after the final norm) at the tokens of the completions; no gradient."""
+    states: list[Tensor] = []
+
+    def keep(module: torch.nn.Module, args: Any, output: Any) -> None:
+        states.append(output.last_hidden_state[:, -transcript.ids.size(1) :])
+
+    has_own = trainer.ref_model is not None  # else it is the policy without its adapter
+    model = trainer.accelerator.unwrap_model(trainer.ref_model) if has_own else language_model(trainer)
+    hook = model.base_model.register_forward_hook(keep)
+    try:
+        score(trainer, trainer.model, transcript, "reference")
+    finally:
+        hook.remove()
+    return torch.cat(states)
 
 
 def reference_with_entropy(trainer: Any) -> Any:

@@ -33,7 +33,7 @@ from .run import (
     strengths,
     transcript_of,
 )
-from .scoring import aside, score
+from .scoring import aside, reference_hidden, score
 from .tracing import traced
 
 
@@ -221,6 +221,7 @@ def reads_of(trainer: Any, output: dict[str, Any], scores: Scores | None, mask: 
     if chain.needs_rescoring:
         reads["score"] = functools.partial(score, trainer, trainer.model)
         reads["transcript"] = transcript_of(output)
+        reads["reference_hidden"] = lambda: reference_hidden(trainer, reads["transcript"])
     return reads
 
 

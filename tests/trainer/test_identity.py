@@ -8,7 +8,7 @@ from peft import LoraConfig
 
 from hclm_rl import known_terms
 
-from ..tiny import LOSSES, largest_difference, make, weights_after, weights_of
+from ..tiny import ALONE, LOSSES, largest_difference, make, weights_after, weights_of
 
 OFF_POLICY = {"num_iterations": 2, "beta": 0.04, "max_steps": 4}
 VARIANTS = {
@@ -74,7 +74,7 @@ def test_an_empty_chain_is_trl_bit_for_bit(variant: str, policy: str, stock: dic
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_all_terms_at_coef_zero_are_trl_bit_for_bit(variant: str, policy: str, stock: dict, tmp_path: Path):
-    terms = [{name: {"coef": 0.0}} for name in known_terms()]
+    terms = [{name: {"coef": 0.0, **ALONE.get(name, {})}} for name in known_terms()]
     weights = run(policy, tmp_path, ours=True, terms=terms, **VARIANTS[variant])
     assert largest_difference(weights, stock[variant]) == 0.0
 

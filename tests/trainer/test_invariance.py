@@ -18,6 +18,7 @@ from hclm_rl.watch.trace import read_trace
 
 from ..cpu_processes import run_by_two
 from ..tiny import LOSSES, WITH_TOOLS, beta_of, largest_difference, make, weights_after
+from ..tiny import ALONE, LOSSES, WITH_TOOLS, largest_difference, make, weights_after
 from ..two_processes import NOTHING_ON_ONE, evaluated
 
 WHOLE = {"per_device_train_batch_size": 8}
@@ -32,6 +33,7 @@ STRONG = {
     "attention_entropy": {"coef": 1.0, "target": 1.0, "margin": 0.0},
     "clip_cov": {"ratio": 0.2, "lower": 0.1},
     "discriminator_clip": {"mu": 0.3},
+    "rep_exp": {**ALONE["rep_exp"], "beta": 1.0, "right_at": 0.25},
     "force_reweight": {"floor": 0.1, "ceiling": 0.5},
     "group_log_det": {"acts": "both", "balance": 0.1},
     "info_po": {"beta": 5.0, "temperature": 1.0},
@@ -84,7 +86,11 @@ save_strategy: "no"
 
 def all_terms_in_order(beta: float = 0.0) -> list[str]:
     """All names that a run with this KL takes, those that shape rewards first: they set the advantages anew."""
-    names = [name for name in known_terms() if beta or not find_term(name).needs_reference]
+    names = [
+        name
+        for name in known_terms()
+        if beta or not (find_term(name).needs_reference or find_term(name).needs_reference_model)
+    ]
     return sorted(names, key=lambda name: "reward" not in find_method(name).kinds)
 
 
