@@ -15,6 +15,7 @@ from torch import Tensor
 from hclm_rl import Rollout, Term, TokenBatch, known_terms
 from hclm_rl.chain.chain import Outcome
 from hclm_rl.terms.epo import Epo
+from hclm_rl.terms.hold_coverage import HoldCoverage
 from hclm_rl.terms.no_loss import NoLoss
 from hclm_rl.terms.right_anchor import RightAnchor
 from hclm_rl.terms.right_kl import RightKl
@@ -82,6 +83,7 @@ FLOWS = {
     "group_log_det, both": Flow(gradient="hidden", sampling="advantages hidden", current="hidden"),
     "group_log_det, force": Flow(gradient="hidden", sampling="hidden", current="hidden"),
     "hicra": Flow(sampling="advantages"),
+    "hold_coverage": Flow(gradient="hidden", sampling="logps rewards group_rewards", current="hidden"),
     "info_po": Flow(sampling="advantages logps group_rewards"),
     "information_force": Flow(sampling="hidden"),  # its stage 2 waits for the backward pass
     "kl_cov": Flow(gradient="logps", sampling="advantages logps", current="logps old_logps"),
@@ -228,9 +230,9 @@ def of_stage_two(term: Term, view: Rollout, batch: TokenBatch) -> dict[str, Tens
 
 
 def earlier(term: Term) -> dict:
-    """A memory where a rule needs an earlier step: epo's band, what self_imitation and right_anchor replay."""
+    """A memory where a rule needs an earlier step: epo's band, what self_imitation, right_anchor and hold_coverage replay."""
     memory: dict = {"entropy_sum": 1.0, "steps": 1} if isinstance(term, Epo) else {}
-    if isinstance(term, SelfImitation | RightAnchor):
+    if isinstance(term, SelfImitation | RightAnchor | HoldCoverage):
         first_stage(term, rollout(with_tools(make_step(7, torch.float64))), memory)
     if isinstance(term, NoLoss):
         step = with_tools(make_step(7, torch.float64))

@@ -23,6 +23,7 @@ from .force_reweight import ForceReweight as ForceReweight
 from .forking_tokens import ForkingTokens as ForkingTokens
 from .group_log_det import GroupLogDet as GroupLogDet
 from .hicra import Hicra as Hicra
+from .hold_coverage import HoldCoverage as HoldCoverage
 from .info_po import InfoPo as InfoPo
 from .information_force import InformationForce as InformationForce
 from .kl_cov import KlCov as KlCov

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from ..types import Rollout, RolloutEffect, Term
 
@@ -23,12 +25,17 @@ class MaxRl(Term):
     shapes_advantages: ClassVar[bool] = True
 
     def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
-        rewards = rollout.rewards
-        if below := int(rollout.total((rewards < 0).sum())):
-            raise ValueError(
-                f"max_rl divides by a group's mean reward, so it needs rewards of 0 or more; {below} responses have "
-                "less: pay 0 and 1 instead of -1 and 1, and give a term that lowers rewards before it a floor"
-            )
-        mean = rollout.group_rewards.nanmean(dim=1)
-        moves = ~rewards.isnan() & (mean > 0)
-        return RolloutEffect(advantages=torch.where(moves, (rewards - mean) / mean, 0.0))
+        return RolloutEffect(advantages=relative_to_success(rollout, "max_rl"))
+
+
+def relative_to_success(rollout: Rollout, term: str) -> Float[Tensor, "N"]:
+    """(R_i - m) / m; 0 where m is 0 and where nothing scored the response. `term`: whose name the refusal has."""
+    rewards = rollout.rewards
+    if below := int(rollout.total((rewards < 0).sum())):
+        raise ValueError(
+            f"{term} divides by a group's mean reward, so it needs rewards of 0 or more; {below} responses have "
+            "less: pay 0 and 1 instead of -1 and 1, and give a term that lowers rewards before it a floor"
+        )
+    mean = rollout.group_rewards.nanmean(dim=1)
+    moves = ~rewards.isnan() & (mean > 0)
+    return torch.where(moves, (rewards - mean) / mean, 0.0)

@@ -36,6 +36,7 @@ STRONG = {
     "rep_exp": {**ALONE["rep_exp"], "beta": 1.0, "right_at": 0.25},
     "force_reweight": {"floor": 0.1, "ceiling": 0.5},
     "group_log_det": {"acts": "both", "balance": 0.1},
+    "hold_coverage": {"right_at": 0.25},
     "info_po": {"beta": 5.0, "temperature": 1.0},
     # in two steps no prompt comes twice
     "right_anchor": {"coef": 3.0, "source": "any", "right_at": 0.25, "unit": "token"},
