@@ -13,12 +13,40 @@ from .right_anchor import RightAnchor
 
 START = LEAST = 0.0
 MOST = 3.0
-RATE = 0.05  # per nat and optimiser step
+RATE = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
 class HoldCoverage(Term):
-    """docs to come"""
+    """Learns where prompts are unsolved and holds right answers by as much as they are being lost; no strength to set.
+
+    Two objectives in one unit, nats: what prompts win, and what right answers lose.
+
+        J = mean over prompts of log p_x - lambda * mean over stored right answers of max(0, l_0 - l)
+
+    p_x is the prompt's success rate, whose log has the gradient of MaxRL's weights A_i = (R_i - m) / m (`max_rl`): an
+    unsolved prompt weighs 1 / p, a solved one next to nothing. The second sum is `right_anchor`'s, over the answers of
+    any prompt, so that it works where prompts come once. lambda is the price of a nat of a right answer in nats of
+    success. It is the multiplier of the constraint that the loss stays within a budget, by dual ascent after each
+    optimiser step, with the loss L that the step's replays showed:
+
+        lambda <- clip(lambda + 0.05 (L - budget), 0, 3)    budget = -log(1 - 1 / G)
+
+    The budget is what a group of G responses cannot tell from nothing: an answer that it found once it now finds
+    1 - 1 / G times. lambda begins at 0, as multipliers do: until something right is lost, learning is all there is; it
+    rises by as much as is lost and for as long, and falls again once what was won is held. What stands in place of a
+    number to set: a nat above the budget for 20 steps makes a nat of either worth the same; at 3, which was as much as
+    was ever tried, the price rises no more, as a loss that no price prevents would otherwise end learning.
+
+    Rewards below 0 are refused, as by `max_rl`; graded ones count as right from `right_at` on. Cost and memory are
+    `right_anchor`'s, and the multiplier goes into checkpoints with the store. `strength` logs lambda, `nats` is L.
+
+    Args:
+        share: of the rows, in (0, 1]: those that replay, hence the cost; 1 doubles the texts read with gradient.
+        capacity: right answers kept for a prompt, at least 1, as in `right_anchor`.
+        right_at: the reward from which a response is right; None: 1, with a warning where rewards are not 0 or 1.
+        most_gb: the store takes no more responses beyond so many 10^9 bytes, and says so once; above 0.
+    """
 
     needs_scores: ClassVar[bool] = True
     needs_rescoring: ClassVar[bool] = True
@@ -50,8 +78,10 @@ class HoldCoverage(Term):
         )
 
     def __call__(self, batch: TokenBatch, memory: dict) -> Effect:
-        asked = self.anchor(batch, memory)
-        return asked if asked.loss is None else replace(asked, loss=memory["strength"] * asked.loss)
+        asked, strength = self.anchor(batch, memory), memory["strength"]
+        if asked.loss is None:
+            return asked
+        return replace(asked, loss=strength * asked.loss, affected=asked.affected if strength else None)
 
     def on_step(self, metrics: Mapping[str, float], memory: dict) -> None:
         if "nats" in metrics:
