@@ -230,7 +230,7 @@ def of_stage_two(term: Term, view: Rollout, batch: TokenBatch) -> dict[str, Tens
 
 
 def earlier(term: Term) -> dict:
-    """A memory where a rule needs an earlier step: epo's band, what self_imitation, right_anchor and hold_coverage replay."""
+    """A memory where a rule needs an earlier step: epo's band, what is replayed."""
     memory: dict = {"entropy_sum": 1.0, "steps": 1} if isinstance(term, Epo) else {}
     if isinstance(term, SelfImitation | RightAnchor | HoldCoverage):
         first_stage(term, rollout(with_tools(make_step(7, torch.float64))), memory)

@@ -1,4 +1,4 @@
-"""Hold coverage, derived here; its parts: MaxRL, Tajwar et al., 2026, arXiv:2602.02710, and the anchor of right_anchor"""
+"""Hold coverage, derived here; parts: MaxRL, Tajwar et al., 2026, arXiv:2602.02710, and the anchor of right_anchor"""
 
 import math
 from collections.abc import Mapping

@@ -78,7 +78,7 @@ def test_the_strength_goes_into_checkpoints(policy: str, tmp_path: Path):
 
 def test_rewards_below_0_are_refused():
     view = rollout(replace(make_step(), rewards=torch.tensor([1.0, -1, -1, -1, 1, 1, 0, 0])))
-    with pytest.raises(ValueError, match="hold_coverage divides by a group's mean reward.* 3 responses have less"):
+    with pytest.raises(ValueError, match=r"hold_coverage divides by a group's mean reward.* 3 responses have less"):
         HoldCoverage().on_rollout(view, {})
 
 
