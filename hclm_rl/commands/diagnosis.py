@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from ..equations.expectations import Estimate, of_expectations, square_of_expectation
 from ..equations.forces import LEAST_RATIO, MOST_RATIO, Regime, regime
 from .pulled_back import Pulled
@@ -75,7 +77,11 @@ class Balance:
     force: Estimate  # |E F|^2
     gradient: Estimate  # |E g|^2
     product: Estimate  # <E F, E g>
+    own: Estimate  # <E F, E F>, one of the two on the step's own responses: what a term's push does to others
     kept: float = 1.0  # what max_grad_norm leaves of the term's push, as of g
+    # the force and the product in a step at the critical coefficient, whose second moments hold the term too
+    critical_own: Estimate | None = None
+    critical_product: Estimate | None = None
 
     def push(self) -> float:
         """What a coefficient of 1 pushes, kept |E F|; 0 where it is not told from 0."""
@@ -94,20 +100,21 @@ class Balance:
         return max(-1.0, min(1.0, -self.kept * self.product.value / norms)) if norms > 0 else 0.0
 
     def critical(self) -> Estimate | None:
-        """c* = <E F, E g> / (kept |E F|^2); None where the force is not told from 0.
+        """c* = <E F, E g> / (kept <E F, E F>); None where the force is not told from 0.
 
         Its error is that of the product over the steps and responses, and that of the force.
         """
-        if self.push() == 0:
+        force, product = self.critical_own or self.own, self.critical_product or self.product
+        power = self.kept * force.value
+        if self.push() == 0 or power <= 0:
             return None
-        power = self.kept * self.force.value
-        value = self.product.value / power
-        of_force = 0.0 if math.isnan(self.force.error) else self.kept * value * self.force.error
-        return Estimate(value, math.hypot(self.product.error, of_force) / power)
+        value = product.value / power
+        of_force = 0.0 if math.isnan(force.error) else self.kept * value * force.error
+        return Estimate(value, math.hypot(product.error, of_force) / power)
 
     def change(self, coef: float, rate: float) -> float:
         """Of the surrogate by a step at `coef`, to first order, with the second moments of the rest."""
-        return rate * (self.kept * coef * self.force.value - self.product.value)
+        return rate * (self.kept * coef * self.own.value - self.product.value)
 
 
 def balance(of: Pulled) -> Balance:
@@ -116,14 +123,26 @@ def balance(of: Pulled) -> Balance:
         force=square_of_expectation(of.with_forces),
         gradient=square_of_expectation(of.rest),
         product=of_expectations(of.with_rest),
+        own=of_expectations(of.with_own),
         kept=of.kept,
+        critical_own=of_expectations(of.critical_own),
+        critical_product=of_expectations(of.critical_rest),
     )
 
 
-def whole_change(of: Pulled, rate: float, is_of_these_steps: bool = False) -> Estimate:
-    """By a step of the recipe as it is; or by one made of the very gradients of the dry run."""
-    found = of_expectations(of.with_all, is_of_these_steps)
+def whole_change(of: Pulled, rate: float) -> Estimate:
+    """By a step of the recipe as it is."""
+    found = of_expectations(of.with_all)
     return Estimate(-rate * found.value, rate * found.error)
+
+
+def change_of_this(with_g: Tensor, with_own: Tensor, push: float, rate: float, memory: Tensor) -> Estimate:
+    """By the one step that an optimiser makes of the very gradients of the dry run, `memory` its weights of them.
+
+    `push`: kept x coefficient of what the term adds to them. The error is that of the other responses alone.
+    """
+    of_each = rate * ((push * with_own - with_g) * memory).sum(dim=1)
+    return of_expectations(of_each.unsqueeze(1), of_left_alone=True)
 
 
 def recommended(critical: Estimate | None, push: float, pull: float) -> tuple[float | None, str]:

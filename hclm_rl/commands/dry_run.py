@@ -199,6 +199,17 @@ def preconditioner(run: DryRun) -> tuple[Vector | None, str]:
     return found, ""
 
 
+def memory_of(run: DryRun) -> Tensor:
+    """The weights with which the step after the dry run takes its gradients: Adam's first moment, SGD's momentum."""
+    optimizer, count = optimizer_of(run), len(run.gradients)
+    group = optimizer.param_groups[0]
+    if isinstance(optimizer, torch.optim.SGD):
+        return torch.tensor([group["momentum"] ** (count - k) for k in range(1, count + 1)], dtype=torch.float64)
+    decay = group["betas"][0] if "betas" in group else 1.0
+    found = torch.tensor([decay ** (count - k) for k in range(1, count + 1)], dtype=torch.float64)
+    return found / found.sum()
+
+
 def restored(parameters: Sequence[torch.nn.Parameter], values: Sequence[Tensor]) -> None:
     """Puts back what was copied."""
     with torch.no_grad():

@@ -4,11 +4,10 @@ import statistics
 from collections.abc import Mapping
 
 from ..chain.chain import Chain
-from ..equations.expectations import Estimate, of_expectations
 from ..equations.forces import SURROGATES, Surrogate
 from ..recipe.config import GRPOConfig, RLOOConfig
-from .diagnosis import Force, balance, force_of, whole_change
-from .dry_run import HALVED_FROM, DryRun, preconditioner
+from .diagnosis import Force, balance, change_of_this, force_of
+from .dry_run import HALVED_FROM, DryRun, memory_of, preconditioner
 from .mistakes import strengths_of, surrogate_of
 from .pulled_back import Pulled, own_forces, pulled, rows_of, side
 from .replay import Gradients, with_more
@@ -65,17 +64,19 @@ def forces_of(run: DryRun, chain: Chain, config: GRPOConfig | RLOOConfig, tries:
 def try_out(run: DryRun, seen: list[Pulled], present: Mapping[Surrogate, float]) -> dict[Surrogate, list[Tried]]:
     """The recipe's step; for each surrogate one at its critical coefficient and one without its term, if it has any."""
     as_it_is = changes(run, run.gradients, {of.surrogate: of.memory for of in seen})
+    memory, rate = memory_of(run), run.recipe_rate
     found: dict[Surrogate, list[Tried]] = {}
     for of in seen:
         name, coef, told = of.surrogate, present.get(of.surrogate, 0.0), balance(of)
-        found[name] = [tried("the recipe's", coef, whole_change(of, run.recipe_rate, True), as_it_is[name])]
+        predicted = change_of_this(of.with_all, of.with_own, 0.0, rate, memory)
+        found[name] = [tried("the recipe's", coef, predicted, as_it_is[name])]
         critical = told.critical()
-        others = {"without its term": 0.0} if coef else {}
+        others = {"without its term": (0.0, of.with_rest, of.with_own)} if coef else {}
         if critical is not None:
-            others["at the critical coef"] = critical.value
+            others["at the critical coef"] = (critical.value, of.critical_rest, of.critical_own)
         forces = own_forces(run, name, of.memory) if others else []
-        for what, at in others.items():
+        for what, (at, with_g, with_own) in others.items():
             realised = changes(run, with_more(run, forces, at - coef).each, {name: of.memory})[name]
-            error = run.recipe_rate * of_expectations(of.with_rest, True).error
-            found[name].append(tried(what, at, Estimate(told.change(at, run.recipe_rate), error), realised))
+            predicted = change_of_this(with_g, with_own, of.kept * at, rate, memory)
+            found[name].append(tried(what, at, predicted, realised))
     return found

@@ -18,6 +18,8 @@ from ..trainer.keeping import Kept, states, whole_states
 from .dry_run import DryRun, preconditioner
 from .replay import Gradients, step_taken, with_more
 
+ROUNDS = 3  # in which the critical coefficient is put into its own equation
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pulled:
@@ -36,6 +38,10 @@ class Pulled:
     with_rest: Float64[Tensor, "J K"]  # <F_j, P_g g_k>
     with_forces: Float64[Tensor, "J J"]  # <F_j, P_g F_j'>
     rest: Float64[Tensor, "K K"]  # <g_k, P_g g_l>
+    with_own: Float64[Tensor, "J K"]  # <F_j, P_g F_k>, F_k of the generation batch of step k: what a term does
+    # the products with g and F_k under the P of a step at the critical coefficient, whose moments hold the term too
+    critical_rest: Float64[Tensor, "J K"]
+    critical_own: Float64[Tensor, "J K"]
     kept: float  # what max_grad_norm leaves of g
 
 
@@ -72,12 +78,29 @@ def pull_back(run: DryRun, kept: Kept, whole: StepForce) -> Vector:
     return run.keep()
 
 
-def without_term(run: DryRun, forces: list[Vector], coef: float) -> Side:
-    """The rest of the step, with its own second moments. `forces`: of the generation batches of the dry steps."""
-    gradients = with_more(run, forces, -coef)
+def with_term(run: DryRun, forces: list[Vector], more: float) -> tuple[Gradients, Vector | None]:
+    """The dry steps with more of a term, and what the optimiser would then divide by.
+
+    `forces`: of the generation batches of the dry steps.
+    """
+    gradients = with_more(run, forces, more)
     with step_taken(run, gradients.each, 0.0):
-        weights, _ = preconditioner(run)
-    return side(run, gradients, weights)
+        return gradients, preconditioner(run)[0]
+
+
+def at_critical(
+    run: DryRun, own: list[Vector], forces: list[Vector], rest: Side, coef: float
+) -> list[tuple[Float64[Tensor, "J K"], Float64[Tensor, "J K"]]]:
+    """Products with g and with the own forces: with the P of the rest, and in rounds with that of a step at c*."""
+    weights, found = rest.weights, []
+    for _ in range(ROUNDS + 1):
+        with_own = products(forces, own, weights).repeat_interleave(run.updates, dim=1)
+        found.append((products(forces, rest.gradients.each, weights), with_own))
+        power = rest.gradients.kept * with_own.mean().item()
+        if weights is None or power <= 0:
+            break
+        weights = with_term(run, own, found[-1][0].mean().item() / power - coef)[1]
+    return found
 
 
 def own_forces(run: DryRun, surrogate: Surrogate, memory: dict) -> list[Vector]:
@@ -102,10 +125,12 @@ def pulled(
     own, wholes = ([each for each in of if each is not None] for of in forces_at)
     if len(own) + len(wholes) < len(rows[0]) + len(rows[1]):
         return None
-    rest = without_term(run, own_forces(run, surrogate, memory), coef) if coef else whole_step
+    pushed = own_forces(run, surrogate, memory)
+    rest = side(run, *with_term(run, pushed, -coef)) if coef else whole_step
     forces = [pull_back(run, kept, whole) for kept, whole in zip(run.others, wholes, strict=True)]
     at_states = [whole.force(each) for whole, each in zip(wholes, rows[1], strict=True)]
     bounded = [whole.at_unit_length(f, z).norm() for whole, f, z in zip(wholes, at_states, rows[1], strict=True)]
+    critical = at_critical(run, pushed, forces, rest, coef)
     return Pulled(
         surrogate=surrogate,
         memory=memory,
@@ -115,9 +140,12 @@ def pulled(
         live=mean([whole.live() for whole in wholes]),
         **certificate(wholes),
         with_all=products(forces, whole_step.gradients.each, whole_step.weights),
-        with_rest=products(forces, rest.gradients.each, rest.weights),
+        with_rest=critical[0][0],
+        with_own=critical[0][1],
         with_forces=products(forces, forces, rest.weights),
         rest=rest.own,
+        critical_rest=critical[-1][0],
+        critical_own=critical[-1][1],
         kept=rest.gradients.kept,
     )
 

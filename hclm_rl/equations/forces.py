@@ -200,8 +200,7 @@ def regime(coef: float, force: float, gradient: float, alignment: float) -> tupl
     if force == 0:
         return (
             "dead",
-            "what it pushes on one batch's responses does not carry over to another's: the expected force is not told "
-            "from 0",
+            "the expected force is not told from 0: one batch's push does not carry over to another's responses",
         )
     if gradient == 0:
         return "not known", "no gradient beside it in the dry run: more prompts or steps"
