@@ -33,8 +33,10 @@ CHAINS: dict[str, list | None] = {
     "clip_cov": ["clip_cov"],
     "log_det": ["log_det"],
     "information_force": ["information_force"],
+    "entropy_flow": ["entropy_flow"],
+    "entropy_flow, head": [{"entropy_flow": {"through": "head"}}],
 }
-LIMITS = {"empty chain": 1.01, "clip_cov": 1.03, "log_det": 1.06, "information_force": 1.10}
+LIMITS = {"empty chain": 1.01, "clip_cov": 1.03, "log_det": 1.06, "information_force": 1.10, "entropy_flow, head": 1.15}
 RESPONSES = 16  # per optimiser step
 SETTINGS = {
     "on-policy": {"per_device_train_batch_size": RESPONSES},

@@ -24,8 +24,8 @@ def refuse_what_the_run_lacks(chain: Chain, model: Any, config: Any) -> None:
     frozen = [link.name for link in chain.links if link.term.needs_reference_model and link.coef != NOTHING]
     if frozen and config is not None and not config.beta:
         raise ValueError(
-            f"{', '.join(frozen)}: reads the frozen model of the KL penalty, which this run does not load: set beta above "
-            "0, as in beta: 1.0e-6, which loads it and hardly pulls"
+            f"{', '.join(frozen)}: reads the frozen model of the KL penalty, which this run does not load: set beta "
+            "above 0, as in beta: 1.0e-6, which loads it and hardly pulls"
         )
     model_config: PretrainedConfig | None = getattr(model, "config", None)
     if isinstance(model, str):

@@ -17,8 +17,7 @@ from hclm_rl.recipe.config import find_term
 from hclm_rl.watch.trace import read_trace
 
 from ..cpu_processes import run_by_two
-from ..tiny import LOSSES, WITH_TOOLS, beta_of, largest_difference, make, weights_after
-from ..tiny import ALONE, LOSSES, WITH_TOOLS, largest_difference, make, weights_after
+from ..tiny import ALONE, LOSSES, WITH_TOOLS, beta_of, largest_difference, make, weights_after
 from ..two_processes import NOTHING_ON_ONE, evaluated
 
 WHOLE = {"per_device_train_batch_size": 8}
