@@ -12,6 +12,8 @@ from .recipe.config import GRPOConfig as GRPOConfig
 from .recipe.config import RLOOConfig as RLOOConfig
 from .recipe.config import build_chain as build_chain
 from .recipe.config import known_terms as known_terms
+from .sft.config import SFTConfig as SFTConfig
+from .sft.trainer import SFTTrainer as SFTTrainer
 from .trainer import GRPOTrainer as GRPOTrainer
 from .trainer import RLOOTrainer as RLOOTrainer
 from .trainer.decay_to_start import DecayToStart as DecayToStart
