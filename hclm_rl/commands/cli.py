@@ -24,6 +24,8 @@ from .metrics import METRIC, Metric, metrics_of, read_docstring
 ALGORITHMS: Final = ("grpo", "rloo")
 # command -> (the module whose main(arguments) runs it, imported when called for; what it does)
 COMMANDS: Final = {
+    "sft": ("hclm_rl.commands.sft", "supervised fine-tuning, plain or with a method that minds the entropy"),
+    "generate": ("hclm_rl.commands.generate", "responses with a method of decoding, and what they cost"),
     "doctor": ("hclm_rl.commands.doctor", "before training: forces, regimes and mistakes of a recipe"),
     "forecast": ("hclm_rl.evaluation.forecast", "the reward ceiling that the first part of a run points to"),
     "eval": (

@@ -8,6 +8,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
+from ..equations.sigma_reparam import sigma_reparam
 from ..recipe.arguments import Algorithm, RunArguments, Settings, make_parser, parse, recipe_of, with_recipe_apart
 from ..recipe.config import GRPOConfig, RLOOConfig
 from ..recipe.refusals import refuse_unwritable
@@ -119,7 +121,8 @@ def train_between_measures(
         trainer.add_callback(before)  # until then the model is not sharded
     else:
         before()
-    trainer.train(resume_from_checkpoint=checkpoint)
+    with sigma_reparam(trainer.model) if arguments.sigma_reparam else nullcontext():
+        trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.perf_counter() - start - before.seconds
     return before.found, measure(trainer, task, arguments, config), seconds
 

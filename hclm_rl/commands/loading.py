@@ -4,6 +4,7 @@ import importlib.util
 import inspect
 import os
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from typing import Any
 
 import datasets
@@ -12,10 +13,12 @@ from trl import ModelConfig, rewards
 from trl.scripts.utils import DatasetMixtureConfig, get_dataset
 from trl.trainer.utils import get_peft_config, get_quantization_config
 
+from ..equations.entropy_sgd import EntropySgd
 from ..evaluation.reward import right_answer
 from ..recipe.arguments import OWN_REWARD, REWARDS, Algorithm, RunArguments, Settings
 from ..recipe.config import GRPOConfig, RLOOConfig
 from ..recipe.refusals import is_fsdp1
+from ..recipe.weights import entropy_sgd_of, refuse_weights
 from ..responses.names import custom_code, find_function, nearest
 from ..testbed import Task, find_task
 from ..testbed.policy import SHAPES, policy_path
@@ -280,6 +283,8 @@ def trainer_of(
     refuse_what_cannot_run(algorithm, arguments, config, has_tools)
     if arguments.decay_to_start is not None:  # before what writes the log
         callbacks = [DecayToStart(arguments.decay_to_start, arguments.decay_to_start_gate), *callbacks]
+    outer = entropy_sgd_of(arguments.entropy_sgd) if arguments.entropy_sgd is not None else None
+    refuse_weights(arguments.sigma_reparam, outer, config, model)
     environment = {"environment_factory": task.environment} if task is not None and has_tools else {}
     try:
         trainer = {"grpo": GRPOTrainer, "rloo": RLOOTrainer}[algorithm](
@@ -295,4 +300,7 @@ def trainer_of(
         )
     except OSError as error:  # as transformers says that there is no such model
         raise ValueError(f"model_name_or_path '{path}' could not be loaded: {error}") from error
+    if outer is not None:
+        given = {**asdict(outer), "lr": config.learning_rate, "seed": config.seed}
+        trainer.optimizer_cls_and_kwargs = (EntropySgd, given)
     return trainer

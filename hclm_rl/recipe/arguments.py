@@ -18,6 +18,7 @@ from .packages import refuse_missing_packages
 from .parser import RecipeParser
 from .reading import read_recipe
 from .shipped import recipe_at
+from .weights import entropy_sgd_of
 
 Algorithm = Literal["grpo", "rloo"]
 Settings = tuple["RunArguments", GRPOConfig | RLOOConfig, ModelConfig, DatasetMixtureConfig]
@@ -77,6 +78,20 @@ class RunArguments(ScriptArguments):
         default=None,
         metadata={"help": "Tokens before that in which its punishment grows from 0 to -1; default: a fifth of them."},
     )
+    sigma_reparam: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether to train under sigmaReparam: each linear layer over its largest singular value, times a "
+            "number that is learnt. The model starts unchanged and is written plain."
+        },
+    )
+    entropy_sgd: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Entropy-SGD in place of optim, with hyper-parameters, `{inner_steps: 20}`; learning_rate is that "
+            "of its outer steps, each of which takes inner_steps optimiser steps."
+        },
+    )
     allow_custom_code: bool = field(
         default=False,
         metadata={
@@ -96,6 +111,8 @@ class RunArguments(ScriptArguments):
                 ) from error
         if not isinstance(self.task_kwargs, dict | None):
             raise ValueError(f"task_kwargs must be a mapping, got {self.task_kwargs!r}")
+        if self.entropy_sgd is not None:
+            entropy_sgd_of(self.entropy_sgd)  # says what is wrong
         if isinstance(self.reward_funcs, str):
             self.reward_funcs = [self.reward_funcs]
         if self.eval_samples < 0 or self.eval_batch < 1:

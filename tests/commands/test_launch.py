@@ -10,11 +10,14 @@ from pathlib import Path
 import psutil
 import pytest
 from datasets import Dataset, DatasetDict
+from safetensors.torch import load_file
 
 from hclm_rl.commands import launch, loading
 from hclm_rl.commands.launch import main
 from hclm_rl.commands.loading import split_of
+from hclm_rl.equations.entropy_sgd import EntropySgd
 from hclm_rl.recipe.arguments import parse
+from hclm_rl.testbed.policy import policy_path
 
 ROOT = Path(__file__).parents[2]
 RECIPE = """\
@@ -394,3 +397,36 @@ def test_the_overlong_punishment_follows_the_runs_length(flags: list[str], lengt
     arguments, config, _, _ = parse("grpo", ["--use_cpu", "--bf16", "false", *flags])
     reward = loading.find_reward("get_soft_overlong_punishment", arguments, config)
     assert callable(reward) and reward(completion_ids=[[1] * length]) == [paid]
+
+
+def test_sigma_reparam_trains_and_writes_a_plain_model(recipe: Path, tmp_path: Path):
+    line = ["--config", str(recipe), "--output_dir", str(tmp_path / "run"), "--eval_samples", "0"]
+    assert main("grpo", [*line, "--sigma_reparam", "true"]) == 0
+    written = load_file(tmp_path / "run/model.safetensors")
+    started = load_file(f"{policy_path()}/model.safetensors")
+    assert written.keys() == started.keys()
+    moved = {name for name, value in written.items() if (value - started[name].float()).abs().max() > 1e-4}
+    assert any("q_proj" in name for name in moved)
+
+
+def test_entropy_sgd_makes_an_outer_step_every_so_many(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    made = []
+    monkeypatch.setattr(EntropySgd, "_outer", lambda self, parameter, group: made.append(group["lr"]))
+    line = ["--config", str(recipe), "--output_dir", str(tmp_path / "run"), "--eval_samples", "0", "--no_save_final"]
+    assert main("grpo", [*line, "--entropy_sgd", '{"inner_steps": 2}', "--lr_scheduler_type", "constant"]) == 0
+    assert set(made) == {1e-3} and len(made) == len(load_file(f"{policy_path()}/model.safetensors"))
+
+
+@pytest.mark.parametrize(
+    "line, sentence",
+    [
+        (["--entropy_sgd", '{"inner_steps": 3}'], "max_steps must be a multiple of inner_steps 3, got 2"),
+        (["--entropy_sgd", '{"inner": 3}'], "entropy_sgd has no hyper-parameter 'inner'"),
+        (["--entropy_sgd", '{"momentum": 1.0}'], "entropy_sgd: momentum must be in [0, 1), got 1.0"),
+        (["--sigma_reparam", "true", "--save_strategy", "steps"], "set save_strategy to 'no'"),
+        (["--sigma_reparam", "true", "--use_peft", "true"], "under names of its own: drop use_peft"),
+    ],
+)
+def test_what_the_weights_of_a_run_cannot_be(line: list[str], sentence: str, recipe: Path, capsys):
+    assert main("grpo", ["--config", str(recipe), "--output_dir", "runs/never", *line]) == 2
+    assert sentence in capsys.readouterr().err
