@@ -32,7 +32,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """A link to a file beside docs/ becomes one to the repository; a method's name in the table one to its page."""
+    """A link to a file beside docs/ becomes one to the repository; the table of methods one to its pages."""
     folder = posixpath.dirname(page.file.src_uri)
 
     def outside(match: re.Match) -> str:
@@ -41,5 +41,5 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
     markdown = LINK.sub(outside, markdown)
     if page.file.src_uri == "methods.md":
-        markdown = re.sub(r"^\| `(\w+)` \|", r"| [`\1`](methods/\1.md) |", markdown, flags=re.MULTILINE)
+        markdown = pages.narrow_methods(markdown)
     return markdown

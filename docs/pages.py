@@ -139,6 +139,31 @@ def verdict(name: str) -> str:
     return "not yet on the board"
 
 
+def in_short(said: str) -> str:
+    """A row's verdict without its numbers: `**better**: coins, coins on-policy; no difference shown: products`."""
+    where: dict[str, list[str]] = {}
+    for part in said.split("; "):
+        found = re.fullmatch(r"([^:]+): AUC .*\(\d+ seeds?, ([^)]*)\)\.?", part)
+        if found is None:
+            return said
+        where.setdefault(found[1], []).append(found[2].replace(", ", " "))
+    return "; ".join(f"{verdict}: {', '.join(tasks)}" for verdict, tasks in where.items())
+
+
+def narrow_methods(text: str) -> str:
+    """docs/methods.md as the site shows it: four columns, each name a link to its page, verdicts without numbers."""
+    lines = []
+    for line in text.splitlines():
+        cells = [each.strip() for each in re.split(r"(?<!\\)\|", line.strip("|"))]
+        if len(cells) != 7:
+            lines.append(line)
+            continue
+        name, paper, kind, needs, *_, said = cells
+        name = re.sub(r"^`(\w+)`$", r"[`\1`](methods/\1.md)", name)
+        lines.append(f"| {' | '.join((name, paper, kind, needs, in_short(said)))} |")
+    return "\n".join(lines) + "\n"
+
+
 def board(name: str) -> str:
     """The method's rows of docs/leaderboard.md at its recipe's values, beside plain GRPO's."""
     found, section, part = [], "", ""

@@ -87,6 +87,17 @@ def test_a_method_has_a_page_with_use_parameters_evidence_and_source(pages: Modu
     assert "](https://arxiv.org/abs/2505.22617)" in text
 
 
+def test_the_table_of_methods_is_narrow_in_the_site(pages: ModuleType):
+    said = (
+        "**better**: AUC +0.065 ▲, pass@1 -0.012 (5 seeds, coins); no difference shown: AUC -0.003 (5 seeds, products)"
+    )
+    assert pages.in_short(said) == "**better**: coins; no difference shown: products"
+    assert pages.in_short("changes nothing; says the drift") == "changes nothing; says the drift"
+    text = pages.narrow_methods((DOCS / "methods.md").read_text())
+    [row] = [line for line in text.splitlines() if line.startswith("| [`clip_cov`](methods/clip_cov.md) | ")]
+    assert row.endswith("| token mask | scores | **better**: coins, coins on-policy; no difference shown: products |")
+
+
 def test_the_navigation_has_every_page(pages: ModuleType):
     nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
     named = set(re.findall(r"'([\w/]+\.md)'", str(nav)))
