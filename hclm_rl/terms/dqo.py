@@ -48,6 +48,11 @@ class Dqo(Term):
             that share one large direction
         right_at: of `right_only`, the reward from which a response is right; None: 1, with a warning where rewards are
             not 0 or 1
+
+    Metrics:
+        volume (nats): mean over the groups of what the log-determinant of their embeddings gives. Healthy: does not
+            fall for long. Else: the responses of a group grow alike
+        spread (nats): its standard deviation over the groups
     """
 
     seeks: ClassVar[Direction | None] = "more"

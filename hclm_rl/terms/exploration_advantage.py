@@ -28,6 +28,10 @@ class ExplorationAdvantage(Term):
             wrong token gets exactly 0
         at: whose entropy: "current", the policy as it is, as in the authors' loss; "sampling", one value for all
             updates on a rollout; ours
+
+    Metrics:
+        bonus (advantage): what is added to the tokens' advantages, mean. Healthy: well below their mean size. Else:
+            lower `alpha`
     """
 
     shapes_advantages: ClassVar[bool] = True  # with at "sampling"

@@ -30,6 +30,10 @@ class Focal(Term):
         gamma: at least 0; 0 changes nothing; of the re-implementation; to try: 0.5, 1, 2
         rescale: True: the factors are divided by their mean over the groups whose A are not all 0; ours
         right_at: the reward from which a response is right; ours, for graded rewards: the code that was read has R > 0
+
+    Metrics:
+        weight (factor): mean weight of the responses, (1 - success) to the power of gamma. Healthy: above a tenth.
+            Else: nearly all prompts are solved, and hardly anything is learnt
     """
 
     shapes_advantages: ClassVar[bool] = True

@@ -37,6 +37,11 @@ class Mara(Term):
         threshold: the reward from which a response is right; the paper's example for 0/1 rewards
         quantile: in (0, 1): that of the step's rewards in the place of `threshold`, for graded ones; None: off
         cap: the most that is added to R_z, above 0; None: no cap, as in the paper; ours
+
+    Metrics:
+        groups (share): of the groups that hold a right answer
+        relief (advantage): mean of what the right answers get beside their advantage
+        best_length (tokens): length of the answer that got most of it
     """
 
     needs_reference: ClassVar[bool] = True

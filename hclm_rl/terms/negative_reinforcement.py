@@ -34,6 +34,11 @@ class NegativeReinforcement(Term):
         mean_over: "all": what is left out counts in the loss's mean; "kept": the mean is over what is not left out, of
             the whole step, as in the authors' code, so the step grows as fewer are wrong
         right_at: the reward from which a response is right; None: 1, with a warning where rewards are not 0 or 1
+
+    Metrics:
+        right (share): of the responses that are right
+        kept (share): of the responses that have a gradient. Healthy: above 0. Else: at 0 nothing is learnt: take
+            another `form`
     """
 
     sets_baseline: ClassVar[bool] = True

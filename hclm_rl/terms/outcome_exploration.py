@@ -43,6 +43,11 @@ class OutcomeExploration(Term):
         capacity: answers kept a prompt, the commonest and of equals the older, >= 1; what was dropped is new again;
             ours
         right_at: the reward from which a response is right; None: 1, with a warning where rewards are not 0 or 1
+
+    Metrics:
+        flipped (share): of the tokens whose advantage changed its sign. Healthy: near 0. Else: lower the bonus
+        empty (share): of the responses without an answer. Healthy: near 0. Else: set `answer`, which must find the
+            answers
     """
 
     shapes_advantages: ClassVar[bool] = True

@@ -47,6 +47,10 @@ class PasskAdvantage(Term):
         k_end: at least 1; 1 is plain pass@1 training; ours
         right_at: of "analytic", the reward from which a response is right; None: 1, with a warning where rewards are
             not 0 or 1
+
+    Metrics:
+        k (tries): of pass@k, in this step
+        silent (share): of the responses whose advantage is 0. Healthy: below 1. Else: at 1 nothing is learnt: lower `k`
     """
 
     sets_baseline: ClassVar[bool] = True

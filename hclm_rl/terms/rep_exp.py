@@ -44,6 +44,10 @@ class RepExp(Term):
         skips_solved: no bonus in a group without a wrong one; the authors have the switch, off
         right_only: True: only right responses are paid; ours
         right_at: the reward from which a response is right; None: 1, with a warning where rewards are not 0 or 1
+
+    Metrics:
+        bonus (reward): mean of what is added to the rewards
+        spread (reward): its standard deviation over the responses
     """
 
     seeks: ClassVar[Direction | None] = "more"

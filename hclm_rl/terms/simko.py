@@ -30,6 +30,10 @@ class Simko(Term):
         lam: of wrong favourites, >= 1; fixed in the authors' code
         statistics: "step" chooses the uncertain tokens once, at the sampling policy; "micro_batch" at every update, as
             the authors' code
+
+    Metrics:
+        shared (share): of the tokens whose push up is shared with the likeliest others
+        favourites (share): of the tokens that are the likeliest, wrong, and pushed down by more
     """
 
     needs_vocab_gradient: ClassVar[bool] = True

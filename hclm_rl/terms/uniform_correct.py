@@ -38,6 +38,14 @@ class UniformCorrect(Term):
             among the wrong ones and H = -sum q log q; 0 is off, as in the scripts
         per_token: False: x_i is the sum over tokens, which makes it a rule for the rarest alone
         right_at: the reward from which a response is right; ours, for graded rewards: the authors' code has R > 0
+
+    Metrics:
+        groups (share): of the groups with two right answers or more, in which alone it acts. Healthy: above a tenth.
+            Else: it does nothing yet
+        largest (factor): the largest that multiplies an advantage in this step
+        favoured_length (tokens): mean length of the right answers that are raised. Healthy: near the mean length. Else:
+            it favours length
+        favoured_perplexity (perplexity): mean perplexity of these
     """
 
     needs_scores: ClassVar[bool] = True

@@ -32,6 +32,10 @@ class Unlikeliness(Term):
         per_token: False: ranks by the whole response's log-prob, as that note has it, which pays for length
         mixed_only: only groups with both outcomes, R > 0 and not; the authors drop the others before: in a group that
             is all right the deviation would be of the factors alone, and push right answers down at full strength
+
+    Metrics:
+        mixed (share): of the groups with right and wrong responses, in which alone it acts
+        factor (factor): mean factor of the right answers there
     """
 
     needs_scores: ClassVar[bool] = True
