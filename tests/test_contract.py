@@ -41,6 +41,7 @@ REACHING = {
     "hicra": {"grams": ("so", "let me", "is")},
     "info_po": {"placeholder": "4"},
     "passk_advantage": {"k": 2},  # with four in a group
+    "rehearsal": {"checks": 1},  # the first is right in both groups
     "right_kl": {"right_at": 0.25},  # with two in a group
     "self_imitation": {"buffer": 1, "needs_tool_call": False},
     "entro_pic": {"threshold": 0.3},  # few tokens of this policy reach 0.95
@@ -75,6 +76,7 @@ FORMS = {
     "outcome_exploration, batch": find_term("outcome_exploration")(by="batch"),
     "right_anchor, count": find_term("right_anchor")(source="any", keep="count", capacity=3),
     "rep_exp, policy": find_term("rep_exp")(features="policy"),
+    "rehearsal, not of all": find_term("rehearsal")(checks=2),  # of the second group both are right
     "right_anchor, log_det": find_term("right_anchor")(source="any", unit="token", keep="log_det", capacity=1),
     "steer, exact": find_term("steer")(estimate="exact"),
 }

@@ -17,6 +17,7 @@ from hclm_rl.chain.chain import Outcome
 from hclm_rl.terms.epo import Epo
 from hclm_rl.terms.hold_coverage import HoldCoverage
 from hclm_rl.terms.no_loss import NoLoss
+from hclm_rl.terms.rehearsal import Rehearsal
 from hclm_rl.terms.right_anchor import RightAnchor
 from hclm_rl.terms.right_kl import RightKl
 from hclm_rl.terms.self_imitation import SelfImitation
@@ -107,6 +108,9 @@ FLOWS = {
     "qae": Flow(sampling="rewards group_rewards reward_scale"),
     "rep_exp": Flow(sampling="hidden rewards"),  # the batches make the reference's states of the policy's
     "rep_exp, policy": Flow(sampling="hidden rewards"),
+    # stored: the first group now, the second before, so that all have A = 0; then the second alone
+    "rehearsal": Flow(gradient="hidden", sampling="logps rewards", current="hidden"),
+    "rehearsal, not of all": Flow(gradient="hidden", sampling="advantages", current="hidden"),
     "right_anchor": Flow(gradient="hidden", sampling="logps rewards", current="hidden"),
     "right_anchor, count": Flow(gradient="hidden", sampling="logps rewards", current="hidden"),
     "right_anchor, log_det": Flow(gradient="hidden", sampling="hidden logps rewards", current="hidden"),
@@ -237,6 +241,12 @@ def earlier(term: Term) -> dict:
     if isinstance(term, NoLoss):
         step = with_tools(make_step(7, torch.float64))
         first_stage(term, rollout(replace(step, rewards=torch.ones(8).double())), memory)
+    """A memory where a rule needs an earlier step: epo's band, what is replayed from it."""
+    memory: dict = {"entropy_sum": 1.0, "steps": 1} if isinstance(term, Epo) else {}
+    if isinstance(term, SelfImitation | RightAnchor | Rehearsal):
+        # of what is judged once, and then stored, the first group is still to come
+        rows = slice(4, 8) if isinstance(term, Rehearsal) else slice(None)
+        first_stage(term, rollout(with_tools(make_step(7, torch.float64)), rows), memory)
     if isinstance(term, RightKl):  # it compares a response with itself when it was first sampled
         for seed in range(3):
             step = with_tools(make_step(seed, torch.float64))

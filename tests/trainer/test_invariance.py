@@ -37,6 +37,7 @@ STRONG = {
     "group_log_det": {"acts": "both", "balance": 0.1},
     "hold_coverage": {"right_at": 0.25},
     "info_po": {"beta": 5.0, "temperature": 1.0},
+    "rehearsal": {"coef": 3.0, "checks": 1, "right_at": 0.5},
     # in two steps no prompt comes twice
     "right_anchor": {"coef": 3.0, "source": "any", "right_at": 0.25, "unit": "token"},
     "self_imitation": {"buffer": 1, "warm_up": 1, "needs_tool_call": False},
