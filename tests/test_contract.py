@@ -64,6 +64,7 @@ FORMS = {
     "exploration_advantage, sampling": find_term("exploration_advantage")(at="sampling"),
     "entropy_flow, head": find_term("entropy_flow")(through="head"),
     "force_reweight, head": find_term("force_reweight")(through="head", **REACHING["force_reweight"]),
+    "entropy_flow_balance, exact": find_term("entropy_flow_balance")(influence="exact"),
     "force_reweight, representation": find_term("force_reweight")(
         by="representation", unit="nats", floor=1.0, ceiling=5.0
     ),

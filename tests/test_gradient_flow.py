@@ -68,6 +68,8 @@ FLOWS = {
     "entropy_bonus, by difficulty": Flow(gradient="entropy", sampling="group_rewards", current="entropy"),
     "entropy_flow": Flow(sampling="advantages logps entropy hidden"),
     "entropy_flow, head": Flow(sampling="advantages entropy hidden"),
+    "entropy_flow_balance": Flow(sampling="advantages logps entropy", current="advantages"),
+    "entropy_flow_balance, exact": Flow(sampling="advantages logps entropy hidden", current="advantages"),
     "epo": Flow(gradient="entropy", sampling="entropy", current="entropy"),
     "exploration_advantage": Flow(current="advantages entropy"),
     "exploration_advantage, sampling": Flow(sampling="advantages entropy"),

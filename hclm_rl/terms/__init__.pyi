@@ -15,6 +15,7 @@ from .entropy_advantage import EntropyAdvantage as EntropyAdvantage
 from .entropy_balanced import EntropyBalanced as EntropyBalanced
 from .entropy_bonus import EntropyBonus as EntropyBonus
 from .entropy_flow import EntropyFlow as EntropyFlow
+from .entropy_flow_balance import EntropyFlowBalance as EntropyFlowBalance
 from .epo import Epo as Epo
 from .exploration_advantage import ExplorationAdvantage as ExplorationAdvantage
 from .feature_softmax import FeatureSoftmax as FeatureSoftmax
