@@ -119,14 +119,15 @@ class Balance:
 
 def balance(of: Pulled) -> Balance:
     """From the products of the dry run."""
+    force = square_of_expectation(of.with_forces)
     return Balance(
-        force=square_of_expectation(of.with_forces),
+        force=force,
         gradient=square_of_expectation(of.rest),
         product=of_expectations(of.with_rest),
-        own=of_expectations(of.with_own),
+        own=force if of.with_own is None else of_expectations(of.with_own),
         kept=of.kept,
-        critical_own=of_expectations(of.critical_own),
-        critical_product=of_expectations(of.critical_rest),
+        critical_own=None if of.critical_own is None else of_expectations(of.critical_own),
+        critical_product=None if of.critical_rest is None else of_expectations(of.critical_rest),
     )
 
 
@@ -136,12 +137,13 @@ def whole_change(of: Pulled, rate: float) -> Estimate:
     return Estimate(-rate * found.value, rate * found.error)
 
 
-def change_of_this(with_g: Tensor, with_own: Tensor, push: float, rate: float, memory: Tensor) -> Estimate:
+def change_of_this(with_g: Tensor, with_own: Tensor | None, push: float, rate: float, memory: Tensor) -> Estimate:
     """By the one step that an optimiser makes of the very gradients of the dry run, `memory` its weights of them.
 
     `push`: kept x coefficient of what the term adds to them. The error is that of the other responses alone.
     """
-    of_each = rate * ((push * with_own - with_g) * memory).sum(dim=1)
+    added = 0.0 if with_own is None else push * with_own
+    of_each = rate * ((added - with_g) * memory).sum(dim=1)
     return of_expectations(of_each.unsqueeze(1), of_left_alone=True)
 
 

@@ -103,8 +103,9 @@ def read_from(
     """What the dry steps show; the mistakes are those that it takes a response's length and the entropy to see."""
     width = getattr(run.trainer.model, "config").get_text_config().hidden_size  # noqa: B009 (typed as a module)
     notes = strengths_of(chain)[2]
-    entropy, length = (
-        statistics.fmean(entry[key] for entry in run.log) for key in ("entropy", "completions/mean_length")
+    entropy, length = (  # a step on responses that an earlier one made says nothing of their lengths
+        statistics.fmean(entry[key] for entry in run.log if key in entry)
+        for key in ("entropy", "completions/mean_length")
     )
     share, mistakes, more_notes = cut_off(run.log, config)
     rows_at_once = config.per_device_train_batch_size * max(config.world_size, 1)

@@ -68,11 +68,11 @@ def try_out(run: DryRun, seen: list[Pulled], present: Mapping[Surrogate, float])
     found: dict[Surrogate, list[Tried]] = {}
     for of in seen:
         name, coef, told = of.surrogate, present.get(of.surrogate, 0.0), balance(of)
-        predicted = change_of_this(of.with_all, of.with_own, 0.0, rate, memory)
+        predicted = change_of_this(of.with_all, None, 0.0, rate, memory)
         found[name] = [tried("the recipe's", coef, predicted, as_it_is[name])]
         critical = told.critical()
-        others = {"without its term": (0.0, of.with_rest, of.with_own)} if coef else {}
-        if critical is not None:
+        others = {"without its term": (0.0, of.with_rest, None)} if coef else {}
+        if critical is not None and of.critical_rest is not None:
             others["at the critical coef"] = (critical.value, of.critical_rest, of.critical_own)
         forces = own_forces(run, name, of.memory) if others else []
         for what, (at, with_g, with_own) in others.items():

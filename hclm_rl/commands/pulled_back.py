@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from ..equations.expectations import Vector, products
+from ..equations.expectations import Vector, of_expectations, products
 from ..equations.forces import StepForce, Surrogate, step_force
 from ..equations.spectra import drift_budget, relative_drift, spectrum
 from ..trainer.keeping import Kept, states, whole_states
@@ -38,10 +38,11 @@ class Pulled:
     with_rest: Float64[Tensor, "J K"]  # <F_j, P_g g_k>
     with_forces: Float64[Tensor, "J J"]  # <F_j, P_g F_j'>
     rest: Float64[Tensor, "K K"]  # <g_k, P_g g_l>
-    with_own: Float64[Tensor, "J K"]  # <F_j, P_g F_k>, F_k of the generation batch of step k: what a term does
-    # the products with g and F_k under the P of a step at the critical coefficient, whose moments hold the term too
-    critical_rest: Float64[Tensor, "J K"]
-    critical_own: Float64[Tensor, "J K"]
+    with_own: Float64[Tensor, "J K"] | None  # <F_j, P_g F_k>, F_k of the generation batch of step k: what a term does
+    # the products with g and F_k under the P of a step at the critical coefficient, whose moments hold the term too;
+    # None where the sign of that coefficient is not told
+    critical_rest: Float64[Tensor, "J K"] | None
+    critical_own: Float64[Tensor, "J K"] | None
     kept: float  # what max_grad_norm leaves of g
 
 
@@ -125,12 +126,15 @@ def pulled(
     own, wholes = ([each for each in of if each is not None] for of in forces_at)
     if len(own) + len(wholes) < len(rows[0]) + len(rows[1]):
         return None
-    pushed = own_forces(run, surrogate, memory)
+    pushed = own_forces(run, surrogate, memory) if coef else []
     rest = side(run, *with_term(run, pushed, -coef)) if coef else whole_step
     forces = [pull_back(run, kept, whole) for kept, whole in zip(run.others, wholes, strict=True)]
     at_states = [whole.force(each) for whole, each in zip(wholes, rows[1], strict=True)]
     bounded = [whole.at_unit_length(f, z).norm() for whole, f, z in zip(wholes, at_states, rows[1], strict=True)]
-    critical = at_critical(run, pushed, forces, rest, coef)
+    with_rest = products(forces, rest.gradients.each, rest.weights)
+    critical: list = [(with_rest, None)]
+    if of_expectations(with_rest).is_told_from_0():
+        critical = at_critical(run, pushed or own_forces(run, surrogate, memory), forces, rest, coef)
     return Pulled(
         surrogate=surrogate,
         memory=memory,
@@ -140,11 +144,11 @@ def pulled(
         live=mean([whole.live() for whole in wholes]),
         **certificate(wholes),
         with_all=products(forces, whole_step.gradients.each, whole_step.weights),
-        with_rest=critical[0][0],
+        with_rest=with_rest,
         with_own=critical[0][1],
         with_forces=products(forces, forces, rest.weights),
         rest=rest.own,
-        critical_rest=critical[-1][0],
+        critical_rest=None if critical[-1][1] is None else critical[-1][0],
         critical_own=critical[-1][1],
         kept=rest.gradients.kept,
     )

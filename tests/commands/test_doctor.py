@@ -60,7 +60,7 @@ def test_every_surrogate_and_the_regimes_of_those_in_the_recipe(tmp_path: Path):
         assert 0 <= force.rho <= 1 and 0 < force.live <= 1
     assert not of(found.forces, "diagonal").is_in_recipe
     assert found.entropy == pytest.approx(0.44, abs=0.1)  # of the warm start, docs/log.md
-    assert found.width == 64 and found.mistakes == [] and found.cut_off == 0.0
+    assert found.width == 64 and found.mistakes == [] and found.cut_off < 0.1
 
 
 def test_a_floor_above_all_variances_makes_the_log_det_the_variance(tmp_path: Path):
