@@ -10,7 +10,8 @@ sentence is confirmed by the change of the surrogate on responses that the step 
     change       predicted and realised differ by at most 15 % of the larger of the recipe's and the plain step's
     sign         "a step changes it", "without a term it falls": where told from 0, realised with that sign
     critical     at the critical coefficient, where told, less than 35 % of the plain step's change is left
-    regime       weak: the term's own part of the change is under 3 % of what a dominant one's would be, and so on (below)
+    regime       dominant: the term's part of the change of its surrogate is larger than the rest's; healthy: it pushes
+                 its way; weak: it is no larger than what a step does anyway; dead: it is not told from 0
 """
 
 import argparse

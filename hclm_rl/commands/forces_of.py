@@ -3,6 +3,8 @@
 import statistics
 from collections.abc import Mapping
 
+from torch import Tensor
+
 from ..chain.chain import Chain
 from ..equations.forces import SURROGATES, Surrogate
 from ..recipe.config import GRPOConfig, RLOOConfig
@@ -71,7 +73,9 @@ def try_out(run: DryRun, seen: list[Pulled], present: Mapping[Surrogate, float])
         predicted = change_of_this(of.with_all, None, 0.0, rate, memory)
         found[name] = [tried("the recipe's", coef, predicted, as_it_is[name])]
         critical = told.critical()
-        others = {"without its term": (0.0, of.with_rest, None)} if coef else {}
+        others: dict[str, tuple[float, Tensor, Tensor | None]] = {}
+        if coef:
+            others["without its term"] = 0.0, of.with_rest, None
         if critical is not None and of.critical_rest is not None:
             others["at the critical coef"] = (critical.value, of.critical_rest, of.critical_own)
         forces = own_forces(run, name, of.memory) if others else []

@@ -6,13 +6,16 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 from datasets import Dataset, DatasetDict
 from safetensors.torch import load_file
+from transformers import TrainerControl, TrainerState
 
 from hclm_rl.commands import launch, loading
+from hclm_rl.commands.callbacks import UntrainedTeller
 from hclm_rl.commands.launch import main
 from hclm_rl.commands.loading import split_of
 from hclm_rl.equations.entropy_sgd import EntropySgd
@@ -171,6 +174,29 @@ def test_a_sharded_model_is_measured_once_it_is_wrapped_and_not_where_a_run_is_r
     whole = ["--config", str(recipe), "--output_dir", str(tmp_path / "whole")]
     assert main("grpo", whole) == 0  # what is measured, and how, leaves training as it is
     assert [entry["loss"] for entry in log_of(tmp_path / "whole")[:2]] == [entry["loss"] for entry in log[:2]]
+
+
+def test_a_run_that_trains_nothing_says_so_once(caplog: pytest.LogCaptureFixture):
+    teller, state = UntrainedTeller(), TrainerState(global_step=3)
+    args = SimpleNamespace(mask_truncated_completions=True, max_completion_length=5)
+    for share in (0.9, 1.0, 1.0):
+        teller.on_log(args, state, TrainerControl(), {"completions/clipped_ratio": share})  # type: ignore[arg-type]
+    assert caplog.messages == [
+        "nothing is trained at step 3: every response was cut off at max_completion_length 5, and "
+        "mask_truncated_completions leaves such responses out; raise max_completion_length"
+    ]
+    caplog.clear()
+    UntrainedTeller().on_log(
+        SimpleNamespace(mask_truncated_completions=False, max_completion_length=5),  # type: ignore[arg-type]
+        state, TrainerControl(), {"completions/clipped_ratio": 1.0},
+    )  # fmt: skip
+    assert caplog.messages == []
+
+
+def test_all_cut_off_and_masked_is_said_by_the_command(recipe: Path, tmp_path: Path, caplog):
+    flags = ["--max_completion_length", "3", "--mask_truncated_completions", "true", "--eval_samples", "0"]
+    assert main("grpo", ["--config", str(recipe), "--output_dir", str(tmp_path / "cut"), *flags]) == 0
+    assert sum("nothing is trained at step 1" in told for told in caplog.messages) == 1
 
 
 def test_fsdp1_is_not_measured(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):

@@ -73,6 +73,22 @@ def test_dead_and_weak_directions():
     assert (metrics["link/dead"].item(), metrics["link/weak"].item()) == (0.0, 0.5)
 
 
+def test_the_drift_against_the_first_step():
+    # S = diag(1, .01) and eps = .05; then every row twice as long: S + eps = (4.05, .09), times 4.05/1.05 and .09/.06
+    corners = torch.tensor([[1, 0.1], [1, -0.1], [-1, 0.1], [-1, -0.1]], dtype=torch.float64)
+    memory, term = {"eps": 0.05}, InformationForce(spectrum_every=1)
+    first = first_stage(term, rollout(with_states(corners)), memory).metrics
+    assert (first["link/drift"].item(), first["link/certified"].item()) == pytest.approx((0.0, 1.0), abs=1e-6)
+    second = first_stage(term, replace(rollout(with_states(2 * corners)), step=1), memory).metrics
+    assert second["link/drift"].item() == pytest.approx(4.05 / 1.05 - 1)
+    # both lam + eps lie within 1.5 and 27/7 times their first: 1 is within 1.525 and 4, .01 within .04 and .181
+    least = [min(x / (x + 0.05) ** 2 for x in ends) for ends in ((1.525, 4.0), (0.04, 0.06 * 27 / 7 - 0.05))]
+    at_first = [x / (x + 0.05) ** 2 for x in (1.0, 0.01)]
+    assert second["link/certified"].item() == pytest.approx(math.sqrt(sum(least) / sum(at_first)))
+    others = InformationForce(surrogate="variance", spectrum_every=1)
+    assert "link/drift" not in first_stage(others, rollout(with_states(corners)), {}).metrics
+
+
 def test_the_spectrum_is_taken_every_so_many_steps():
     memory, taken = {}, []
     for number in (0, 1, 2, 3, 4, 7, 8, 11):
