@@ -1,5 +1,7 @@
+from .activation_steering import ActivationSteering as ActivationSteering
 from .adaptive_temperature import AdaptiveTemperature as AdaptiveTemperature
 from .edt import Edt as Edt
 from .em_inf import EmInf as EmInf
+from .model_switching import ModelSwitching as ModelSwitching
 from .power_sampling import PowerSampling as PowerSampling
 from .stable_entropy import StableEntropy as StableEntropy

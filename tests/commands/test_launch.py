@@ -430,7 +430,7 @@ def test_sigma_reparam_trains_and_writes_a_plain_model(recipe: Path, tmp_path: P
     assert main("grpo", [*line, "--sigma_reparam", "true"]) == 0
     written = load_file(tmp_path / "run/model.safetensors")
     started = load_file(f"{policy_path()}/model.safetensors")
-    assert written.keys() == started.keys()
+    assert written.keys() == started.keys() - {"lm_head.weight"}  # tied to the embedding
     moved = {name for name, value in written.items() if (value - started[name].float()).abs().max() > 1e-4}
     assert any("q_proj" in name for name in moved)
 
@@ -440,7 +440,8 @@ def test_entropy_sgd_makes_an_outer_step_every_so_many(recipe: Path, tmp_path: P
     monkeypatch.setattr(EntropySgd, "_outer", lambda self, parameter, group: made.append(group["lr"]))
     line = ["--config", str(recipe), "--output_dir", str(tmp_path / "run"), "--eval_samples", "0", "--no_save_final"]
     assert main("grpo", [*line, "--entropy_sgd", '{"inner_steps": 2}', "--lr_scheduler_type", "constant"]) == 0
-    assert set(made) == {1e-3} and len(made) == len(load_file(f"{policy_path()}/model.safetensors"))
+    # once in two steps for each tensor but the head, which is the embedding
+    assert set(made) == {1e-3} and len(made) == len(load_file(f"{policy_path()}/model.safetensors")) - 1
 
 
 @pytest.mark.parametrize(
