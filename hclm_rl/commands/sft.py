@@ -11,14 +11,9 @@ from trl.scripts.utils import DatasetMixtureConfig, ScriptArguments
 from trl.trainer.model_config import ModelConfig
 from trl.trainer.utils import get_peft_config, get_quantization_config
 
-from ..recipe.arguments import recipe_of, set_environment, with_recipe_apart
-from ..recipe.custom_code import refuse_unnamed_code
-from ..recipe.limits import refuse_out_of_range
-from ..recipe.packages import refuse_missing_packages
-from ..recipe.parser import RecipeParser
-from ..recipe.reading import read_recipe
+from ..recipe.arguments import recipe_of, with_recipe_apart
+from ..recipe.lines import settings_of
 from ..recipe.refusals import refuse_unwritable
-from ..responses.names import FLAG
 from ..sft.config import SFTConfig, build_method, name_of
 from ..sft.trainer import SFTTrainer
 from ..testbed.policy import EOS, SHAPES, new_policy, new_tokenizer, policy_path, save_policy
@@ -72,23 +67,7 @@ def lessons_of(task: str, seed: int, count: int | None) -> datasets.Dataset:
 
 def parse(line: Sequence[str]) -> Settings:
     """Recipe and flags to settings; a ValueError names the key at fault."""
-    parser = RecipeParser([SftArguments, SFTConfig, ModelConfig, DatasetMixtureConfig], prog="hclm-rl sft")  # pyright: ignore[reportArgumentType]
-    recipe = recipe_of(line)
-    given = read_recipe(recipe) if recipe is not None else {}
-    at = line.index("--config") if recipe is not None else len(line)
-    flags = [*line[:at], *line[at + 2 :]]
-    keys = {key: value for key, value in given.items() if key != "env"}
-    parser.refuse_unknown_keys(list(keys), flags)
-    if "allow_custom_code" in given:
-        raise ValueError(f"allow_custom_code is {FLAG} on the command line only: a recipe may not allow it to itself")
-    parser.set_defaults_with_config(**keys)
-    words, _ = parser.parse_known_args(flags)
-    refuse_out_of_range(vars(words))
-    refuse_missing_packages(vars(words))
-    if not words.allow_custom_code:
-        refuse_unnamed_code(given)
-    set_environment(given)
-    settings = parser.settings(flags)
+    settings = settings_of([SftArguments, SFTConfig, ModelConfig, DatasetMixtureConfig], "hclm-rl sft", line)
     return settings[0], settings[1], settings[2], settings[3]
 
 

@@ -1,5 +1,6 @@
 from .activation_steering import ActivationSteering as ActivationSteering
 from .adaptive_temperature import AdaptiveTemperature as AdaptiveTemperature
+from .diff_adapt import DiffAdapt as DiffAdapt
 from .edt import Edt as Edt
 from .em_inf import EmInf as EmInf
 from .model_switching import ModelSwitching as ModelSwitching
