@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .rows import Drawn, draw, in_evaluation, left_padded
+from .rows import Drawn, draw, in_evaluation, left_padded, within_context
 
 Action = Callable[[Sequence[int]], Hashable | None]  # a response's ids -> what it does, None where it cannot be read
 
@@ -138,8 +138,17 @@ def responses_under(
     pad: int,
     use_cache: bool = True,
 ) -> list[Drawn]:
-    with steering.steering(model, vector, max(map(len, prompts))):
-        return draw(model, prompts, streams, limits, ends=ends, pad=pad, use_cache=use_cache)
+    found = [Drawn() for _ in prompts]
+    for rows in within_context(model, prompts, limits):
+        mine = [prompts[i] for i in rows]
+        with steering.steering(model, vector, max(map(len, mine))):
+            drawn = draw(
+                model, mine, [streams[i] for i in rows], [limits[i] for i in rows], ends=ends, pad=pad,
+                use_cache=use_cache,
+            )  # fmt: skip
+        for i, each in zip(rows, drawn, strict=True):
+            found[i] = each
+    return found
 
 
 def sweep(

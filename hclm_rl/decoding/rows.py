@@ -1,6 +1,7 @@
 """Responses drawn row by row: each row has its own stream of random numbers, so that its batch mates change nothing."""
 
 import random
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -150,6 +151,42 @@ def draw(
     sampler = RowSampler(streams, limits, ends, temperature)
     if max(limits, default=0) < 1:
         return sampler.rows
+    for rows in within_context(model, prompts, limits):
+        part = RowSampler([streams[i] for i in rows], [limits[i] for i in rows], ends, temperature)
+        generate(model, [prompts[i] for i in rows], part, processors=processors, pad=pad, use_cache=use_cache)
+        for i, row in zip(rows, part.rows, strict=True):
+            sampler.rows[i] = row
+    return sampler.rows
+
+
+def within_context(model: PreTrainedModel, prompts: Sequence[Sequence[int]], limits: Sequence[int]) -> list[list[int]]:
+    """Rows in parts whose longest prompt and longest response fit into the model's context together.
+
+    A row that has closed goes on beside the others, so a long prompt next to a long limit would run over it.
+    """
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
+
+    def parts(rows: list[int]) -> list[list[int]]:
+        together = max(len(prompts[i]) for i in rows) + max(limits[i] for i in rows)
+        if together <= context or len({(len(prompts[i]), limits[i]) for i in rows}) == 1:
+            return [rows]
+        half = len(rows) // 2
+        return [*parts(rows[:half]), *parts(rows[half:])]
+
+    return parts(sorted(range(len(prompts)), key=lambda i: (limits[i], -len(prompts[i]), i)))
+
+
+def generate(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    sampler: RowSampler,
+    *,
+    processors: Sequence[LogitsProcessor],
+    pad: int,
+    use_cache: bool,
+) -> None:
+    """Fills the sampler's rows."""
+    ends, limits = sampler.ends, sampler.limits
     ids, mask = left_padded(prompts, pad, model.device)
     with in_evaluation(model), torch.no_grad():
         model.generate(  # pyright: ignore[reportCallIssue]  (it comes with the concrete classes)
@@ -162,4 +199,3 @@ def draw(
             eos_token_id=sorted(ends) or None,
             pad_token_id=pad,
         )
-    return sampler.rows

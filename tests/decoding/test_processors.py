@@ -11,7 +11,7 @@ from scipy.stats import chisquare
 from transformers import AutoModelForCausalLM, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from hclm_rl.decoding import AdaptiveTemperature, Edt, EmInf, StableEntropy
-from hclm_rl.decoding.rows import draw, left_padded, streams_of
+from hclm_rl.decoding.rows import draw, left_padded, streams_of, within_context
 from hclm_rl.decoding.stable_entropy import fit_zone, violations
 from hclm_rl.equations.temperature import entropy_of
 
@@ -249,3 +249,12 @@ def test_the_first_word_has_the_distribution_of_the_formula(name: str, is_by_row
 def test_what_is_refused(make, message: str):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_rows_that_would_run_over_the_context_are_drawn_apart(model: PreTrainedModel):
+    context = model.config.max_position_embeddings
+    prompts, limits = [[3] * (context - 2), [4, 5], [6], [7] * 9], [2, 9, 4, context - 9]
+    for rows in within_context(model, prompts, limits):
+        assert max(len(prompts[i]) for i in rows) + max(limits[i] for i in rows) <= context
+    assert sorted(i for rows in within_context(model, prompts, limits) for i in rows) == [0, 1, 2, 3]
+    assert within_context(model, prompts[1:3], limits[1:3]) == [[1, 0]]

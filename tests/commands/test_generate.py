@@ -1,0 +1,128 @@
+"""`hclm-rl generate`: every method runs from its recipe, whatever the batch; a mistake is a sentence."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from hclm_rl.commands import cli
+from hclm_rl.commands.decoders import DECODERS, adapted
+from hclm_rl.commands.generate import GenerateArguments, run, summary_of
+from hclm_rl.decoding.diff_adapt import Probe, save_probe
+from hclm_rl.recipe.lines import settings_of
+from hclm_rl.testbed.policy import policy_path
+
+ROOT = Path(__file__).parents[2]
+RECIPES = {file.stem: file for file in sorted((ROOT / "recipes/generate").glob("*.yaml"))}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What the methods read that is not shipped: a large model, a probe, a vector."""
+    folder = tmp_path_factory.mktemp("files")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        save_probe(Probe(64), folder / "probe.safetensors")
+        save_file({"vector": torch.randn(64)}, folder / "vector.safetensors")
+    return {
+        "large": policy_path("coins_noisy"),
+        "probe": str(folder / "probe.safetensors"),
+        "vector": str(folder / "vector.safetensors"),
+    }
+
+
+def test_every_method_has_a_recipe_that_parses_and_says_what_it_is():
+    assert set(RECIPES) == {*DECODERS, "plain"}
+    for name, file in RECIPES.items():
+        header = file.read_text().split("\ntask:")[0]
+        assert f"#   python recipes/generate.py --config recipes/generate/{name}.yaml" in header
+        assert "# Numbers" in header
+        [options] = settings_of([GenerateArguments], "hclm-rl generate", ["--config", str(file)])
+        assert options.output_dir == f"runs/generate/{name}"
+        assert [*(options.decoding or {"plain": None})] == [name]
+
+
+def responses(name: str, files: dict[str, str], out: Path, batch: int = 8) -> tuple[list[dict], dict]:
+    decoding = yaml.safe_load(RECIPES[name].read_text()).get("decoding")
+    if decoding:
+        decoding[name].update({key: path for key, path in files.items() if key in decoding[name]})
+        if name == "power_sampling":
+            decoding[name].update(moves=1, blocks=2)
+    options = GenerateArguments(
+        model_name_or_path="testbed", task="coins", task_kwargs={"prompts": 1, "eval_prompts": 2}, decoding=decoding,
+        samples=3, max_new_tokens=6, batch=batch, output_dir=str(out),
+    )  # fmt: skip
+    summary = run(options)
+    rows = [json.loads(line) for line in (out / "responses.jsonl").read_text().splitlines()]
+    assert json.loads((out / "summary.json").read_text()) == summary
+    return rows, summary
+
+
+REPORTED = {
+    "power_sampling": {"moves_accepted"},
+    "model_switching": {"large_tokens", "compute_saved"},
+    "diff_adapt": {"easy_questions", "normal_questions", "hard_questions"},
+    "activation_steering": {"relative_strength"},
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_method_runs_and_its_responses_do_not_depend_on_the_batch(name: str, files: dict[str, str], tmp_path: Path):
+    rows, summary = responses(name, files, tmp_path)
+    assert len(rows) == 6 and all(1 <= row["tokens"] <= 6 for row in rows)
+    assert REPORTED.get(name, set()) <= summary.keys()
+    assert summary["pass@1"] == sum(row["is_right"] for row in rows) / 6
+    assert summary["tokens_drawn"] >= sum(row["tokens"] for row in rows)
+    assert responses(name, files, tmp_path, batch=2)[0] == [
+        {**row, "entropy": pytest.approx(row["entropy"], abs=1e-5)} for row in rows
+    ]
+
+
+def test_the_summary_is_that_of_its_rows():
+    rows = [
+        {"number": 0, "is_right": True, "entropy": 0.5, "tokens": 2, "is_truncated": False},
+        {"number": 0, "is_right": False, "entropy": 1.0, "tokens": 6, "is_truncated": True},
+    ]
+    # pass@2 of one right among two is 1; (0.5 * 2 + 1 * 6) / 8
+    assert summary_of(rows, 2) == {
+        "pass@1": 0.5,
+        "pass@2": 1.0,
+        "token_entropy": 0.875,
+        "length": 4.0,
+        "truncated": 0.5,
+    }
+
+
+def test_a_kind_may_have_a_template_over_the_papers_budget():
+    found = adapted({"correct_below": 0.1, "entropy_above": 0.2, "easy": {"template": "Short: {prompt}"}})
+    assert (found.easy.template, found.easy.temperature, found.easy.share) == ("Short: {prompt}", 0.5, 0.4)
+    with pytest.raises(ValueError, match=r"diff_adapt: hard has no hyper-parameter 'shares'"):
+        adapted({"correct_below": 0.1, "entropy_above": 0.2, "hard": {"shares": 0.1}})
+
+
+@pytest.mark.parametrize(
+    "line, sentence",
+    [
+        (["--decoding", "eminf"], "decoding: unknown name 'eminf'; it must be one of activation_steering,"),
+        (["--decoding", '{"edt": {"theta": -1}}'], "edt: theta must be at least 0 and finite, got -1.0"),
+        (["--decoding", '{"edt": {"tau": 1}}'], "edt has no hyper-parameter 'tau'"),
+        (["--decoding", "stable_entropy"], "stable_entropy needs mean, deviation; got nothing"),
+        (["--decoding", "model_switching"], "model_switching needs large, the folder or name of the large model"),
+        (
+            ["--decoding", '{"diff_adapt": {"probe": "none", "correct_below": 0.1, "entropy_above": 0.2}}'],
+            "no probe at",
+        ),
+        (["--decoding", '{"activation_steering": {"vector": "none"}}'], "no vector at 'none'"),
+        (["--decoding", "power_sampling", "--temperature", "0.5"], "power_sampling needs temperature 1, got 0.5"),
+        (["--samples", "0"], "samples must be at least 1, got 0"),
+        (["--task", "coin"], "no task 'coin'"),
+        (["--decodng", "edt"], "unknown key 'decodng' on the command line"),
+    ],
+)
+def test_a_mistake_is_one_sentence(line: list[str], sentence: str, capsys: pytest.CaptureFixture):
+    assert cli.main(["generate", "--config", str(RECIPES["plain"]), *line]) == 2
+    err = capsys.readouterr().err
+    assert sentence in err and "hclm-rl generate: " in err and "Traceback" not in err
