@@ -124,7 +124,7 @@ def split_recipe(name: str) -> tuple[str, str, str] | None:
     if not file.is_file():
         return None
     text = file.read_text(encoding="utf-8")
-    header = "\n".join(line.lstrip("# ") for line in re.match(r"(?:#.*\n)*", text)[0].splitlines())  # type: ignore[index]
+    header = "\n".join(re.sub(r"^# ?", "", line) for line in re.match(r"(?:#.*\n)*", text)[0].splitlines())  # type: ignore[index]
     terms = re.search(r"^entropy_terms:\n(?:[ #].*\n)+", text, flags=re.MULTILINE)
     last = re.search(r"(?:^#.*\n?)+\Z", text, flags=re.MULTILINE)
     larger = " ".join(line.lstrip("# ") for line in last[0].splitlines()) if last else ""

@@ -1,14 +1,18 @@
-"""Prompts to train on: a JSONL file as `hclm-rl eval` takes it, another file or folder, or a data set of the hub."""
+"""Prompts to train on, and the reward that their answers give: a JSONL file as `hclm-rl eval` takes it, another file or folder, or a data set of the hub."""
 
-from collections.abc import Iterable, Mapping
+import importlib.util
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import datasets
 import pyarrow as pa
 
+from ..evaluation.reward import right_answer
 from ..evaluation.tasks import is_messages, is_text, jsonl_rows
+from ..recipe.arguments import OWN_REWARD, REWARDS
 
 Splits = datasets.DatasetDict | datasets.IterableDatasetDict
+Rows = datasets.Dataset | datasets.IterableDataset
 
 READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 ANSWER = "answer"  # the column that the reward `right_answer` reads
@@ -57,3 +61,19 @@ def checked(path: Path, rows: Iterable[tuple[str, Mapping | str]]) -> Iterable[d
         if isinstance(answer, bool) or not isinstance(answer, str | int | float | None):
             raise ValueError(f"{path}, {where}: '{ANSWER}' must be text or a number, got {type(answer).__name__}")
         yield {**row, ANSWER: str(answer)} if answer is not None else dict(row)
+
+
+def no_reward() -> ValueError:
+    return ValueError(
+        f"the reward is missing: set reward_funcs ({', '.join(REWARDS)}, or a dotted path), or task, or give the data "
+        f"a column '{ANSWER}' for {OWN_REWARD}"
+    )
+
+
+def by_answers(rows: Rows) -> list[Callable[..., list[float | None]]]:
+    """The reward where none is named: whether the answer is the one in the data."""
+    if ANSWER not in (rows.column_names or ()):
+        raise no_reward()
+    if importlib.util.find_spec("math_verify") is None:
+        raise ValueError(f"the reward {OWN_REWARD} needs math-verify: pip install 'hclm-rl[eval]'")
+    return [right_answer]

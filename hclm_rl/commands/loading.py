@@ -1,6 +1,5 @@
 """What a recipe names, loaded: task, rewards, data, model, and the trainer made of them."""
 
-import importlib.util
 import inspect
 import os
 from collections.abc import Callable, Iterable
@@ -24,9 +23,8 @@ from ..testbed import Task, find_task
 from ..testbed.policy import SHAPES, policy_path
 from ..trainer import GRPOTrainer, RLOOTrainer
 from ..trainer.decay_to_start import DecayToStart
-from .data import ANSWER, Splits, load_named
+from .data import Rows, Splits, by_answers, load_named, no_reward
 
-Rows = datasets.Dataset | datasets.IterableDataset
 Reward = str | Callable[..., list[float | None]]
 
 MOST_PROMPTS = 1_000_000  # that a task is asked to make
@@ -235,21 +233,14 @@ def refuse_what_cannot_run(
         )
 
 
-def rewards_of(arguments: RunArguments, config: GRPOConfig | RLOOConfig, task: Task | None, rows: Rows) -> list:
-    """The recipe's, in place of the task's; without either, whether the answer is the one in the data."""
+def rewards_of(arguments: RunArguments, config: GRPOConfig | RLOOConfig, task: Task | None) -> list:
+    """The recipe's, in place of the task's; none where the data may have the answers."""
     found = [find_reward(name, arguments, config) for name in arguments.reward_funcs or []]
     found = found or list(task.reward_funcs if task else [])
-    if not found and ANSWER in (rows.column_names or ()):
-        found = [right_answer]
-    if not found:
-        raise ValueError(
-            f"the reward is missing: set reward_funcs ({', '.join(REWARDS)}, or a dotted path), or task, or give the "
-            f"data a column '{ANSWER}' for {OWN_REWARD}"
-        )
-    if right_answer in found and importlib.util.find_spec("math_verify") is None:
-        raise ValueError(f"the reward {OWN_REWARD} needs math-verify: pip install 'hclm-rl[eval]'")
+    if not (found or arguments.dataset_name):
+        raise no_reward()
     weights = config.reward_weights
-    if weights is not None and len(weights) != len(found):
+    if found and weights is not None and len(weights) != len(found):
         raise ValueError(f"reward_weights has {len(weights)} numbers for {len(found)} reward functions: one each")
     return found
 
@@ -271,8 +262,9 @@ def trainer_of(
     if task is not None:
         longest = task.max_completion_length
         config.max_completion_length = min(config.max_completion_length or longest, longest)
+    named = rewards_of(arguments, config, task)
     train, held_out = train_and_held_out(task, arguments, config, mixture)
-    reward_funcs = rewards_of(arguments, config, task, train)
+    reward_funcs = named or by_answers(train)
     refuse_missing_columns(reward_funcs, train)
     refuse_batch_larger_than_data(train, config)
     path = model.model_name_or_path or (TESTBED if arguments.task in SHAPES else None)

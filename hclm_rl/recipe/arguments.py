@@ -26,11 +26,11 @@ Settings = tuple["RunArguments", GRPOConfig | RLOOConfig, ModelConfig, DatasetMi
 TASKS = ("arithmetic", "coins", "coins_noisy", "hidden_number", "products")
 OWN_REWARD = "right_answer"  # hclm_rl/evaluation/reward.py; the others are TRL's
 REWARDS = (
-    OWN_REWARD,
     "accuracy_reward",
     "think_format_reward",
     "reasoning_accuracy_reward",
     "get_soft_overlong_punishment",
+    OWN_REWARD,
 )
 
 
