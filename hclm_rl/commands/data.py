@@ -1,4 +1,4 @@
-"""Prompts to train on, and the reward that their answers give: a JSONL file as `hclm-rl eval` takes it, another file or folder, or a data set of the hub."""
+"""Prompts to train on: a JSONL file as `hclm-rl eval` takes it, another file, a folder, a data set of the hub"""
 
 import importlib.util
 from collections.abc import Callable, Iterable, Mapping
