@@ -42,7 +42,7 @@ lock:
 	.venv-lock/bin/python -m pip install --quiet uv
 	echo '$(TORCH)' > .venv-lock/torch.txt
 	.venv-lock/bin/uv pip compile pyproject.toml --universal --upgrade --python-version 3.11 --extra dev \
-		--extra real-model --constraint .venv-lock/torch.txt --no-annotate --custom-compile-command 'make lock' --quiet \
+		--extra real-model --extra docs --constraint .venv-lock/torch.txt --no-annotate --custom-compile-command 'make lock' --quiet \
 		--output-file requirements.lock
 
 check: install

@@ -47,7 +47,7 @@ def test_the_task_leaves_room_for_the_longest_answer():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed (extra `eval`)")
+@pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed (extra `lm-eval`)")
 def test_the_harness_finds_what_greedy_decoding_finds(tmp_path: Path):
     arguments = ["--model", "hf", "--model_args", f"pretrained={policy_path()},dtype=float32", "--device", "cpu"]
     task = ["--include_path", str(FOLDER), "--tasks", "hclm_coins", "--batch_size", "32", "--output_path"]
