@@ -240,6 +240,8 @@ def earlier(term: Term) -> dict:
     memory: dict = {"entropy_sum": 1.0, "steps": 1} if isinstance(term, Epo) else {}
     if isinstance(term, SelfImitation | RightAnchor | HoldCoverage):
         first_stage(term, rollout(with_tools(make_step(7, torch.float64))), memory)
+    if isinstance(term, HoldCoverage):
+        memory["strength"] = 1.0  # it begins at 0
     if isinstance(term, NoLoss):
         step = with_tools(make_step(7, torch.float64))
         first_stage(term, rollout(replace(step, rewards=torch.ones(8).double())), memory)

@@ -1,8 +1,8 @@
-"""Hold coverage, derived here; parts: MaxRL, Tajwar et al., 2026, arXiv:2602.02710, and the anchor of right_anchor"""
+"""Hold coverage, derived here; a part is MaxRL: Tajwar et al., 2026, arXiv:2602.02710"""
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -20,7 +20,8 @@ RATE = 0.05
 class HoldCoverage(Term):
     """Learns where prompts are unsolved and holds right answers by as much as they are being lost; no strength to set.
 
-    Two objectives in one unit, nats: what prompts win, and what right answers lose.
+    Two objectives in one unit, nats: what prompts win, and what right answers lose. (The loss is a mean over tokens, so
+    both are divided by the mean length of their responses.)
 
         J = mean over prompts of log p_x - lambda * mean over stored right answers of max(0, l_0 - l)
 
@@ -35,8 +36,8 @@ class HoldCoverage(Term):
     The budget is what a group of G responses cannot tell from nothing: an answer that it found once it now finds
     1 - 1 / G times. lambda begins at 0, as multipliers do: until something right is lost, learning is all there is; it
     rises by as much as is lost and for as long, and falls again once what was won is held. What stands in place of a
-    number to set: a nat above the budget for 20 steps makes a nat of either worth the same; at 3, which was as much as
-    was ever tried, the price rises no more, as a loss that no price prevents would otherwise end learning.
+    number to set: a nat above the budget for 20 steps makes a nat of either worth the same; at 3 the price rises no
+    more, as a loss that no price prevents would otherwise end learning. Of these two one value was tried.
 
     Rewards below 0 are refused, as by `max_rl`; graded ones count as right from `right_at` on. Cost and memory are
     `right_anchor`'s, and the multiplier goes into checkpoints with the store. `strength` logs lambda, `nats` is L.
@@ -71,9 +72,10 @@ class HoldCoverage(Term):
         held = self.anchor.on_rollout(rollout, memory)
         memory.setdefault("strength", START)
         memory["budget"] = -math.log1p(-1 / rollout.group_rewards.size(1))
-        return replace(
-            held,
+        return RolloutEffect(
             advantages=relative_to_success(rollout, "hold_coverage"),
+            columns=held.columns,
+            shared=held.shared,
             metrics={**held.metrics, "strength": torch.tensor(memory["strength"])},
         )
 
@@ -81,7 +83,8 @@ class HoldCoverage(Term):
         asked, strength = self.anchor(batch, memory), memory["strength"]
         if asked.loss is None:
             return asked
-        return replace(asked, loss=strength * asked.loss, affected=asked.affected if strength else None)
+        affected = asked.affected if strength else None
+        return Effect(loss=strength * asked.loss, affected=affected, metrics=asked.metrics)
 
     def on_step(self, metrics: Mapping[str, float], memory: dict) -> None:
         if "nats" in metrics:

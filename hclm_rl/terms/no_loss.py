@@ -1,4 +1,4 @@
-"""No loss per prompt: success as a constraint with a multiplier for each prompt, derived here"""
+"""No loss per prompt: derived here"""
 
 import math
 from dataclasses import dataclass
