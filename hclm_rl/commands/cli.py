@@ -27,6 +27,7 @@ COMMANDS: Final = {
     "sft": ("hclm_rl.commands.sft", "supervised fine-tuning, plain or with a method that minds the entropy"),
     "generate": ("hclm_rl.commands.generate", "responses with a method of decoding, and what they cost"),
     "doctor": ("hclm_rl.commands.doctor", "before training: forces, regimes and mistakes of a recipe"),
+    "ablate": ("hclm_rl.commands.ablate", "a step without each tenth of its tokens: does a score know who moves H?"),
     "forecast": ("hclm_rl.evaluation.forecast", "the reward ceiling that the first part of a run points to"),
     "eval": (
         "hclm_rl.evaluation.command",
