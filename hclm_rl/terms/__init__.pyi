@@ -41,8 +41,8 @@ from .pear import Pear as Pear
 from .perplexity_advantage import PerplexityAdvantage as PerplexityAdvantage
 from .position_advantage import PositionAdvantage as PositionAdvantage
 from .qae import Qae as Qae
-from .rep_exp import RepExp as RepExp
 from .rehearsal import Rehearsal as Rehearsal
+from .rep_exp import RepExp as RepExp
 from .right_anchor import RightAnchor as RightAnchor
 from .right_kl import RightKl as RightKl
 from .self_imitation import SelfImitation as SelfImitation

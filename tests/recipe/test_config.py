@@ -150,7 +150,7 @@ WRONG = [
     (["nonsense"], "; a term of your own is named by its dotted path"),
     ([{"clip_cov": {"ration": 0.1}}], "clip_cov has no hyper-parameter 'ration'; the nearest are ratio, "),
     ([{"clip_cov": {"ration": 0.1}}], "; `hclm-rl methods clip_cov` shows all"),
-    ([{"entropy_bonus": {"coeff": 0.1}}], "entropy_bonus has no hyper-parameter 'coeff'; the nearest are coef, by_difficulty, name; "),
+    ([{"entropy_bonus": {"coeff": 0.1}}], "no hyper-parameter 'coeff'; the nearest are coef, by_difficulty, name; "),
     ([{"canon": {"coeff": 0.1}}], "canon has no hyper-parameter 'coeff'; the nearest are coef, "),
     ([{"canon": {"nam": "c"}}], "canon has no hyper-parameter 'nam'; the nearest are name, "),
     ([{"clip_cov": {"needs_scores": False}}], "clip_cov has no hyper-parameter 'needs_scores'; "),
