@@ -29,18 +29,9 @@ Reward = str | Callable[..., list[float | None]]
 
 MOST_PROMPTS = 1_000_000  # that a task is asked to make
 TESTBED = "testbed"  # as model_name_or_path: the shipped policy of the task
-
-
 # what TRL hands to every reward function beside the columns of the data
-GIVEN_TO_REWARDS = (
-    "prompts",
-    "completions",
-    "completion_ids",
-    "trainer_state",
-    "log_extra",
-    "log_metric",
-    "environments",
-)
+GIVEN_TO_REWARDS = {"prompts", "completions", "completion_ids", "trainer_state"}
+GIVEN_TO_REWARDS |= {"log_extra", "log_metric", "environments"}
 # columns that TRL keeps to itself, and what it gives in their place
 NOT_GIVEN_TO_REWARDS = {"prompt": "prompts", "completion": "completions"}
 OVERLONG_CACHE = 5  # a part of so many of the longest response, in which its punishment grows: DAPO has 4096 of 20480
@@ -254,6 +245,12 @@ def build_trainer(
         return trainer_of(algorithm, settings, task, callbacks), task
 
 
+def path_of(arguments: RunArguments, model: ModelConfig) -> str:
+    if path := model.model_name_or_path or (TESTBED if arguments.task in SHAPES else None):
+        return path
+    raise ValueError("the model is missing: set model_name_or_path (a folder, a name on the hub, or `testbed`)")
+
+
 def trainer_of(
     algorithm: Algorithm, settings: Settings, task: Task | None, callbacks: list[TrainerCallback]
 ) -> GRPOTrainer | RLOOTrainer:
@@ -267,9 +264,7 @@ def trainer_of(
     reward_funcs = named or by_answers(train)
     refuse_missing_columns(reward_funcs, train)
     refuse_batch_larger_than_data(train, config)
-    path = model.model_name_or_path or (TESTBED if arguments.task in SHAPES else None)
-    if path is None:
-        raise ValueError("the model is missing: set model_name_or_path (a folder, a name on the hub, or `testbed`)")
+    path = path_of(arguments, model)
     config.model_init_kwargs = init_kwargs(config, model)
     has_tools = task is not None and task.environment is not None
     refuse_what_cannot_run(algorithm, arguments, config, has_tools)

@@ -51,11 +51,9 @@ class Sampling:
             raise ValueError(f"temperature must be > 0, got {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
-        if self.power and (self.temperature != 1 or self.top_p != 1):
-            raise ValueError(
-                "power sampling needs temperature 1 and top_p 1, since its proposals must cover the model's own "
-                f"distribution, got {self.temperature} and {self.top_p}"
-            )
+        if self.power and (self.temperature != 1 or self.top_p != 1):  # its proposals must cover the model's own texts
+            given = f"{self.temperature} and {self.top_p}"
+            raise ValueError(f"power sampling needs temperature 1 and top_p 1, got {given}")
 
     def key(self) -> dict:
         """What responses depend on; that of older versions where there is no power."""

@@ -21,12 +21,7 @@ def refuse_what_the_run_lacks(chain: Chain, model: Any, config: Any) -> None:
     """Before anything is loaded: terms that need what this model or this way of sharding cannot give."""
     if not chain.links:
         return
-    frozen = [link.name for link in chain.links if link.term.needs_reference_model and link.coef != NOTHING]
-    if frozen and config is not None and not config.beta:
-        raise ValueError(
-            f"{', '.join(frozen)}: reads the frozen model of the KL penalty, which this run does not load: set beta "
-            "above 0, as in beta: 1.0e-6, which loads it and hardly pulls"
-        )
+    refuse_without_reference_model(chain, config)
     model_config: PretrainedConfig | None = getattr(model, "config", None)
     if isinstance(model, str):
         more = getattr(config, "model_init_kwargs", None)
@@ -136,6 +131,16 @@ def refuse_small_groups(chain: Chain, config: Any) -> None:
                 f"{link.name}: needs groups of {link.term.least_group} responses or more, and num_generations is "
                 f"{given}: raise it, or lower what the term asks for"
             )
+
+
+def refuse_without_reference_model(chain: Chain, config: Any) -> None:
+    """Terms that run the frozen model of the KL penalty, where none is loaded."""
+    frozen = [link.name for link in chain.links if link.term.needs_reference_model and link.coef != NOTHING]
+    if frozen and config is not None and not config.beta:
+        raise ValueError(
+            f"{', '.join(frozen)}: reads the frozen model of the KL penalty, which this run does not load: set beta "
+            "above 0, as in beta: 1.0e-6, which loads it and hardly pulls"
+        )
 
 
 def refuse_without_reference(chain: Chain, config: Any) -> None:

@@ -34,6 +34,14 @@ class EntropyFlowBalance(Term):
     Args:
         influence: "own": f; "exact": less its mean under the policy, what the other logits of the same softmax do too
             (flow.py), whose sign can be another; ours
+
+    Metrics:
+        lam (factor): how much more the one side weighs, in [-1, 1]. Healthy: about 0. Else: far from 0 for long the two
+            sides are very unequal; look at `raising` and `burning`
+        raising (nats a token): what the tokens that raise the entropy would do, over all tokens
+        burning (nats a token): what those that lower it would do, below 0
+        ignored (tokens): number of tokens left out because a log-prob or an entropy is not finite. Healthy: 0. Else:
+            look for infinite logits
     """
 
     needs_scores: ClassVar[bool] = True

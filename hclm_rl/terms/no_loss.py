@@ -35,6 +35,17 @@ class NoLoss(Term):
         capacity: right answers kept for a prompt, at least 1, as in `right_anchor`.
         right_at: the reward from which a response is right; None: 1, with a warning where rewards are not 0 or 1.
         most_gb: the store takes no more responses beyond so many 10^9 bytes, and says so once; above 0.
+
+    Metrics:
+        mu (factor): mean multiplier over the responses
+        held (share): of the responses whose prompt has a multiplier above 0. Healthy: does not rise for long. Else:
+            what was solved is being lost
+        kept (responses): number of those in the store
+        prompts (prompts): number of those with a response in the store
+        bytes (bytes): size of the store, in memory and in each checkpoint
+        replayed (responses): number of those that are held in this step
+        lost (share): of the replays that lie below their floor
+        nats (nats): mean of what a replay lies below its floor, 0 where it does not
     """
 
     needs_scores: ClassVar[bool] = True
@@ -81,7 +92,7 @@ class NoLoss(Term):
         if asked.loss is None:
             return asked
         weighed = asked.loss * batch.columns["mu"].to(asked.loss).unsqueeze(1)
-        return Effect(loss=weighed, affected=asked.affected, metrics=asked.metrics)
+        return Effect(loss=weighed, affected=asked.affected, metrics=asked.metrics)  # "lost" and "nats"
 
     def multipliers(
         self,

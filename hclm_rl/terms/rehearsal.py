@@ -49,6 +49,15 @@ class Rehearsal(Term):
         rows: stored texts of a rollout, at least 1; None: as many as a group has; ours, theirs are 512 to 128 prompts
         rewarded: True: prompts in the store keep their advantages too; ours
         right_at: the reward from which a response is right; None: 1, with a warning where rewards are not 0 or 1
+
+    Metrics:
+        solved (prompts): number of prompts that the start solves, whose answers are rehearsed
+        divergence (nats): mean divergence of the replayed answers from the start. Healthy: does not rise for long.
+            Else: raise `coef`
+        kept (responses): number of those in the store
+        prompts (prompts): number of those with a response in the store
+        bytes (bytes): size of the store, in memory and in each checkpoint
+        replayed (responses): number of those that are read in this step
     """
 
     needs_scores: ClassVar[bool] = True

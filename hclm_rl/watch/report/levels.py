@@ -3,7 +3,11 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from matplotlib.axes import Axes
+
+from .figures import colours
 from .runs import Run, is_number
+from .table import group_of
 
 TRLS = "entropy_target"
 FIRST_STEPS = 5  # logged ones whose mean is the start, of which a floor is a share
@@ -43,3 +47,19 @@ def start_of(run: Run) -> float | None:
     """The mean entropy of the first logged steps."""
     values = run.curve("entropy")[1][:FIRST_STEPS]
     return sum(values) / len(values) if values else None
+
+
+def draw_levels(axes: Axes, runs: Sequence[Run], label: str) -> list[str]:
+    """Lines at the levels that the runs were told to hold, on axes of this label; gives what they are, each once."""
+    if axes.get_ylabel() != label:
+        return []
+    palette, said = colours(runs), []
+    for run in runs:
+        for level in levels_of(run):
+            text = level.label if len(runs) == 1 else f"{group_of(run.name)}: {level.label}"
+            if text not in said:
+                said.append(text)
+                axes.axhline(level.nats, color=palette[group_of(run.name)], linestyle=(0, (6, 3)), linewidth=1)
+    top = max((level.nats for run in runs for level in levels_of(run)), default=0.0)
+    axes.set_ylim(top=max(axes.get_ylim()[1], 1.08 * top))
+    return said

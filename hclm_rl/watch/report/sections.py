@@ -23,7 +23,7 @@ from .figures import (
     panels_figure,
     spaced,
 )
-from .levels import levels_of
+from .levels import draw_levels
 from .runs import STATE, Run
 from .table import MEASURES, Value, by_group, group_of, value_of
 
@@ -101,7 +101,7 @@ def curves(runs: Sequence[Run]) -> Section | None:
     if figure is None:
         return None
     caption = "Thin: as logged, on the training prompts. Thick: running mean."
-    if drawn := draw_levels(figure.axes[0], runs):
+    if drawn := draw_levels(figure.axes[0], runs, CURVES["entropy"]):
         caption += f" Dashed: {'; '.join(drawn)}."
     alarming = [each for each in stretches(runs[0]) if each[0]] if len(runs) == 1 else []
     for axes in figure.axes if alarming else []:
@@ -110,22 +110,6 @@ def curves(runs: Sequence[Run]) -> Section | None:
     if alarming:
         caption += " Shaded: the stretches of an alarm, in its colour below."
     return Section(name="training", title="During training", figure=figure, caption=caption)
-
-
-def draw_levels(axes: Axes, runs: Sequence[Run]) -> list[str]:
-    """Lines at the levels that the runs were told to hold; gives what they are, a line that several share once."""
-    if axes.get_ylabel() != CURVES["entropy"]:
-        return []
-    palette, said = colours(runs), []
-    for run in runs:
-        for level in levels_of(run):
-            text = level.label if len(runs) == 1 else f"{group_of(run.name)}: {level.label}"
-            if text not in said:
-                said.append(text)
-                axes.axhline(level.nats, color=palette[group_of(run.name)], linestyle=(0, (6, 3)), linewidth=1)
-    top = max((level.nats for run in runs for level in levels_of(run)), default=0.0)
-    axes.set_ylim(top=max(axes.get_ylim()[1], 1.08 * top))
-    return said
 
 
 def alarms(runs: Sequence[Run]) -> Section | None:
