@@ -17,6 +17,7 @@ from .sft.trainer import SFTTrainer as SFTTrainer
 from .trainer import GRPOTrainer as GRPOTrainer
 from .trainer import RLOOTrainer as RLOOTrainer
 from .trainer.decay_to_start import DecayToStart as DecayToStart
+from .trainer.reset import ResetReference as ResetReference
 from .types import Effect as Effect
 from .types import Quantiles as Quantiles
 from .types import Rollout as Rollout

@@ -12,7 +12,7 @@ from hclm_rl.types import last_layer
 
 
 def test_all_public_names_are_there_and_no_others():
-    assert len(hclm_rl.__all__) == 29
+    assert len(hclm_rl.__all__) == 30
     assert dir(hclm_rl) == sorted(hclm_rl.__all__)
     for name in hclm_rl.__all__:
         assert getattr(hclm_rl, name).__name__ == name

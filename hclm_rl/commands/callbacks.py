@@ -1,5 +1,6 @@
 """What the command line puts into a run's folder, and what it measures before the first step."""
 
+import inspect
 import logging
 import time
 from collections.abc import Callable
@@ -7,7 +8,9 @@ from pathlib import Path
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..responses.names import nearest_first
 from ..trainer.folder import write_whole
+from ..trainer.reset import ResetReference
 from ..watch.report.runs import RECIPE_NAME, SUMMARY_NAME
 from ..watch.secrets import hide_in_yaml
 
@@ -79,3 +82,12 @@ class UntrainedTeller(TrainerCallback):
                 state.global_step,
                 getattr(args, "max_completion_length", None),
             )
+
+
+def reset_of(given: dict) -> ResetReference:
+    """What stands below `reset_reference`."""
+    known = inspect.signature(ResetReference).parameters
+    for name in given:
+        if name not in known:
+            raise ValueError(f"reset_reference has no {name!r}; it has: {', '.join(nearest_first(str(name), known))}")
+    return ResetReference(**given)

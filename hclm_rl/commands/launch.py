@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, TrainerCallback
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from ..equations.sigma_reparam import sigma_reparam
@@ -27,9 +27,10 @@ from ..testbed.sampling import measured
 from ..trainer import GRPOTrainer, RLOOTrainer
 from ..trainer.checkpoints import find_checkpoint, terms_state
 from ..trainer.folder import PACKAGES, note, write_whole
+from ..trainer.reset import refuse_reset
 from ..watch.report.runs import SUMMARY_NAME
 from ..watch.secrets import hide, hide_in_line, secrets_in, secrets_in_yaml, without
-from .callbacks import FolderOpener, MeasureAtStart, UntrainedTeller
+from .callbacks import FolderOpener, MeasureAtStart, UntrainedTeller, reset_of
 from .loading import TESTBED, build_trainer
 from .lock import RunLock
 
@@ -190,7 +191,11 @@ def prepare(
     refuse_unwritable(folder)
     lock = RunLock(folder, is_held=config.process_index == 0)
     with lock.until_error():
-        trainer, task = build_trainer(algorithm, settings, [FolderOpener(folder, recipe), UntrainedTeller()])
+        callbacks: list[TrainerCallback] = [FolderOpener(folder, recipe), UntrainedTeller()]
+        if isinstance(arguments.reset_reference, dict):
+            callbacks.append(reset_of(arguments.reset_reference))
+            refuse_reset(config)
+        trainer, task = build_trainer(algorithm, settings, callbacks)
     note(trainer, secrets_of(settings, recipe), overrides=overrides, seed=config.seed, algorithm=algorithm)
 
     def rest() -> dict:

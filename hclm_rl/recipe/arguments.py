@@ -70,6 +70,13 @@ class RunArguments(ScriptArguments):
     decay_to_start_gate: bool = field(
         default=True, metadata={"help": "False: the decay without that gate, all weights alike, as a control."}
     )
+    reset_reference: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "When the policy becomes the reference of the KL and the optimiser starts anew (ProRL): every, "
+            "steps, or patience with min_gain and metric; keeps_scale. In YAML a mapping, on the command line JSON."
+        },
+    )
     soft_overlong_length: int | None = field(
         default=None,
         metadata={"help": "Tokens from which on get_soft_overlong_punishment pays -1; default: max_completion_length."},
@@ -102,15 +109,15 @@ class RunArguments(ScriptArguments):
     save_final: bool = field(default=True, metadata={"help": "Whether to write the trained model into output_dir."})
 
     def __post_init__(self) -> None:
-        if isinstance(self.task_kwargs, str):
-            try:
-                self.task_kwargs = json.loads(self.task_kwargs)
-            except json.JSONDecodeError as error:
-                raise ValueError(
-                    f"task_kwargs on the command line is JSON, as in '{{\"prompts\": 64}}': {error}"
-                ) from error
-        if not isinstance(self.task_kwargs, dict | None):
-            raise ValueError(f"task_kwargs must be a mapping, got {self.task_kwargs!r}")
+        for name, example in (("task_kwargs", '{"prompts": 64}'), ("reset_reference", '{"every": 200}')):
+            if isinstance(given := vars(self)[name], str):
+                try:
+                    given = json.loads(given)
+                except json.JSONDecodeError as error:
+                    raise ValueError(f"{name} on the command line is JSON, as in '{example}': {error}") from error
+                setattr(self, name, given)
+            if not isinstance(given, dict | None):
+                raise ValueError(f"{name} must be a mapping, got {given!r}")
         if self.entropy_sgd is not None:
             entropy_sgd_of(self.entropy_sgd)  # says what is wrong
         if isinstance(self.reward_funcs, str):

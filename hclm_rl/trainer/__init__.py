@@ -3,6 +3,7 @@
 `grpo.py` and `rloo.py` are the two trainers, `mixin.py` what they override of TRL's. What they do there: `stage_one.py`
 reads a generation batch, `stage_two.py` a micro-batch in the middle of the loss, `hooks.py` and `head.py` look into the
 model, `scoring.py` scores other texts, `step.py` ends a step, `evaluation.py` evaluates; `run.py` holds their state.
+`reset.py` is a callback of its own, which resets the reference model.
 """
 
 import trl

@@ -28,6 +28,8 @@ class DecayToStart(TrainerCallback):
         gate: False: the decay without the gate.
     """
 
+    adds_to_log = True  # it comes before what writes the log
+
     def __init__(self, rate: float = 1.0, gate: bool = True) -> None:
         if not (rate > 0 and math.isfinite(rate)):
             raise ValueError(f"rate must be a positive number, got {rate}")

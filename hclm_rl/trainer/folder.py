@@ -180,5 +180,9 @@ def take_its_place(trainer: Any, callback: object) -> None:
 
 
 def put_watch_first(trainer: Any) -> None:
-    """What it adds to a log entry is to reach the trackers and the log too."""
-    trainer.callback_handler.callbacks.sort(key=lambda callback: not isinstance(callback, CollapseCallback))
+    """What it and others (`adds_to_log`) put into a log entry is to reach the trackers and the log too."""
+
+    def place(callback: object) -> int:
+        return 0 if is_watch(callback) else 1 if getattr(callback, "adds_to_log", False) else 2
+
+    trainer.callback_handler.callbacks.sort(key=place)

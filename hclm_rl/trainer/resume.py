@@ -11,6 +11,7 @@ import torch
 from ..chain.state import settle
 from ..watch.trace import Trace
 from .checkpoints import CHECKPOINT, STATE_NAME, newest_first, terms_state
+from .reset import attach
 from .run import Run
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ def begin_run(trainer: Any, checkpoint: str | None) -> None:
         trainer._metrics["train"].clear()
         trainer._current_train_step_time = 0.0
         trainer._step, trainer._buffered_inputs = 0, None
+    attach(trainer, checkpoint)
     if checkpoint is not None:
         resume_rollout(trainer, Path(checkpoint))
 

@@ -46,6 +46,7 @@ SPEC = {
     "loss_type": (["grpo", "dapo"], ["ppo", 3, True, ["grpo"]]),
     "save_strategy": (["no", "steps", "epoch", False], ["never", True, 3]),
     "task_kwargs": ([{}, {"prompts": 3}, None], [3, "x", [1]]),
+    "reset_reference": ([{"every": 3}, None], [3, "x", [1]]),
     "model_init_kwargs": ([{}, '{"a": 1}', None], ["x", 3, [1], {"trust_remote_code": True}]),
     "env": ([{}, {"WANDB_NOTES": "x"}], [3, ["a"], {"LD_PRELOAD": "x"}, {"A=B": 1}, {3: 3}]),
     "entropy_terms": TERMS,
