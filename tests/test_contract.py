@@ -78,6 +78,7 @@ FORMS = {
     "right_anchor, count": find_term("right_anchor")(source="any", keep="count", capacity=3),
     "rep_exp, policy": find_term("rep_exp")(features="policy"),
     "rehearsal, not of all": find_term("rehearsal")(checks=2),  # of the second group both are right
+    "repo, centred": find_term("repo")(form="centred", controls=False),
     "right_anchor, log_det": find_term("right_anchor")(source="any", unit="token", keep="log_det", capacity=1),
     "steer, exact": find_term("steer")(estimate="exact"),
 }

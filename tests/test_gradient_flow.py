@@ -113,6 +113,8 @@ FLOWS = {
     # stored: the first group now, the second before, so that all have A = 0; then the second alone
     "rehearsal": Flow(gradient="hidden", sampling="logps rewards", current="hidden"),
     "rehearsal, not of all": Flow(gradient="hidden", sampling="advantages", current="hidden"),
+    "repo": Flow(current="advantages logps"),
+    "repo, centred": Flow(current="advantages logps entropy"),
     "right_anchor": Flow(gradient="hidden", sampling="logps rewards", current="hidden"),
     "right_anchor, count": Flow(gradient="hidden", sampling="logps rewards", current="hidden"),
     "right_anchor, log_det": Flow(gradient="hidden", sampling="hidden logps rewards", current="hidden"),

@@ -43,6 +43,7 @@ from .position_advantage import PositionAdvantage as PositionAdvantage
 from .qae import Qae as Qae
 from .rehearsal import Rehearsal as Rehearsal
 from .rep_exp import RepExp as RepExp
+from .repo import Repo as Repo
 from .right_anchor import RightAnchor as RightAnchor
 from .right_kl import RightKl as RightKl
 from .self_imitation import SelfImitation as SelfImitation

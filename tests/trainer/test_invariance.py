@@ -32,6 +32,7 @@ STRONG = {
     "attention_entropy": {"coef": 1.0, "target": 1.0, "margin": 0.0},
     "clip_cov": {"ratio": 0.2, "lower": 0.1},
     "discriminator_clip": {"mu": 0.3},
+    "repo": {"zeta": 0.3, "maximum": 1.0},
     "rep_exp": {**ALONE["rep_exp"], "beta": 1.0, "right_at": 0.25},
     "force_reweight": {"floor": 0.1, "ceiling": 0.5},
     "group_log_det": {"acts": "both", "balance": 0.1},
