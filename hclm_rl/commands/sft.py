@@ -18,6 +18,7 @@ from ..sft.config import SFTConfig, build_method, name_of
 from ..sft.trainer import SFTTrainer
 from ..testbed.policy import EOS, SHAPES, new_policy, new_tokenizer, policy_path, save_policy
 from ..testbed.warm_start_recipe import LESSONS
+from ..trainer.checkpoints import find_checkpoint
 from ..watch.report.runs import LOG_NAME, SUMMARY_NAME
 from .callbacks import FolderOpener, LogWriter, write_whole
 from .loading import TESTBED
@@ -112,6 +113,7 @@ def run(settings: Settings, recipe: Path | None = None) -> None:
     arguments, config, model, _ = settings
     folder = Path(config.output_dir or "trainer_output")
     refuse_unwritable(folder)
+    checkpoint = find_checkpoint(config.resume_from_checkpoint, config, has_terms=False)
     train = data_of(settings)
     init = {"revision": model.model_revision, "attn_implementation": model.attn_implementation, "dtype": model.dtype}
     assert not isinstance(config.model_init_kwargs, str)
@@ -130,7 +132,7 @@ def run(settings: Settings, recipe: Path | None = None) -> None:
         )
     except OSError as error:  # as transformers says that there is no such model
         raise ValueError(f"model_name_or_path '{path}' could not be loaded: {error}") from error
-    trainer.train(resume_from_checkpoint=config.resume_from_checkpoint)
+    trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(str(folder))
     if trainer.accelerator.is_main_process:
         method = build_method(config.sft_method)

@@ -32,9 +32,10 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
-from transformers.trainer_utils import TrainOutput, get_last_checkpoint
+from transformers.trainer_utils import TrainOutput
 from transformers.utils import is_peft_available
 
+from ..trainer.checkpoints import find_checkpoint
 from .config import as_recipe, build_method, name_of, refuse_settings
 from .curio_sft import CurioSft
 from .em_ft import EmFt
@@ -146,7 +147,7 @@ class SFTTrainer(trl.SFTTrainer):
             number = f"{self.state.global_step}/{self._hclm_micro_batches}"
             inputs = with_own_responses(self, method, inputs, number)
         columns = {}
-        if isinstance(method, CurioSft) and (inputs["labels"][:, 1:] != -100).any():
+        if isinstance(method, CurioSft):
             columns = self._hclm_teachers().columns(self._hclm_plain(), inputs, inputs["labels"], method.of_teacher)
         self._hclm_micro_batches += 1
 
@@ -161,8 +162,6 @@ class SFTTrainer(trl.SFTTrainer):
     def _hclm_losses(self, method: SftMethod, outputs: Any, columns: dict, num_items: Any) -> torch.Tensor:
         """The method's losses in place of the labels' negative log-probs."""
         mask = outputs.label_mask
-        if not mask.any():
-            return -outputs.log_probs
         tokens = here = float(mask.sum() if num_items is None else num_items)
         if num_items is not None:
             processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
@@ -210,11 +209,11 @@ class SFTTrainer(trl.SFTTrainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """As TRL's; a checkpoint keeps the teacher, and a run resumes only with the method that wrote it."""
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = get_last_checkpoint(self.args.output_dir) or True
         self._hclm_teacher = None
-        if isinstance(resume_from_checkpoint, str) and self._hclm_method is not None:
-            read_checkpoint(self, self._hclm_method, Path(resume_from_checkpoint))
+        if self._hclm_method is not None:
+            resume_from_checkpoint = find_checkpoint(resume_from_checkpoint, self.args, has_terms=False)
+            if resume_from_checkpoint is not None:
+                read_checkpoint(self, self._hclm_method, Path(resume_from_checkpoint))
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
 

@@ -175,9 +175,22 @@ def test_a_resumed_run_is_the_uninterrupted_one(name: str, policy: str, tmp_path
     other = make(policy, tmp_path / "cut", method="mix_ce", max_steps=4)
     with pytest.raises(ValueError, match=r"checkpoint-2 is a checkpoint of \{.*\}, and this run has \{.*mix_ce"):
         other.train(resume_from_checkpoint=True)
+    with pytest.raises(ValueError, match=r"resume_from_checkpoint: no checkpoint at '.*none'"):
+        rest.train(resume_from_checkpoint=str(tmp_path / "none"))
     (tmp_path / "cut/checkpoint-2/sft_method.json").unlink()
     with pytest.raises(ValueError, match=r"checkpoint-2 is a checkpoint of no method, and this run has"):
         rest.train(resume_from_checkpoint=str(tmp_path / "cut/checkpoint-2"))
+
+
+@pytest.mark.parametrize("name", ["mix_ce", "entropy_sft", "curio_sft"])
+def test_a_micro_batch_without_labels_adds_nothing(name: str, policy: str, tmp_path: Path):
+    trainer = make(policy, tmp_path, method=name)
+    trainer.model.train()
+    ids = torch.tensor([[3, 4, 5, 6]])
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.full_like(ids, -100)}
+    assert trainer.compute_loss(trainer.model, inputs, num_items_in_batch=torch.tensor(5)).item() == 0.0
+    # its metrics are there all the same: processes must log the same names
+    assert trainer._hclm_metrics and all(each[0].isfinite() for each in trainer._hclm_metrics.values())
 
 
 def test_what_is_refused(policy: str, tmp_path: Path):
