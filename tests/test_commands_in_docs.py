@@ -19,6 +19,8 @@ from hclm_rl.testbed.policy import policy_path
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("start", "data", "troubleshooting", "report"))]
 PAGES += sorted((ROOT / "docs" / "howto").glob("*.md"))
+# of these the flags alone: they speak of logs and models of the reader's
+MORE = [ROOT / "docs" / f"{name}.md" for name in ("evaluation", "extending", "forces", "forecast", "command_line")]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
 NEEDS_GPU = "Needs a GPU"
 OUTSIDE = ("pip", "make", "uv", "python3", ".venv/bin/python", ".venv/bin/accelerate", "accelerate")
@@ -76,7 +78,16 @@ def test_there_are_commands_and_none_is_of_an_unknown_kind():
     assert not [words for _, words, _ in EVERY if words[0] not in ("hclm-rl", *OUTSIDE)]
 
 
-@pytest.mark.parametrize("words", [words for _, words, _ in OURS], ids=written_as)
+def shown(page: Path) -> Iterator[list[str]]:
+    """Its lines of ours, whatever block they stand in."""
+    for line in re.findall(r"^(?: {4})?(hclm-rl .*)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE):
+        yield shlex.split(line.partition("||")[0], comments=True)
+
+
+FLAGS = {written_as(words): words for page in (*PAGES, *MORE) for words in shown(page)}
+
+
+@pytest.mark.parametrize("words", FLAGS.values(), ids=FLAGS.keys())
 def test_every_flag_is_one_of_the_command(words: list[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.syspath_prepend(str(ROOT / "docs"))
     from pages import parser_of  # pyright: ignore[reportMissingImports]
