@@ -29,7 +29,8 @@ def test_a_script_gets_what_a_recipe_gets(policy: str, tmp_path: Path):
     assert log[0]["collapse/state"] == 0 and log[0]["entropy"] > 0
     about = json.loads((tmp_path / "run.json").read_text())
     assert (about["trainer"], about["model"], about["steps"]) == ("GRPOTrainer", policy, 2)
-    assert about["terms"] == [{"entropy_bonus": {"coef": 0.5, "name": "entropy_bonus"}}]
+    [[name, given]] = [pair for term in about["terms"] for pair in term.items()]
+    assert (name, given["coef"], given["name"]) == ("entropy_bonus", 0.5, "entropy_bonus")
     assert about["started"] <= about["ended"] and about["settings"]["learning_rate"] == 0.1
     assert "entropy_terms" not in about["settings"] and "warmup_steps" not in about["settings"]  # the default
     assert "hf_secret_of_mine" not in (tmp_path / "run.json").read_text()
