@@ -35,6 +35,7 @@ from .term_batches import (
 # at most six; the steps of conditional_entropy end with a blank line.
 REACHING = {
     "ares": {"triggers": (), "window": 2},
+    "bapo": {"lo_min": 0.2, "hi_min": 2.5},  # few ratios lie between the bounds of the clip and the first of its own
     "conditional_entropy": {"step_tokens": 1, "cuts": False},
     "discriminator_clip": {"mu": 0.5},
     "force_reweight": {"floor": 2.0, "ceiling": 3.0},

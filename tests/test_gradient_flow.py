@@ -47,6 +47,7 @@ FLOWS = {
     "ares": Flow(gradient="logps", sampling="logps entropy rewards ref_logps", current="logps ref_logps"),
     "arm": Flow(sampling="advantages logps"),  # of the rewards only whether all are 0, which no factor changes
     "attention_entropy": Flow(gradient="hidden", current="hidden"),  # the batches make attention of hidden states
+    "bapo": Flow(gradient="logps", current="advantages logps old_logps"),
     "canon": Flow(sampling="entropy rewards"),  # it makes the advantages anew
     "clip_cov": Flow(sampling="advantages logps", current="advantages"),
     "clip_cov, micro_batch": Flow(current="advantages logps old_logps"),

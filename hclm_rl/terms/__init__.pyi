@@ -1,6 +1,7 @@
 from .ares import Ares as Ares
 from .arm import Arm as Arm
 from .attention_entropy import AttentionEntropy as AttentionEntropy
+from .bapo import Bapo as Bapo
 from .canon import Canon as Canon
 from .clip_cov import ClipCov as ClipCov
 from .coding_rate import CodingRate as CodingRate

@@ -149,6 +149,8 @@ def test_micro_batches_in_every_loss(loss: str, policy: str, tmp_path: Path):
 # of these runs no prompt and no response comes twice, which no_loss and right_kl wait for, and no second update, which
 # KL-Cov waits for
 IDLE = ("kl_cov", "no_loss", "right_kl")
+# of these runs no response comes twice, which right_kl waits for, and no second update, which KL-Cov and BAPO wait for
+IDLE = ("bapo", "kl_cov", "right_kl")
 
 
 @pytest.mark.parametrize(
@@ -158,7 +160,7 @@ def test_the_term_changes_the_update_by_more_than_the_tolerance(term: str, whole
     assert largest_difference(plain(rollout(term), beta_of(term)), whole(term)) > 100 * ROUNDING
 
 
-@pytest.mark.parametrize("term", ["kl_cov", "log_det", "clip_cov"])
+@pytest.mark.parametrize("term", ["bapo", "kl_cov", "log_det", "clip_cov"])
 def test_micro_batches_off_policy(term: str, policy: str, tmp_path: Path):
     # two iterations over each rollout; KL-Cov acts in the second one only. With eager attention two tokens of the
     # second rollout lie within rounding of each other at its threshold, and the cut decides which of them it takes
