@@ -18,12 +18,12 @@ from rich.console import Console
 
 from ..chain.chain import Chain
 from ..chain.finite import NotFinite
-from ..recipe.arguments import Algorithm, parse, recipe_of, with_recipe_apart
+from ..recipe.arguments import Algorithm, Settings, parse, recipe_of, with_recipe_apart
 from ..recipe.config import GRPOConfig, RLOOConfig, build_chain
 from ..recipe.refusals import refuse_unwritable, refuse_what_the_run_lacks
 from ..responses.names import custom_code
 from .diagnosis import Diagnosis
-from .dry_run import OTHERS, DryRun, dry_run, dry_settings, generators_put_back, sizes
+from .dry_run import OTHERS, DryRun, Sizes, dry_run, dry_settings, generators_put_back, sizes
 from .forces_of import forces_of
 from .loading import build_trainer, load_rows, refuse_batch_larger_than_data
 from .mistakes import (
@@ -80,13 +80,10 @@ def examine(
         try:
             of = sizes(config, prompts)
             settings = parse(algorithm, line, instead=dry_settings(config, of, steps, folder))
-            trainer, _ = build_trainer(algorithm, settings, [])
-            refuse_what_the_run_lacks(chain, trainer.model, config)
-            mistakes += memory_mistakes(trainer.model, config)
-            with custom_code(own[0].allow_custom_code):
-                run = dry_run(trainer, of, steps, min(OTHERS, max(steps, 2)), config.learning_rate)
+            run = started(algorithm, settings, chain, config, of, steps)
         except (ValueError, OSError, ImportError, NotFinite) as error:
             return unusable(error)
+        mistakes += memory_mistakes(run.trainer.model, config)
         found = read_from(run, recipe, chain, config, tries)
         if not of.is_whole:
             part = (
@@ -95,6 +92,16 @@ def examine(
             found.notes.append(part)
         torch.cuda.empty_cache() if torch.cuda.is_available() else None
     return replace(found, mistakes=mistakes + found.mistakes, seconds=time.perf_counter() - start)
+
+
+def started(
+    algorithm: Algorithm, settings: Settings, chain: Chain, config: GRPOConfig | RLOOConfig, of: Sizes, steps: int
+) -> DryRun:
+    """The dry run of a recipe, whose own settings are `config`."""
+    trainer, _ = build_trainer(algorithm, settings, [])
+    refuse_what_the_run_lacks(chain, trainer.model, config)
+    with custom_code(settings[0].allow_custom_code):
+        return dry_run(trainer, of, steps, min(OTHERS, max(steps, 2)), config.learning_rate)
 
 
 def read_from(
