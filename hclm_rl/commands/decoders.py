@@ -161,9 +161,10 @@ class Steered(Decoder):
             raise ValueError(f"no vector at '{file}': make one first, docs/decoding.md")
         if base.temperature != 1:
             raise ValueError(f"activation_steering draws at temperature 1, got {base.temperature}")
-        self.settings, self.vector = settings, load_file(file).get("vector")
-        if self.vector is None:
+        vector = load_file(file).get("vector")
+        if vector is None:
             raise ValueError(f"'{file}' holds no tensor named vector")
+        self.settings, self.vector = settings, vector
         self.lengths: list[float] = []
 
     def __call__(self, prompts: list[str], streams: Sequence[random.Random]) -> list[Drawn]:
@@ -217,7 +218,8 @@ def decoder_of(entry: object, base: Base) -> Decoder:
         path = taken(given, name, "large", "the folder or name of the large model")
         settings = filled(ModelSwitching, name, given)
         try:
-            large = AutoModelForCausalLM.from_pretrained(path, dtype="auto").eval().to(base.model.device)
+            large = AutoModelForCausalLM.from_pretrained(path, dtype="auto").eval()
+            large.to(base.model.device)  # pyright: ignore[reportArgumentType]  (typed as a call)
         except (OSError, ValueError) as error:
             raise ValueError(f"the model '{path}' could not be loaded: {' '.join(str(error).split())}") from error
         return Switching(base, settings, large)

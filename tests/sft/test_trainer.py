@@ -186,6 +186,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(name: str, policy: str, tmp_path
 def test_a_micro_batch_without_labels_adds_nothing(name: str, policy: str, tmp_path: Path):
     trainer = make(policy, tmp_path, method=name)
     trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1  # as in training
     ids = torch.tensor([[3, 4, 5, 6]])
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.full_like(ids, -100)}
     assert trainer.compute_loss(trainer.model, inputs, num_items_in_batch=torch.tensor(5)).item() == 0.0
