@@ -164,10 +164,16 @@ def narrow_methods(text: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def per_task_board() -> Path:
+    """The page with a section for each task: behind the main table, or the board itself where it has none."""
+    behind = DOCS / "leaderboard_all.md"
+    return behind if behind.is_file() else DOCS / "leaderboard.md"
+
+
 def board(name: str) -> str:
-    """The method's rows of docs/leaderboard.md at its recipe's values, beside plain GRPO's."""
+    """The method's rows of the board at its recipe's values, beside plain GRPO's."""
     found, section, part = [], "", ""
-    for line in (DOCS / "leaderboard.md").read_text(encoding="utf-8").splitlines():
+    for line in per_task_board().read_text(encoding="utf-8").splitlines():
         section = line[3:] if line.startswith("## ") else section
         part = line[4:] if line.startswith("### ") else "" if line.startswith("## ") else part
         cells = [each.strip() for each in line.strip("|").split("|")]
@@ -210,7 +216,7 @@ def method_page(name: str) -> str:
     rows_there, said = board(name), verdict(name)
     if not (rows_there and said.startswith("not yet")):
         rows_there = f"{said.rstrip('.')}.\n\n{rows_there}"
-    parts += ["## Evidence", rows_there, "What the columns and marks mean: [the board](../leaderboard.md)."]
+    parts += ["## Evidence", rows_there, f"What the columns and marks mean: [the board](../{per_task_board().name})."]
     source = method.paper if method.title == method.paper else f"{method.title}: {method.paper}"
     code = f"[hclm_rl/terms/{name}.py]({REPOSITORY}/blob/main/hclm_rl/terms/{name}.py)"
     parts += ["## Source", f"{with_links(prose(source))}. Code: {code}."]
