@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 
@@ -43,6 +43,7 @@ class HoldCoverage(Term):
     `right_anchor`'s, and the multiplier goes into checkpoints with the store. `strength` logs lambda, `nats` is L.
 
     Args:
+        budget: what may be lost: as much as a "group" cannot see, or "none", under which lambda never falls; untried.
         share: of the rows, in (0, 1]: those that replay, hence the cost; 1 doubles the texts read with gradient.
         capacity: right answers kept for a prompt, at least 1, as in `right_anchor`.
         right_at: the reward from which a response is right; None: 1, with a warning where rewards are not 0 or 1.
@@ -54,6 +55,7 @@ class HoldCoverage(Term):
     sets_baseline: ClassVar[bool] = True
     shapes_advantages: ClassVar[bool] = True
 
+    budget: Literal["group", "none"] = "group"
     share: float = 1.0
     capacity: int = 16
     right_at: float | None = None
@@ -71,7 +73,7 @@ class HoldCoverage(Term):
     def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
         held = self.anchor.on_rollout(rollout, memory)
         memory.setdefault("strength", START)
-        memory["budget"] = -math.log1p(-1 / rollout.group_rewards.size(1))
+        memory["budget"] = -math.log1p(-1 / rollout.group_rewards.size(1)) if self.budget == "group" else 0.0
         return RolloutEffect(
             advantages=relative_to_success(rollout, "hold_coverage"),
             columns=held.columns,

@@ -40,6 +40,14 @@ def test_the_strength_by_hand():
     assert memory["strength"] == LEAST
 
 
+def test_without_a_budget_the_strength_never_falls():
+    term, memory = HoldCoverage(budget="none"), {}
+    first_stage(term, rollout(make_step()), memory)
+    for nats in (0.5, 0.0, 0.1):
+        term.on_step({"nats": nats}, memory)
+    assert memory["budget"] == 0 and memory["strength"] == pytest.approx(START + 0.6 * RATE)
+
+
 def test_its_parts_are_max_rl_and_the_anchor():
     before, step = make_step(20, torch.float64), make_step(0, torch.float64)
     memory: dict = {}
