@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
 from ..chain.chain import Chain
@@ -85,12 +84,7 @@ def examine(
             return unusable(error)
         mistakes += memory_mistakes(run.trainer.model, config)
         found = read_from(run, recipe, chain, config, tries)
-        if not of.is_whole:
-            part = (
-                f"the dry steps are of {of.prompts // of.updates} prompts, the recipe's of more: --prompts takes more"
-            )
-            found.notes.append(part)
-        torch.cuda.empty_cache() if torch.cuda.is_available() else None
+        found.notes.extend(of.notes())
     return replace(found, mistakes=mistakes + found.mistakes, seconds=time.perf_counter() - start)
 
 

@@ -40,6 +40,13 @@ class Sizes:
         """Of a generation batch."""
         return max(self.rows * self.pieces * self.updates // self.group, 1)
 
+    def notes(self) -> list[str]:
+        """Where a dry step is smaller than the recipe's."""
+        told = (
+            f"the dry steps are of {self.prompts // self.updates} prompts, the recipe's of more: --prompts takes more"
+        )
+        return [] if self.is_whole else [told]
+
 
 def sizes(config: GRPOConfig | RLOOConfig, most: int) -> Sizes:
     """At most so many prompts a step."""
