@@ -90,12 +90,12 @@ def head_influence(rollout: Rollout, advantages: Float[Tensor, "N T"]) -> tuple[
     has the gradient G = d mean H / dW there, to first order: h its hidden state, G (V, D) that of the other half of
     the prompts (`halves`), so that no token is judged by what it says of itself. One G at a time, an all-reduce each.
     """
-    mask, odd = rollout.mask, halves(rollout).unsqueeze(1)
+    mask, odd, acts = rollout.mask, halves(rollout).unsqueeze(1), advantages != 0
     slope = torch.zeros_like(rollout.scored()[0])
     for of, others in ((mask & odd, mask & ~odd), (mask & ~odd, mask & odd)):
         whole = rollout.total(rollout.entropy_by_head(others))
         count = rollout.total(others.sum())
-        slope = torch.where(of, rollout.slope_by_head(whole / count.clamp(min=1), of).to(slope), slope)
+        slope = slope + rollout.slope_by_head(whole / count.clamp(min=1), of & acts).to(slope)  # 0 elsewhere
     return mean_entropy(rollout), torch.where(mask, advantages * slope, 0)
 
 

@@ -12,6 +12,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+NUMBERS_AT_ONCE = 2**22  # log-probs in memory
+
 
 @dataclass(frozen=True, kw_only=True)
 class Head:
@@ -117,13 +119,18 @@ def slope_along(
         return torch.cat([of_rows(*piece) for piece in zip(*pieces, strict=True)]).view(ids.shape)
 
 
+def rows_of(head: Head) -> int:
+    """Rows at once, so that a chunk's log-probs are few numbers and a small vocabulary is not cut fine."""
+    return max(256, NUMBERS_AT_ONCE // head.weight.size(0))
+
+
 def entropy_by_head(
-    hidden: Float[Tensor, "B T D"], head: Head, mask: Bool[Tensor, "B T"], rows_at_once: int = 256
+    hidden: Float[Tensor, "B T D"], head: Head, mask: Bool[Tensor, "B T"], rows_at_once: int | None = None
 ) -> Float[Tensor, "V D"]:
     """d sum of the entropies of the tokens under the mask / d weight of the head, in float32; no gradient."""
     with torch.no_grad():
         found = torch.zeros_like(head.weight, dtype=torch.float32)
-        for chunk in hidden[mask].split(rows_at_once):
+        for chunk in hidden[mask].split(rows_at_once or rows_of(head)):
             found += head.entropy_by_weight(chunk)
     return found
 
@@ -134,13 +141,14 @@ def slope_by_head(
     ids: Int[Tensor, "B T"],
     head: Head,
     mask: Bool[Tensor, "B T"],
-    rows_at_once: int = 256,
+    rows_at_once: int | None = None,
 ) -> Float[Tensor, "B T"]:
     """d log p(token) as the weight of the head moves along `direction`, 0 off the mask; no gradient.
 
     For a plain head (G z)_y - sum_v p_v (G z)_v, G the direction.
     """
     with torch.no_grad():
-        pieces = zip(hidden[mask].split(rows_at_once), ids[mask].split(rows_at_once), strict=True)
+        rows = rows_at_once or rows_of(head)
+        pieces = zip(hidden[mask].split(rows), ids[mask].split(rows), strict=True)
         found = [head.slopes_of_weight(z, direction).gather(1, y.unsqueeze(1)).squeeze(1) for z, y in pieces]
         return torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, torch.cat(found).float())
