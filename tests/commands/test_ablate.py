@@ -61,7 +61,8 @@ def test_the_parts_move_the_entropy_as_its_gradient_says(step: Step):
         -step.learning_rate * sum((a * b).sum().item() for a, b in zip(pull, step.gradient(part), strict=True))
         for part in parts
     ]
-    assert step.moved_by(parts) == pytest.approx(expected, rel=0.02)
+    # TRL's head gives entropies in float32, so a change below 2e-7 is rounding
+    assert max(map(abs, expected)) > 2e-5 and step.moved_by(parts) == pytest.approx(expected, rel=0.02, abs=2e-7)
 
 
 def test_model_and_optimiser_are_put_back(tmp_path: Path):
