@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from ..decoding.rows import Drawn, streams_of
 from ..evaluation.generate import TransformersGenerator
@@ -19,7 +20,7 @@ from ..responses.names import custom_code
 from ..responses.outcomes import pass_at_k
 from ..testbed.policy import policy_path
 from .callbacks import write_whole
-from .decoders import DECODERS, Base, decoder_of
+from .decoders import DECODERS, Base, Decoder, decoder_of
 from .loading import TESTBED
 
 
@@ -109,7 +110,26 @@ def summary_of(rows: list[dict], samples: int) -> dict[str, float]:
     }
 
 
-def run(options: GenerateArguments) -> dict:
+def answered(
+    options: GenerateArguments, asked: list[Problem], decoder: Decoder, tokenizer: PreTrainedTokenizerBase
+) -> list[dict]:
+    """The rows of responses.jsonl."""
+    names = [(i, sample) for i in range(len(asked)) for sample in range(options.samples)]
+    drawn: list[Drawn] = []
+    with torch.no_grad():
+        for at in range(0, len(names), options.batch):
+            some = names[at : at + options.batch]
+            streams = streams_of(options.seed, [f"{i}/{sample}" for i, sample in some])
+            drawn += decoder([str(asked[i].prompt) for i, _ in some], streams)
+    texts = tokenizer.batch_decode([each.ids for each in drawn], skip_special_tokens=True)
+    rows = []
+    for i, problem in enumerate(asked):
+        mine = slice(i * options.samples, (i + 1) * options.samples)
+        rows += rows_of(problem, i, texts[mine], drawn[mine])
+    return rows
+
+
+def run(options: GenerateArguments) -> dict:  # long: a third of it is the fields of Base and of the summary
     """The whole job; what summary.json holds."""
     start = time.perf_counter()
     folder = Path(options.output_dir)
@@ -132,18 +152,7 @@ def run(options: GenerateArguments) -> dict:
         temperature=options.temperature,
     )
     decoder = decoder_of(options.decoding, base)
-    names = [(i, sample) for i in range(len(asked)) for sample in range(options.samples)]
-    drawn: list[Drawn] = []
-    with torch.no_grad():
-        for at in range(0, len(names), options.batch):
-            some = names[at : at + options.batch]
-            streams = streams_of(options.seed, [f"{i}/{sample}" for i, sample in some])
-            drawn += decoder([str(asked[i].prompt) for i, _ in some], streams)
-    texts = tokenizer.batch_decode([each.ids for each in drawn], skip_special_tokens=True)
-    rows = []
-    for i, problem in enumerate(asked):
-        mine = slice(i * options.samples, (i + 1) * options.samples)
-        rows += rows_of(problem, i, texts[mine], drawn[mine])
+    rows = answered(options, asked, decoder, tokenizer)
     kept = sum(row["tokens"] for row in rows)
     summary = {
         "model": options.model_name_or_path,

@@ -151,6 +151,7 @@ def responses_under(
     return found
 
 
+# long: a third of it is signature, a third the two calls
 def sweep(
     strengths: Sequence[float],
     layer: int,

@@ -93,6 +93,7 @@ class _Reader:
         return outputs.logits[:, -1].float()
 
 
+# long: a third of it is signature
 def switched(
     settings: ModelSwitching,
     small: PreTrainedModel,

@@ -64,6 +64,7 @@ class PowerSampling:
         if self.moves < 0 or self.blocks < 1:
             raise ValueError(f"moves must be at least 0 and blocks at least 1, got {self.moves} and {self.blocks}")
 
+    # long: the whole chain in its order, with the one step that it repeats
     def __call__(
         self,
         model: PreTrainedModel,
