@@ -303,7 +303,7 @@ def index_page() -> str:
     """The README, seen from docs/."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     text = text.replace("](docs/", "](")
-    return re.sub(r"\]\((?=[A-Z]+\.(md|cff))", f"]({REPOSITORY}/blob/main/", text)
+    return re.sub(r"\]\((?=[A-Z]+\.(md|cff)|examples/)", f"]({REPOSITORY}/blob/main/", text)
 
 
 def made_pages() -> dict[str, str]:
