@@ -1,4 +1,4 @@
-"""examples/: the script trains, the recipes parse and add up, the notebook's cells are Python whose names exist, it runs."""
+"""examples/: the script trains, the recipes parse and add up, the cells of the notebook are Python, it runs."""
 
 import ast
 import importlib
