@@ -22,13 +22,13 @@ def no_hidden(layer: int = -1) -> Tensor:
     raise ValueError("this batch has no hidden states: a term that reads them declares needs_hidden = True")
 
 
-def last_layer(states: Tensor) -> Callable[..., Tensor]:
+def last_layer(states: Callable[[], Tensor]) -> Callable[..., Tensor]:
     """`hidden` of a batch whose last hidden states (after the final norm) were kept: layer -1, and no other."""
 
     def hidden(layer: int = -1) -> Tensor:
         if layer != -1:
             raise ValueError(f"only layer -1, the last states after the final norm, is kept, got layer {layer}")
-        return states
+        return states()
 
     return hidden
 
@@ -51,7 +51,7 @@ def no_head_slope(direction: Tensor, mask: Tensor) -> Tensor:
     raise ValueError("this rollout has no slope_by_head: a term that reads it declares needs_vocab = True")
 
 
-def no_slope(direction: Tensor) -> Tensor:
+def no_slope(direction: Tensor | Callable[[Tensor], Tensor]) -> Tensor:
     """Stands for `slope` of a rollout that has none."""
     raise ValueError("this rollout has no slope: a term that reads it declares needs_vocab = True")
 
@@ -147,12 +147,15 @@ class Rollout:
     progress: float = 0.0  # share of the training done, in [0, 1]
     step: int = 0  # optimiser step
     generator: torch.Generator = field(default_factory=torch.Generator)  # the same state on every process
-    hidden: Callable[..., Tensor] = no_hidden  # hidden() -> (N, T, D): the last states, those that PREDICTED each token
+    # hidden() -> (N, T, D): the last states, those that PREDICTED each token; 0 in the padding. A copy: `states` is not
+    hidden: Callable[..., Tensor] = no_hidden
+    packed: Callable[[], Tensor] | None = None  # hidden()[mask] as the trainer keeps it, for `states`
     # over_vocab(f), f: (n, V) log-probs of the sampling policy -> (n,), gives (N, T) without gradient, in chunks
-    # (vocab.py); 0 off the mask
+    # (vocab.py); 0 off the mask. f -> (n, K) gives (N, T, K): K functionals at the price of one
     over_vocab: Callable[[Callable[[Tensor], Tensor]], Tensor] = no_vocab
-    # slope(direction (N, T, D)) -> (N, T): d log pi(token) as its hidden state moves along `direction`
-    slope: Callable[[Tensor], Tensor] = no_slope
+    # slope(direction (N, T, D)) -> (N, T): d log pi(token) as its hidden state moves along `direction`; 0 off the mask.
+    # Also of a function, some tokens' states (n, D) -> their directions (n, D): those of all are then never held
+    slope: Callable[[Tensor | Callable[[Tensor], Tensor]], Tensor] = no_slope
     # entropy_by_head(mask (N, T)) -> (V, D): d sum of the entropies under it / d weight of the output head, of this
     # process; slope_by_head(direction (V, D), mask) -> (N, T): d log pi(token) as that weight moves, 0 off the mask
     entropy_by_head: Callable[[Tensor], Tensor] = no_head
@@ -169,6 +172,10 @@ class Rollout:
     everywhere: Callable[[Tensor], Tensor] = lambda x: x
     here: Callable[[Tensor], Tensor] = lambda x: x  # the inverse of `everywhere`: this process's rows, cut to its T
     total: Callable[[Tensor], Tensor] = lambda x: x  # the sum of x over all processes
+
+    def states(self) -> Float[Tensor, "M D"]:
+        """The last states of the M tokens that count, in the order of the mask: `hidden()[mask]`. Not to be changed."""
+        return self.hidden()[self.mask] if self.packed is None else self.packed()
 
     def scored(self) -> tuple[Float[Tensor, "N T"], Float[Tensor, "N T"]]:
         """(logps, entropy) of the sampling policy."""

@@ -155,6 +155,15 @@ class Chain:
         return [link.name for link in self.links if link.term.needs_hidden]
 
     @property
+    def needs_sampled_states(self) -> list[str]:
+        """Names of the links whose stage 1 reads the sampling policy's states, or what the head makes of them."""
+        return [
+            link.name
+            for link in self.links
+            if link.term.needs_vocab or (link.term.needs_hidden and type(link.term).on_rollout is not Term.on_rollout)
+        ]
+
+    @property
     def needs_attention(self) -> list[str]:
         """Names of the links that read attention entropies."""
         return [link.name for link in self.links if link.term.needs_attention]

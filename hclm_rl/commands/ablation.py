@@ -19,7 +19,7 @@ from ..recipe.refusals import refuse_unwritable
 from ..terms.force_reweight import ForceReweight
 from ..trainer.scoring import score
 from ..types import Rollout, RolloutEffect, Term, Transcript
-from .doctor import dry_settings
+from .dry_run import Sizes, dry_settings
 from .loading import build_trainer
 
 Scores = Callable[[Rollout, Tensor], Tensor]  # a rollout and its advantages (N, T) -> (N, T)
@@ -241,7 +241,13 @@ def prepared(
     if config.world_size > 1:
         raise ValueError(f"hclm-rl ablate runs on one process, got {config.world_size}")
     refuse_unwritable(Path(config.output_dir or "trainer_output"))
-    settings = dry_settings(config, {}, prompts, batches, folder) | {"entropy_terms": [], "optim": config.optim} | own
+    group = config.num_generations or 1
+    rows = min(config.per_device_train_batch_size, prompts * group)
+    rows = max(rows - rows % group, group)
+    of = Sizes(rows=rows, pieces=max(prompts * group // rows, 1), updates=1, group=group, is_whole=True)
+    # the watcher is a term, beside which TRL's own control is refused
+    alone = {"max_steps": batches, "entropy_terms": [], "entropy_coef": 0.0, "use_adaptive_entropy": False}
+    settings = dry_settings(config, of, batches, folder) | alone | own
     watcher = Watcher()
     given = parse(algorithm, line, instead=settings)
     given[1].entropy_terms = [watcher]

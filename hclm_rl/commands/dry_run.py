@@ -90,6 +90,8 @@ def dry_settings(config: GRPOConfig | RLOOConfig, of: Sizes, steps: int, folder:
         "trace_every": None,
         "trace_steps": None,
         "resume_from_checkpoint": None,
+        "watch_collapse": "off",
+        "run_log": False,
     }
 
 

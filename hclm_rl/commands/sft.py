@@ -19,8 +19,9 @@ from ..sft.trainer import SFTTrainer
 from ..testbed.policy import EOS, SHAPES, new_policy, new_tokenizer, policy_path, save_policy
 from ..testbed.warm_start_recipe import LESSONS
 from ..trainer.checkpoints import find_checkpoint
-from ..watch.report.runs import LOG_NAME, SUMMARY_NAME
-from .callbacks import FolderOpener, LogWriter, write_whole
+from ..trainer.folder import LogWriter, write_whole
+from ..watch.report.runs import SUMMARY_NAME
+from .callbacks import FolderOpener
 from .loading import TESTBED
 
 NEW_POLICY = "testbed:new"  # as model_name_or_path: the task's policy before any training
@@ -128,7 +129,7 @@ def run(settings: Settings, recipe: Path | None = None) -> None:
             train_dataset=train,
             quantization_config=get_quantization_config(model),
             peft_config=get_peft_config(model),
-            callbacks=[FolderOpener(folder, recipe), LogWriter(folder / LOG_NAME)],
+            callbacks=[FolderOpener(folder, recipe), LogWriter()],
         )
     except OSError as error:  # as transformers says that there is no such model
         raise ValueError(f"model_name_or_path '{path}' could not be loaded: {error}") from error

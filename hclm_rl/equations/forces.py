@@ -32,9 +32,11 @@ from .geometry import (
     covariance,
     eigenvalues,
     floor_from,
+    force_norm_per_token,
     has_spread,
     moments_everywhere,
 )
+from .rows import pieces
 from .spectra import force_bound, spectrum
 
 Surrogate = Literal["log_det", "diagonal", "variance", "feature_softmax", "coding_rate", "von_neumann"]
@@ -52,6 +54,16 @@ EMPTY = 1e-4  # of the mean variance: a direction below it is dead to surrogates
 
 
 @dataclass(frozen=True)
+class Strengths:
+    """The forces of all rows, in numbers."""
+
+    norms: Float[Tensor, "N"]  # ||F_i||
+    power: Scalar  # sum of their squares
+    bounded: Scalar  # the same in the units of `bound`
+    leverages: Float[Tensor, "N"] | None  # l_i, of the log-det
+
+
+@dataclass(frozen=True)
 class StepForce:
     """A surrogate and the statistics of the step: value, force and bound."""
 
@@ -59,7 +71,9 @@ class StepForce:
     moments: Moments  # of the states, or of the unit states
     eps: float  # floor of log_det and diagonal
     values: Scalar | None = None  # mean feature-softmax entropy of the step, which moments do not hold
-    lower: Float[Tensor, "D D"] | None = None  # Cholesky factor of S + eps I, for log_det
+    lower: Float[Tensor, "D D"] | None = None  # Cholesky factor of S + eps I, for log_det; of C + e2/D I, coding_rate
+    push: Float[Tensor, "D D"] | None = None  # -2 log C, for von_neumann
+    eigenvalues: Float[Tensor, "D"] | None = None  # of C, for von_neumann
 
     def value(self) -> Scalar:
         """H in nats; for the variance in squared units of the states."""
@@ -72,20 +86,22 @@ class StepForce:
             case "variance":
                 return surrogates.variance(m)
             case "coding_rate":
-                return surrogates.coding_rate(m, DISTORTION)
+                return surrogates.coding_rate_of(self.factor().cholesky, DISTORTION)
             case "von_neumann":
-                return surrogates.von_neumann(m)
+                if self.eigenvalues is None:
+                    return surrogates.von_neumann(m)
+                return torch.special.entr(self.eigenvalues).sum().to(m.mean)
             case "feature_softmax":
                 assert self.values is not None
                 return self.values
 
     def factor(self) -> Factor:
-        lower = cholesky(covariance(self.moments), self.eps) if self.lower is None else self.lower
+        lower = factored(self.surrogate, self.moments, self.eps) if self.lower is None else self.lower
         return Factor(lower, self.moments.mean, self.moments.count, self.eps)
 
     def force(self, z: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
         """F_i = dH/dz_i of rows of the step, detached."""
-        m, u = self.moments, surrogates.unit_rows(z)
+        m = self.moments
         match self.surrogate:
             case "log_det":
                 return self.factor().force(z)
@@ -96,9 +112,25 @@ class StepForce:
             case "feature_softmax":
                 return surrogates.feature_softmax_force(z, m.count.clamp(min=1))
             case "coding_rate":
-                return surrogates.through_unit_rows(surrogates.coding_rate_force(u, m, DISTORTION), z)
+                force = surrogates.coding_rate_force(surrogates.unit_rows(z), m, DISTORTION, self.lower)
+                return surrogates.through_unit_rows(force, z)
             case "von_neumann":
-                return surrogates.through_unit_rows(surrogates.von_neumann_force(u, m), z)
+                force = surrogates.von_neumann_force(surrogates.unit_rows(z), m, push=self.push)
+                return surrogates.through_unit_rows(force, z)
+
+    def over(self, z: Float[Tensor, "N D"]) -> "Strengths":
+        """What the forces of all rows come to; some rows at a time, and none is kept."""
+        norms, leverages = self.moments.mean.new_empty(len(z)), self.moments.mean.new_empty(len(z))
+        power = bounded = self.moments.mean.new_zeros(())
+        for piece in pieces(*z.shape):
+            force = self.force(z[piece])
+            norms[piece] = force_norm_per_token(force)
+            power = power + force.square().sum()
+            bounded = bounded + self.at_unit_length(force, z[piece]).square().sum()
+            if self.surrogate == "log_det":
+                centred = z[piece].to(force) - self.moments.mean
+                leverages[piece] = self.moments.count * (force * centred).sum(dim=-1)
+        return Strengths(norms, power, bounded, leverages if self.surrogate == "log_det" else None)
 
     def at_unit_length(self, force: Float[Tensor, "N D"], z: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
         """The force in the units of `bound`: that on a unit state is 1 / ||z|| times that on its direction."""
@@ -130,7 +162,8 @@ class StepForce:
         if self.surrogate == "diagonal":
             return in_double(covariance(self.moments).diagonal()).sort().values, self.eps
         if self.surrogate in ON_UNIT_STATES:
-            lam = eigenvalues(surrogates.second_moment(self.moments))
+            lam = self.eigenvalues
+            lam = eigenvalues(surrogates.second_moment(self.moments)) if lam is None else lam
             return lam, DISTORTION / len(lam) if self.surrogate == "coding_rate" else EMPTY / len(lam)
         lam = spectrum(self.moments)
         return lam, self.eps if self.surrogate == "log_det" else EMPTY * lam.mean().item()
@@ -174,14 +207,24 @@ def step_force(
         return None
     if "eps" not in memory:
         memory["eps"] = float(floor_from(moments, eps_relative))
-    values = lower = None
+    values = lower = push = lam = None
     if surrogate == "feature_softmax":
-        values = total(surrogates.feature_softmax(rows).sum()) / moments.count
-    elif surrogate == "log_det":
-        lower = cholesky(covariance(moments), memory["eps"])
-    elif surrogate in ON_UNIT_STATES:
-        moments = moments_everywhere(surrogates.unit_rows(rows), total)
-    return StepForce(surrogate, moments, memory["eps"], values, lower)
+        entropies = [surrogates.feature_softmax(rows[piece]).sum() for piece in pieces(*rows.shape)]
+        values = total(torch.stack([*entropies, moments.mean.new_zeros(())]).sum()) / moments.count
+    if surrogate in ON_UNIT_STATES:
+        moments = moments_everywhere(rows, total, each=surrogates.unit_rows)
+    if surrogate in ("log_det", "coding_rate"):
+        lower = factored(surrogate, moments, memory["eps"])
+    if surrogate == "von_neumann":
+        _, lam, push = surrogates.von_neumann_push(moments)
+    return StepForce(surrogate, moments, memory["eps"], values, lower, push, lam)
+
+
+def factored(surrogate: Surrogate, moments: Moments, eps: float) -> Float[Tensor, "D D"]:
+    """The Cholesky factor that value and force of the surrogate come from."""
+    if surrogate == "coding_rate":
+        return surrogates.coding_rate_factor(moments, DISTORTION)
+    return cholesky(covariance(moments), eps)
 
 
 Regime = Literal["healthy", "weak", "dominant", "misaligned", "dead", "not known"]

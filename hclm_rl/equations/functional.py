@@ -40,6 +40,12 @@ def masked_mean(x: Float[Tensor, "*S"], mask: Bool[Tensor, "*S"]) -> Scalar:
     return torch.where(mask, x, 0).sum() / mask.sum().clamp(min=1)
 
 
+def spread_out(rows: Shaped[Tensor, "n ..."], mask: Bool[Tensor, "*S"]) -> Shaped[Tensor, "..."]:
+    """Values of the n positions that count, in the order of the mask -> (*S, ...), 0 elsewhere."""
+    counts = mask.view(*mask.shape, *[1] * (rows.dim() - 1))
+    return rows.new_zeros(*mask.shape, *rows.shape[1:]).masked_scatter(counts, rows)
+
+
 def kth_largest(values: Float[Tensor, "M"], k: int) -> Scalar:
     """The k-th largest value, k in 1..M: `values >= kth_largest(values, k)` keeps k of them, and all ties.
 

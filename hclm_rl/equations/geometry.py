@@ -27,9 +27,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .functional import Scalar, exactly, widest
-
-BLOCK = 64  # columns; of 64, 128 and 256 the fastest in `gram_matrix` at D = 512 (CPU)
-LEAF = 32  # columns; of 32, 64 and 128 the fastest in `solve_` at D = 512 (CPU)
+from .rows import pieces
+from .triangles import add_gram_, mirrored_, solve_
 
 
 def at_least_float32(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -43,23 +42,6 @@ def eigenvalues(s: Float[Tensor, "D D"]) -> Float[Tensor, "D"]:
     return torch.linalg.eigvalsh(exactly(s)).clamp(min=0).to(s.device, widest(s.device))
 
 
-def full_precision(x: Tensor) -> torch.autocast:
-    """Autocast would round every product below to bfloat16 under a trainer that uses it."""
-    return torch.autocast(x.device.type, enabled=False)
-
-
-def gram_matrix(x: Float[Tensor, "N D"]) -> Float[Tensor, "D D"]:
-    """x^T x, exactly symmetric: one triangle of products and its mirror image."""
-    out = x.new_empty(x.shape[1], x.shape[1])
-    with full_precision(x):
-        for i in range(0, x.shape[1], BLOCK):
-            out[i : i + BLOCK, i:] = x[:, i : i + BLOCK].T @ x[:, i:]
-            out[i + BLOCK :, i : i + BLOCK] = out[i : i + BLOCK, i + BLOCK :].T
-            own = out[i : i + BLOCK, i : i + BLOCK]
-            own.copy_((own + own.T) / 2)
-    return out
-
-
 @dataclass(frozen=True)
 class Moments:
     """Count, mean and centred scatter of rows: all that any surrogate needs to know about the whole step."""
@@ -69,15 +51,25 @@ class Moments:
     scatter: Float[Tensor, "D D"]  # sum_i (z_i - mean)(z_i - mean)^T
 
 
-def moments(z: Float[Tensor, "N D"], mask: Bool[Tensor, "N"] | None = None) -> Moments:
+def moments(
+    z: Float[Tensor, "N D"],
+    mask: Bool[Tensor, "N"] | None = None,
+    each: Callable[[Tensor], Tensor] = at_least_float32,
+) -> Moments:
     """n, mu = sum z / n, sum (z - mu)(z - mu)^T over the rows under the mask; no row gives zeros.
 
-    Centred first, never E[zz^T] - mu mu^T: states have large means and float32 loses the small eigenvalues.
+    Centred first, never E[zz^T] - mu mu^T: states have large means and float32 loses the small eigenvalues. In two
+    passes over pieces of the rows; `each` is what is done to a piece in either, at least in float32 (`unit_rows`).
     """
-    z = at_least_float32(z.detach())
-    z = z if mask is None else z[mask]
-    mean = z.sum(dim=0) / max(len(z), 1)
-    return Moments(z.new_tensor(len(z)), mean, gram_matrix(z - mean))
+    z = z.detach() if mask is None else z.detach()[mask]
+    width = z.shape[1]
+    sums = each(z[:0]).sum(dim=0)
+    for piece in pieces(len(z), width):
+        sums += each(z[piece]).sum(dim=0)
+    mean, scatter = sums / max(len(z), 1), sums.new_zeros(width, width)
+    for piece in pieces(len(z), width):
+        add_gram_(scatter, each(z[piece]) - mean)
+    return Moments(sums.new_tensor(len(z)), mean, mirrored_(scatter))
 
 
 def merge(a: Moments, b: Moments) -> Moments:
@@ -103,10 +95,13 @@ def reduce_moments(m: Moments, reduce_sum: Callable[[Tensor], Tensor]) -> Moment
 
 
 def moments_everywhere(
-    z: Float[Tensor, "N D"], reduce_sum: Callable[[Tensor], Tensor], mask: Bool[Tensor, "N"] | None = None
+    z: Float[Tensor, "N D"],
+    reduce_sum: Callable[[Tensor], Tensor],
+    mask: Bool[Tensor, "N"] | None = None,
+    each: Callable[[Tensor], Tensor] = at_least_float32,
 ) -> Moments:
     """`moments` over the rows of all processes; `reduce_sum` adds a tensor over them (two calls)."""
-    return reduce_moments(moments(z, mask), reduce_sum)
+    return reduce_moments(moments(z, mask, each), reduce_sum)
 
 
 def covariance(m: Moments) -> Float[Tensor, "D D"]:
@@ -184,50 +179,17 @@ class Factor:
 
     def leverage(self, z: Float[Tensor, "N D"]) -> Float[Tensor, "N"]:
         """l_i = ||L^-1 (z_i - mu)||^2 in [0, N - 1]: low = a redundant row, high = a rare direction."""
-        zc = at_least_float32(z.detach()) - self.mean
-        return torch.linalg.solve_triangular(self.cholesky.T, zc, upper=True, left=False).square().sum(dim=-1)
+        out = self.mean.new_empty(len(z))
+        for piece in pieces(*z.shape):
+            zc = at_least_float32(z[piece].detach()) - self.mean
+            solved = torch.linalg.solve_triangular(self.cholesky.T, zc, upper=True, left=False)
+            out[piece] = solved.square().sum(dim=-1)
+        return out
 
 
 def factor(m: Moments, eps: float | Scalar) -> Factor:
     """Factors the covariance of the step."""
     return Factor(cholesky(covariance(m), eps), m.mean, m.count, eps)
-
-
-def solve_(x: Float[Tensor, "N D"], lower: Float[Tensor, "D D"]) -> Float[Tensor, "N D"]:
-    """X A = (X L^-T) L^-1 by substitution, forwards then backwards, halving the columns; overwrites x.
-
-    Halves because all but the leaves are products of large matrices: both passes take 1.1 to 1.2 products of N x D x D
-    (their flops are 1.0), a row of blocks took 1.8 and cholesky_solve 2.7 (N = 2048, D = 512, CPU). Only the triangles
-    on the diagonal, LEAF wide, are inverted.
-    """
-    eye = torch.eye(LEAF, dtype=x.dtype, device=x.device)
-    leaves = []
-    for i in range(0, len(lower), LEAF):
-        own = lower[i : i + LEAF, i : i + LEAF]
-        leaves.append(torch.linalg.solve_triangular(own, eye[: len(own), : len(own)], upper=False))
-    with full_precision(x):
-        substitute_(x, lower, leaves, is_forward=True)
-        substitute_(x, lower, leaves, is_forward=False)
-    return x
-
-
-def substitute_(x: Float[Tensor, "N K"], lower: Float[Tensor, "K K"], leaves: list[Tensor], is_forward: bool) -> None:
-    """x <- x L^-T, or x L^-1 backwards; `leaves` are the inverted triangles on the diagonal of `lower`."""
-    if len(leaves) == 1:
-        x.copy_(x @ (leaves[0].T if is_forward else leaves[0]))
-        return
-    count = len(leaves) // 2
-    half = count * LEAF
-    left, right, below = x[:, :half], x[:, half:], lower[half:, :half]
-    first, second = (left, lower[:half, :half], leaves[:count]), (right, lower[half:, half:], leaves[count:])
-    if is_forward:
-        substitute_(*first, is_forward)
-        right.addmm_(left, below.T, alpha=-1)
-        substitute_(*second, is_forward)
-    else:
-        substitute_(*second, is_forward)
-        left.addmm_(right, below, alpha=-1)
-        substitute_(*first, is_forward)
 
 
 def log_det_force(z: Float[Tensor, "N D"], m: Moments, eps: float | Scalar) -> Float[Tensor, "N D"]:

@@ -11,7 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .functional import Scalar
-from .geometry import at_least_float32, cholesky, full_precision, gram_matrix
+from .geometry import at_least_float32, cholesky
+from .triangles import full_precision, gram_matrix
 
 
 @dataclass(frozen=True)

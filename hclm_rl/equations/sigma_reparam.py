@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from .geometry import at_least_float32, full_precision
+from .geometry import at_least_float32
+from .triangles import full_precision
 
 __all__ = ["SigmaReparam", "attention_entropy_bound", "sigma_reparam"]
 

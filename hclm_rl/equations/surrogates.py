@@ -16,11 +16,13 @@ Sources: the first three HCLM, arXiv:2605.22940 (softmax is its baseline, blind 
 coding rate, Yu et al., 2020, arXiv:2006.08558; von Neumann entropy, Kim et al., 2023, arXiv:2304.01434.
 """
 
+import math
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .functional import exactly
+from .functional import exactly, widest
 from .geometry import (
     Moments,
     Scalar,
@@ -28,12 +30,10 @@ from .geometry import (
     cholesky,
     covariance,
     eigenvalues,
-    full_precision,
-    gram_matrix,
     log_det,
     require_finite_states,
-    solve_,
 )
+from .triangles import full_precision, gram_matrix, solve_
 
 
 def variance(m: Moments) -> Scalar:
@@ -96,10 +96,22 @@ def coding_rate(m: Moments, distortion: float = 0.5) -> Scalar:
     return log_det(len(c) / distortion * c, 1.0)
 
 
-def coding_rate_force(u: Float[Tensor, "N D"], m: Moments, distortion: float = 0.5) -> Float[Tensor, "N D"]:
-    """dR/dU = U (C + e2/D I)^-1 / N for unit rows u of a step with moments m."""
-    lower = cholesky(second_moment(m), distortion / u.shape[-1])
-    return solve_(at_least_float32(u.detach()).clone(), lower) / m.count.clamp(min=1)
+def coding_rate_factor(m: Moments, distortion: float = 0.5) -> Float[Tensor, "D D"]:
+    """Lower L with L L^T = C + e2/D I: R and its force come from it, so a step needs one."""
+    return cholesky(second_moment(m), distortion / len(m.mean))
+
+
+def coding_rate_of(lower: Float[Tensor, "D D"], distortion: float = 0.5) -> Scalar:
+    """R = sum_j log(sqrt(D/e2) L_jj) in nats, L of `coding_rate_factor`."""
+    return (lower.diagonal() * math.sqrt(len(lower) / distortion)).log().sum()
+
+
+def coding_rate_force(
+    u: Float[Tensor, "N D"], m: Moments, distortion: float = 0.5, lower: Float[Tensor, "D D"] | None = None
+) -> Float[Tensor, "N D"]:
+    """dR/dU = U (C + e2/D I)^-1 / N for unit rows u of a step with moments m; `lower` where it is at hand already."""
+    lower = coding_rate_factor(m, distortion) if lower is None else lower
+    return solve_(at_least_float32(u.detach()).clone(), lower).div_(m.count.clamp(min=1))
 
 
 def coding_rate_within(u: Float[Tensor, "N D"], classes: Int[Tensor, "N"], distortion: float = 0.5) -> Scalar:
@@ -126,14 +138,24 @@ def von_neumann(m: Moments) -> Scalar:
     return torch.special.entr(lam).sum().to(m.mean)
 
 
-def von_neumann_force(u: Float[Tensor, "N D"], m: Moments, floor: float = 1e-12) -> Float[Tensor, "N D"]:
-    """dH/dU = -2 U log(C) / N, up to the radial part that `through_unit_rows` removes.
+def von_neumann_push(m: Moments, floor: float = 1e-12) -> tuple[Scalar, Float[Tensor, "D"], Float[Tensor, "D D"]]:
+    """(H, the eigenvalues l of C, -2 log C) from one decomposition, the costliest of all here: once a step.
 
     log C = V diag(log max(l, floor)) V^T: finite where a direction is empty, where autograd through eigh gives NaN.
     """
     c = second_moment(m)
     require_finite_states(c.trace())
     lam, vectors = torch.linalg.eigh(exactly(c))
+    with full_precision(c):
+        push = -2 * (vectors * lam.clamp(min=floor).log()) @ vectors.T
+    lam = lam.clamp(min=0).to(c.device, widest(c.device))
+    return torch.special.entr(lam).sum().to(m.mean), lam, push.to(m.mean)
+
+
+def von_neumann_force(
+    u: Float[Tensor, "N D"], m: Moments, floor: float = 1e-12, push: Float[Tensor, "D D"] | None = None
+) -> Float[Tensor, "N D"]:
+    """dH/dU = -2 U log(C) / N, up to the radial part that `through_unit_rows` removes; `push` where it is at hand."""
+    push = von_neumann_push(m, floor)[2] if push is None else push
     with full_precision(u):
-        log_c = (vectors * lam.clamp(min=floor).log()) @ vectors.T
-        return -2 / m.count.clamp(min=1) * (at_least_float32(u.detach()) @ log_c.to(m.mean))
+        return (at_least_float32(u.detach()) @ push).div_(m.count.clamp(min=1))

@@ -5,21 +5,24 @@ functional that needs the whole distribution gets it here, some rows at a time.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-NUMBERS_AT_ONCE = 2**22  # log-probs in memory
+from .functional import spread_out
+
+CHUNK_BYTES = 256 * 2**20  # of one float32 copy of a chunk's log-probs; a functional makes a few
 
 
 @dataclass(frozen=True, kw_only=True)
 class Head:
     """The output head as TRL's fused forward applies it: logits = softcap(scale * (z W^T + b)) / temperature.
 
-    States are taken in the head's dtype, which `cast_lm_head_to_fp32` makes another one than theirs.
+    States go to the head's device and dtype, which `device_map` and `cast_lm_head_to_fp32` make others than theirs. The
+    product is made in `dtype`, all that follows in float32.
     """
 
     weight: Float[Tensor, "V D"]
@@ -27,6 +30,22 @@ class Head:
     temperature: float = 1.0
     softcap: float | None = None
     scale: float = 1.0
+    dtype: torch.dtype | None = None  # of the product, as autocast has it in the policy's own pass; None: the weight's
+
+    @property
+    def rows_at_once(self) -> int:
+        """Rows whose log-probs take CHUNK_BYTES."""
+        return max(CHUNK_BYTES // (4 * len(self.weight)), 1)
+
+    def rounded(self) -> "Head":
+        """The head with its weights in the dtype of the product: cast once for many chunks, where none has a gradient.
+
+        With one, every chunk casts for itself, so that their gradients add up in the dtype of the weights.
+        """
+        has_gradient = torch.is_grad_enabled() and self.weight.requires_grad
+        if has_gradient or self.dtype in (None, self.weight.dtype):
+            return self
+        return replace(self, weight=self.weight.to(self.dtype), bias=None if self.bias is None else self._as(self.bias))
 
     def logps(self, hidden: Float[Tensor, "n D"]) -> Float[Tensor, "n V"]:
         """log p of every token, in float32."""
@@ -36,12 +55,12 @@ class Head:
         return (logits / self.temperature).log_softmax(dim=-1)
 
     def slopes(self, hidden: Float[Tensor, "n D"], direction: Float[Tensor, "n D"]) -> Float[Tensor, "n V"]:
-        """d log p of every token as `hidden` moves along `direction`."""
-        return self._of_logps(torch.nn.functional.linear(direction.to(self.weight.dtype), self.weight).float(), hidden)
+        """d log p of every token as `hidden` moves along `direction`: d logit - sum_v p_v d logit_v."""
+        return self._of_logps(torch.nn.functional.linear(self._as(direction), self._as(self.weight)).float(), hidden)
 
     def slopes_of_weight(self, hidden: Float[Tensor, "n D"], direction: Float[Tensor, "V D"]) -> Float[Tensor, "n V"]:
         """d log p of every token as `weight` moves along `direction`."""
-        return self._of_logps(hidden.float() @ direction.T, hidden)
+        return self._of_logps(hidden.to(direction) @ direction.T, hidden)
 
     def entropy_by_weight(self, hidden: Float[Tensor, "n D"]) -> Float[Tensor, "V D"]:
         """d sum of the rows' entropies / d weight; rows that are not finite are left out.
@@ -51,8 +70,9 @@ class Head:
         p = self.logps(hidden).exp()
         surprise = torch.special.entr(p)  # -p log p, 0 at p = 0
         pull = self._of_logits(surprise - p * surprise.sum(dim=-1, keepdim=True), hidden)
-        counted = (pull.isfinite().all(dim=1) & hidden.isfinite().all(dim=1)).unsqueeze(1)
-        return torch.where(counted, pull, 0).T @ torch.where(counted, hidden.float(), 0)
+        states = hidden.to(pull)
+        counted = (pull.isfinite().all(dim=1) & states.isfinite().all(dim=1)).unsqueeze(1)
+        return torch.where(counted, pull, 0).T @ torch.where(counted, states, 0)
 
     def _of_logps(self, moved: Float[Tensor, "n V"], hidden: Float[Tensor, "n D"]) -> Float[Tensor, "n V"]:
         """d log p where z W^T moves by `moved`: d logit - sum_v p_v d logit_v."""
@@ -66,89 +86,119 @@ class Head:
         return moved * (self.scale / self.temperature)
 
     def _scaled(self, hidden: Float[Tensor, "n D"]) -> Float[Tensor, "n V"]:
-        return torch.nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias).float() * self.scale
+        bias = None if self.bias is None else self._as(self.bias)
+        return torch.nn.functional.linear(self._as(hidden), self._as(self.weight), bias).float() * self.scale
+
+    def _as(self, x: Tensor) -> Tensor:
+        return x.to(self.weight.device, self.dtype or self.weight.dtype)
+
+
+def over_rows(
+    functional: Callable[[Tensor], Tensor], rows: Float[Tensor, "n D"], head: Head, rows_at_once: int | None = None
+) -> Float[Tensor, "n ..."]:
+    """`functional`: (m, V) log-probs -> (m,) or (m, K), for every row; differentiable in rows and head.
+
+    Memory: `rows_at_once` x V floats forward and backward (by default CHUNK_BYTES a copy), at the price of one more
+    projection in the backward pass. K functionals of one pass share its logits. On the device of the rows.
+    """
+    head = head.rounded()
+
+    def of_rows(chunk: Tensor) -> Tensor:
+        return functional(head.logps(chunk)).to(chunk.device)
+
+    chunks = rows.split(rows_at_once or head.rows_at_once)
+    if torch.is_grad_enabled():
+        return torch.cat(
+            [checkpoint(of_rows, chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
+        )
+    return torch.cat([of_rows(chunk) for chunk in chunks])
 
 
 def over_vocab(
     functional: Callable[[Tensor], Tensor],
     hidden: Float[Tensor, "B T D"],
     head: Head,
-    rows_at_once: int = 256,
+    rows_at_once: int | None = None,
     mask: Bool[Tensor, "B T"] | None = None,
-) -> Float[Tensor, "B T"]:
-    """`functional`: (n, V) log-probs -> (n,), for every position of `hidden`; differentiable in hidden and head.
+) -> Float[Tensor, "B T ..."]:
+    """`over_rows` at every position of `hidden`.
 
-    Memory: `rows_at_once` x V floats forward and backward, at the price of one more projection in the backward pass.
     Positions off the mask cost nothing, give 0, and let nothing of their states into values or gradients.
     """
-
-    def of_rows(rows: Tensor) -> Tensor:
-        return functional(head.logps(rows))
-
     counted = hidden.reshape(-1, hidden.size(-1)) if mask is None else hidden[mask]
-    rows = counted.split(rows_at_once)
-    if torch.is_grad_enabled():
-        values = torch.cat(
-            [checkpoint(of_rows, chunk, use_reentrant=False, preserve_rng_state=False) for chunk in rows]
-        )
-    else:
-        values = torch.cat([of_rows(chunk) for chunk in rows])
-    if mask is None:
-        return values.view(hidden.shape[:-1])
-    return values.new_zeros(mask.shape).masked_scatter(mask, values)
+    values = over_rows(functional, counted, head, rows_at_once)
+    return values.view(*hidden.shape[:-1], *values.shape[1:]) if mask is None else spread_out(values, mask)
+
+
+def slope_of_rows(
+    direction: Float[Tensor, "n D"] | Callable[[Tensor], Tensor],
+    rows: Float[Tensor, "n D"],
+    ids: Int[Tensor, "n"],
+    head: Head,
+    rows_at_once: int | None = None,
+) -> Float[Tensor, "n"]:
+    """d log p(token) / dh as each row moves along `direction`: the directional derivative through the head.
+
+    For a plain head (W x)_y - sum_v p_v (W x)_v, x the direction; no gradient. A function makes the directions of some
+    rows from them, so that those of all are never held.
+    """
+    size = rows_at_once or head.rows_at_once
+    with torch.no_grad():
+        head, slopes = head.rounded(), []
+        for start in range(0, max(len(rows), 1), size):
+            own = slice(start, start + size)
+            along = direction(rows[own]) if callable(direction) else direction[own]
+            of_all = head.slopes(rows[own], along)
+            slopes.append(of_all.gather(1, ids[own].unsqueeze(1).to(of_all.device)).squeeze(1).to(rows.device))
+        return torch.cat(slopes)
 
 
 def slope_along(
-    direction: Float[Tensor, "B T D"],
+    direction: Float[Tensor, "B T D"] | Callable[[Tensor], Tensor],
     hidden: Float[Tensor, "B T D"],
     ids: Int[Tensor, "B T"],
     head: Head,
-    rows_at_once: int = 256,
+    rows_at_once: int | None = None,
 ) -> Float[Tensor, "B T"]:
-    """d log p(token) / dh as its hidden state moves along `direction`: the directional derivative through the head.
-
-    For a plain head (W x)_y - sum_v p_v (W x)_v, x the direction; no gradient.
-    """
-
-    def of_rows(rows: Tensor, along: Tensor, tokens: Tensor) -> Tensor:
-        return head.slopes(rows, along).gather(1, tokens.unsqueeze(1)).squeeze(1)
-
-    width = hidden.size(-1)
-    pieces = (x.split(rows_at_once) for x in (hidden.reshape(-1, width), direction.reshape(-1, width), ids.reshape(-1)))
-    with torch.no_grad():
-        return torch.cat([of_rows(*piece) for piece in zip(*pieces, strict=True)]).view(ids.shape)
-
-
-def rows_of(head: Head) -> int:
-    """Rows at once, so that a chunk's log-probs are few numbers and a small vocabulary is not cut fine."""
-    return max(256, NUMBERS_AT_ONCE // head.weight.size(0))
+    """`slope_of_rows` at every position of `hidden`."""
+    rows = hidden.reshape(-1, hidden.size(-1))
+    along = direction if callable(direction) else direction.reshape(rows.shape)
+    return slope_of_rows(along, rows, ids.reshape(-1), head, rows_at_once).view(ids.shape)
 
 
 def entropy_by_head(
-    hidden: Float[Tensor, "B T D"], head: Head, mask: Bool[Tensor, "B T"], rows_at_once: int | None = None
+    hidden: Float[Tensor, "*N D"], head: Head, mask: Bool[Tensor, "*N"] | None = None, rows_at_once: int | None = None
 ) -> Float[Tensor, "V D"]:
-    """d sum of the entropies of the tokens under the mask / d weight of the head, in float32; no gradient."""
+    """d sum of the entropies of the tokens under the mask (all without one) / d weight of the head, in float32.
+
+    On the head's device; no gradient.
+    """
+    rows = hidden if mask is None else hidden[mask]
     with torch.no_grad():
-        found = torch.zeros_like(head.weight, dtype=torch.float32)
-        for chunk in hidden[mask].split(rows_at_once or rows_of(head)):
+        head, found = head.rounded(), torch.zeros_like(head.weight, dtype=torch.float32)
+        for chunk in rows.split(rows_at_once or head.rows_at_once):
             found += head.entropy_by_weight(chunk)
     return found
 
 
 def slope_by_head(
     direction: Float[Tensor, "V D"],
-    hidden: Float[Tensor, "B T D"],
-    ids: Int[Tensor, "B T"],
+    hidden: Float[Tensor, "*N D"],
+    ids: Int[Tensor, "*N"],
     head: Head,
-    mask: Bool[Tensor, "B T"],
+    mask: Bool[Tensor, "*N"] | None = None,
     rows_at_once: int | None = None,
-) -> Float[Tensor, "B T"]:
+) -> Float[Tensor, "*N"]:
     """d log p(token) as the weight of the head moves along `direction`, 0 off the mask; no gradient.
 
     For a plain head (G z)_y - sum_v p_v (G z)_v, G the direction.
     """
+    if mask is not None:
+        return spread_out(slope_by_head(direction, hidden[mask], ids[mask], head, None, rows_at_once), mask)
+    size = rows_at_once or head.rows_at_once
     with torch.no_grad():
-        rows = rows_at_once or rows_of(head)
-        pieces = zip(hidden[mask].split(rows), ids[mask].split(rows), strict=True)
-        found = [head.slopes_of_weight(z, direction).gather(1, y.unsqueeze(1)).squeeze(1) for z, y in pieces]
-        return torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, torch.cat(found).float())
+        head, found = head.rounded(), []
+        for z, y in zip(hidden.split(size), ids.split(size), strict=True):
+            slopes = head.slopes_of_weight(z, direction)
+            found.append(slopes.gather(1, y.unsqueeze(1).to(slopes.device)).squeeze(1).to(z.device))
+        return torch.cat(found).float()

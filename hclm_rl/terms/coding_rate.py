@@ -4,11 +4,17 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..equations.geometry import Factor, at_least_float32, cholesky, moments_everywhere
-from ..equations.surrogates import coding_rate, coding_rate_within, second_moment, through_unit_rows, unit_rows
+from ..equations.geometry import Factor, moments_everywhere
+from ..equations.rows import injected, mean_of_responses
+from ..equations.surrogates import (
+    coding_rate_factor,
+    coding_rate_of,
+    coding_rate_within,
+    through_unit_rows,
+    unit_rows,
+)
 from ..types import Effect, Metric, Rollout, RolloutEffect, Term, TokenBatch
 
 
@@ -50,21 +56,20 @@ class CodingRate(Term):
             raise ValueError(f"distortion must be positive, got {self.distortion}")
 
     def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
-        counts = rollout.mask.any(dim=1)
-        if self.rows == "tokens":
-            u = unit_rows(rollout.hidden()[rollout.mask])
-        else:
-            u = unit_rows(mean_states(rollout.hidden(), rollout.mask))
-        m = moments_everywhere(u, rollout.total, None if self.rows == "tokens" else counts)
+        h, counts = rollout.states(), rollout.mask.any(dim=1)
+        if self.rows == "responses":
+            h = mean_of_responses(h, rollout.mask)
+        m = moments_everywhere(h, rollout.total, counts if self.rows == "responses" else None, each=unit_rows)
         if m.count < 1:
             return RolloutEffect()
-        metrics: dict[str, Metric] = {"value": coding_rate(m, self.distortion)}
+        lower = coding_rate_factor(m, self.distortion)
+        metrics: dict[str, Metric] = {"value": coding_rate_of(lower, self.distortion)}
         if self.rows == "responses":
             kept = rollout.everywhere(counts)
             classes = rollout.everywhere(rollout.group)[kept]
-            metrics["within"] = coding_rate_within(rollout.everywhere(u)[kept], classes, self.distortion)
+            metrics["within"] = coding_rate_within(rollout.everywhere(unit_rows(h))[kept], classes, self.distortion)
         shared = {
-            "cholesky": cholesky(second_moment(m), self.distortion / len(m.mean)),
+            "cholesky": lower,
             "count": m.count,
             "tokens": rollout.total(rollout.mask.sum()),
             "value": metrics["value"],
@@ -76,18 +81,15 @@ class CodingRate(Term):
             return Effect()
         lower, mask = batch.shared["cholesky"], batch.mask
         whole = Factor(lower, torch.zeros_like(lower[0]), batch.shared["count"], self.distortion / len(lower))
-        h = at_least_float32(batch.hidden()[mask]) if self.rows == "tokens" else mean_states(batch.hidden(), mask)
-        force = through_unit_rows(whole.force(unit_rows(h)), h)
-        gain = (force * (h - h.detach())).sum(dim=-1)  # worth 0: what is shared among the tokens is a gradient
-        if self.rows == "tokens":
-            per_token = gain.new_zeros(mask.shape).masked_scatter(mask, gain)
-        else:
-            per_token = (gain / mask.sum(dim=1).clamp(min=1)).unsqueeze(1)
+
+        def through(h: Tensor) -> Tensor:
+            return through_unit_rows(whole.force(unit_rows(h)), h)
+
+        states, force = batch.hidden(), lambda rows, _: through(rows)
+        if self.rows == "responses":  # h_i is a mean: each of its T_i tokens gets F_i / T_i
+            row, lengths = mask.nonzero()[:, 0], mask.sum(dim=1)
+            of_response = through(mean_of_responses(states.detach()[mask], mask)) / lengths.clamp(min=1).unsqueeze(1)
+            force = lambda _, piece: of_response[row[piece]]  # noqa: E731 (one of two ways to make it)
+        gain = injected(states, mask, force, is_worth_nothing=True)
         # the trainer divides by the tokens of the step, the value and the sum of the gains do not
-        return Effect(loss=torch.where(mask, -(batch.shared["value"] + batch.shared["tokens"] * per_token), 0.0))
-
-
-def mean_states(hidden: Float[Tensor, "N T D"], mask: Bool[Tensor, "N T"]) -> Float[Tensor, "N D"]:
-    """h_i = mean over the response's tokens; 0 for a response without tokens."""
-    total = torch.where(mask.unsqueeze(2), at_least_float32(hidden), 0.0).sum(dim=1)
-    return total / mask.sum(dim=1, keepdim=True).clamp(min=1)
+        return Effect(loss=torch.where(mask, -(batch.shared["value"] + batch.shared["tokens"] * gain), 0.0))

@@ -12,11 +12,11 @@ from torch import Tensor
 from ..equations.functional import widest
 from ..equations.geometry import require_finite_states
 from ..equations.gram import unexplained
+from ..equations.rows import mean_of_responses
 from ..responses.answers import own_last_words
 from ..responses.names import find_function
 from ..responses.right_answers import is_right, tell_of_unclear_rewards
 from ..types import Direction, Rollout, RolloutEffect, Term
-from .group_log_det import mean_states
 
 POLICY = "policy"
 RIDGE = 1.0  # against unit norms; the paper's
@@ -84,7 +84,7 @@ class Dqo(Term):
         order = rollout.everywhere(rollout.group).argsort(stable=True).view(-1, rollout.group_rewards.size(1))
         own = rollout.here(order.flatten().argsort())  # this process's rows among those of the groups
         if self.features == POLICY:
-            features = mean_states(rollout.hidden().detach(), mask)
+            features = mean_of_responses(rollout.states(), mask, widest(mask.device))
         else:
             features = embedded(rollout.texts, self.features).to(mask.device)
         phi, is_in = (rollout.everywhere(x)[order] for x in (features, counts))

@@ -3,7 +3,11 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..equations.geometry import at_least_float32
+import torch
+from torch import Tensor
+
+from ..equations.functional import spread_out
+from ..equations.rows import injected
 from ..equations.surrogates import feature_softmax, feature_softmax_force
 from ..types import Effect, Term, TokenBatch
 
@@ -29,11 +33,12 @@ class FeatureSoftmax(Term):
     default_coef: ClassVar[float] = 1e-2
 
     def __call__(self, batch: TokenBatch, memory: dict) -> Effect:
-        rows = at_least_float32(batch.hidden()[batch.mask])
-        value, force = feature_softmax(rows), feature_softmax_force(rows, 1)  # 1: the trainer divides by N
-        injected = -(value + (force * (rows - rows.detach())).sum(dim=-1))
-        blank = injected.new_zeros(batch.mask.shape)
-        return Effect(
-            loss=blank.masked_scatter(batch.mask, injected),
-            metrics={"value": blank.masked_scatter(batch.mask, value)},
-        )
+        values: list[Tensor] = []
+
+        def force(rows: Tensor, _: slice) -> Tensor:
+            values.append(feature_softmax(rows))
+            return feature_softmax_force(rows, 1)  # 1: the trainer divides by N
+
+        gain = injected(batch.hidden(), batch.mask, force, is_worth_nothing=True)
+        value = spread_out(torch.cat([*values, gain.new_zeros(0)]), batch.mask)
+        return Effect(loss=-(value + gain), metrics={"value": value})

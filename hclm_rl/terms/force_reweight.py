@@ -260,15 +260,13 @@ class ForceReweight(Term):
 
     def states(self, rollout: Rollout, advantages: Tensor, memory: dict) -> tuple[float, Tensor] | None:
         """Log-det of the states, and each token's influence N <F_i, A_i d log p_i / dz_i>; None without any spread."""
-        hidden, mask = rollout.hidden(), rollout.mask
-        step = step_factor(moments_everywhere(hidden[mask], rollout.total), self.eps_relative, memory)
+        step = step_factor(moments_everywhere(rollout.states(), rollout.total), self.eps_relative, memory)
         if step is None:
             return None
         whole = step[1]
-        force = whole.force(hidden[mask]) * whole.count
-        slope = rollout.slope(force.new_zeros(hidden.shape).masked_scatter(mask.unsqueeze(2), force))
+        slope = rollout.slope(lambda rows: whole.force(rows).mul_(whole.count))
         entropy = whole.log_det().item()
-        return entropy - memory.setdefault("log_det", entropy), torch.where(mask, advantages * slope, 0)
+        return entropy - memory.setdefault("log_det", entropy), torch.where(rollout.mask, advantages * slope, 0)
 
     def edges(self, start: float) -> tuple[float, float]:
         """(floor, ceiling) in nats, of the entropy or, by representation, of its change."""

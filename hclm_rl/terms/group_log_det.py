@@ -8,7 +8,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..equations.functional import in_double, widest
-from ..equations.geometry import at_least_float32, full_precision, require_finite_states
+from ..equations.geometry import at_least_float32, require_finite_states
+from ..equations.rows import injected, mean_of_responses, sums_of_responses
+from ..equations.triangles import full_precision
 from ..responses.answers import DEFAULT, extractor
 from ..responses.right_answers import number_of, said_in
 from ..types import Direction, Effect, Metric, Quantiles, Rollout, RolloutEffect, Term, TokenBatch
@@ -148,7 +150,8 @@ class GroupLogDet(Term):
     def pooled(self, rollout: Rollout) -> Float[Tensor, "N D"] | Int[Tensor, "N"]:
         """What tells the responses apart: their mean states, or a number for the answer of each."""
         if self.features == "states":
-            return mean_states(rollout.hidden(), rollout.mask)
+            states = rollout.states()
+            return mean_of_responses(states, rollout.mask, widest(states.device))
         numbers = [number_of(said) for said in said_in(rollout, extractor(self.answer))]
         return torch.tensor(numbers, device=rollout.mask.device)
 
@@ -181,24 +184,15 @@ class GroupLogDet(Term):
     def __call__(self, batch: TokenBatch, memory: dict) -> Effect:
         if "force" not in batch.columns:
             return Effect()
-        states = at_least_float32(batch.hidden()[batch.mask])
-        force = batch.columns["force"][batch.mask.nonzero()[:, 0]]
-        injected = -(force * states).sum(dim=1) * (self.balance if self.acts == "both" else 1.0)
-        return Effect(loss=injected.new_zeros(batch.mask.shape).masked_scatter(batch.mask, injected))
+        of_response, row = batch.columns["force"], batch.mask.nonzero()[:, 0]
+        gain = injected(batch.hidden(), batch.mask, lambda _, piece: of_response[row[piece]])
+        return Effect(loss=-gain * (self.balance if self.acts == "both" else 1.0))
 
 
 def change_of_sum(weights: Float[Tensor, "P G"], a: Float[Tensor, "P G"]) -> Float[Tensor, "P 1"]:
     """By what factor the weights change the sum of each group's A > 0; 1 where there is none."""
     before, after = ((w * a.clamp(min=0)).sum(dim=1, keepdim=True) for w in (1, weights))
     return torch.where(before > 0, after / before, 1)
-
-
-def mean_states(states: Float[Tensor, "N T D"], mask: Bool[Tensor, "N T"]) -> Float[Tensor, "N D"]:
-    """The mean state of each response's tokens."""
-    # row by row: a sum over the padding would depend on the width of the batch
-    rows = zip(states, mask, strict=True)
-    sums = torch.stack([in_double(at_least_float32(z[is_own])).sum(dim=0) for z, is_own in rows])
-    return sums / mask.sum(dim=1).clamp(min=1).unsqueeze(1)
 
 
 def unit_vectors(answers: Int[Tensor, "P G"]) -> Float[Tensor, "P G G"]:
@@ -212,7 +206,7 @@ def mean_advantage(advantages: Float[Tensor, "N"] | Float[Tensor, "N T"], mask: 
     a = in_double(advantages)
     if a.dim() == 1:
         return a
-    return torch.stack([row[is_own].sum() for row, is_own in zip(a, mask, strict=True)]) / mask.sum(dim=1).clamp(min=1)
+    return sums_of_responses(a[mask], mask).to(a) / mask.sum(dim=1).clamp(min=1)
 
 
 @dataclass(frozen=True)

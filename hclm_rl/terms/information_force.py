@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ..equations.forces import StepForce, Surrogate, step_force
-from ..equations.functional import ratio
-from ..equations.geometry import Factor, Moments, force_norm_per_token, influence
+from ..equations.functional import ratio, spread_out
+from ..equations.geometry import Moments, influence
+from ..equations.rows import pieces
 from ..equations.spectra import certified_force, relative_drift, spectrum
 from ..types import Effect, Metric, Quantiles, Rollout, RolloutEffect, Term, TokenBatch, Total
 
@@ -67,34 +68,26 @@ class InformationForce(Term):
             raise ValueError(f"spectrum_every must be at least 1, got {self.spectrum_every}")
 
     def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
-        rows = rollout.hidden()[rollout.mask]
+        rows = rollout.states()
         whole = step_force(self.surrogate, rows, rollout.total, memory, self.eps_relative)
         if whole is None:
             return RolloutEffect()
-        m = whole.moments
-        force = whole.force(rows)
-        at_unit_length = whole.at_unit_length(force, rows)
-        power, bounded = rollout.total(torch.stack([force.square().sum(), at_unit_length.square().sum()]))
+        m, mask, strengths = whole.moments, rollout.mask, whole.over(rows)
+        power, bounded = rollout.total(torch.stack([strengths.power, strengths.bounded]))
         bound = whole.bound()
-
-        def spread_out(of_rows: Tensor) -> Tensor:
-            return force.new_zeros(rollout.mask.shape).masked_scatter(rollout.mask, of_rows)
-
         metrics: dict[str, Metric] = {
             "value": whole.value(),
             "force_norm": power.sqrt(),
             "rho": bounded.sqrt() / bound if bound > 0 else torch.zeros_like(power),
-            "force": Quantiles(values=spread_out(force_norm_per_token(force))),
+            "force": Quantiles(values=spread_out(strengths.norms, mask)),
         }
-        shared = {"count": m.count, "mean": m.mean}
-        if whole.lower is None:
-            shared["scatter"] = m.scatter
-        else:
-            shared["cholesky"] = whole.lower
-            leverage = m.count * (force * (rows.to(force) - m.mean)).sum(dim=-1)
-            mean_leverage = rollout.total(leverage.sum()) / m.count
+        shared = {"count": m.count, "mean": m.mean, "scatter": m.scatter}
+        made = {"cholesky": whole.lower, "push": whole.push}  # once, for all micro-batches
+        shared |= {name: matrix for name, matrix in made.items() if matrix is not None}
+        if strengths.leverages is not None:
+            mean_leverage = rollout.total(strengths.leverages.sum()) / m.count
             metrics["dof"] = mean_leverage
-            metrics["leverage"] = Quantiles(values=spread_out(leverage / mean_leverage))
+            metrics["leverage"] = Quantiles(values=spread_out(strengths.leverages / mean_leverage, mask))
         # one that is further off was planned by a run with another step, or by another spectrum_every
         if not rollout.step < memory.get("next_spectrum", 0) <= rollout.step + self.spectrum_every:
             memory["next_spectrum"] = rollout.step + self.spectrum_every
@@ -119,18 +112,20 @@ class InformationForce(Term):
     def __call__(self, batch: TokenBatch, memory: dict) -> Effect:
         if "mean" not in batch.shared:
             return Effect()
-        count, mean, eps = batch.shared["count"], batch.shared["mean"], memory["eps"]
-        if "cholesky" in batch.shared:
-            whole = Factor(batch.shared["cholesky"], mean, count, eps)
-        else:
-            whole = StepForce(self.surrogate, Moments(count, mean, batch.shared["scatter"]), eps)
-        mask, force = batch.mask, whole.force(batch.hidden()[batch.mask])  # the callback keeps no graph alive
+        whole = self.kept(batch.shared, memory["eps"])
+        count, mask, states = whole.moments.count, batch.mask, batch.hidden().detach()  # it keeps no graph alive
 
         def on_hidden_gradient(gradient: Tensor) -> Mapping[str, Metric]:
-            own = gradient[mask].to(force)
-            gains = influence(force, -own)
-            dot, f2, g2 = gains.sum(), force_norm_per_token(force).square().sum(), own.square().sum()
-            per_token = gains.new_zeros(mask.shape).masked_scatter(mask, gains * count)
+            dot, f2, g2 = sums = gradient.new_zeros(3, dtype=count.dtype)
+            row, token = mask.nonzero(as_tuple=True)
+            gains = count.new_zeros(len(row))
+            for piece in pieces(len(row), states.size(2)):
+                place = row[piece], token[piece]
+                force = whole.force(states[place])
+                own = gradient[place].to(force)
+                gains[piece] = influence(force, -own)
+                sums += torch.stack([gains[piece].sum(), force.square().sum(), own.square().sum()])
+            per_token = spread_out(gains * count, mask)
             return {
                 "alignment_at_states": Total(sums=(dot, f2, g2), form=cosine),
                 "critical_coef_at_states": Total(sums=(-batch.share * dot, f2), form=ratio),
@@ -140,6 +135,11 @@ class InformationForce(Term):
             }
 
         return Effect(on_hidden_gradient=on_hidden_gradient)
+
+    def kept(self, shared: Mapping[str, Tensor], eps: float) -> StepForce:
+        """The surrogate of the step, from what stage 1 attached."""
+        moments = Moments(shared["count"], shared["mean"], shared["scatter"])
+        return StepForce(self.surrogate, moments, eps, lower=shared.get("cholesky"), push=shared.get("push"))
 
 
 def drift_metrics(whole: StepForce, memory: dict) -> dict[str, Metric]:

@@ -4,17 +4,18 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from ..equations.geometry import (
     Factor,
     Moments,
-    at_least_float32,
     covariance,
     factor,
     floor_from,
     has_spread,
     moments_everywhere,
 )
+from ..equations.rows import injected
 from ..types import Effect, Rollout, RolloutEffect, Term, TokenBatch
 
 
@@ -52,7 +53,7 @@ class LogDet(Term):
             raise ValueError(f"eps_relative must be positive, got {self.eps_relative}")
 
     def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
-        rows = rollout.hidden()[rollout.mask]
+        rows = rollout.states()
         step = step_factor(moments_everywhere(rows, rollout.total), self.eps_relative, memory)
         if step is None:
             return RolloutEffect()
@@ -75,10 +76,12 @@ class LogDet(Term):
         if "cholesky" not in batch.shared:  # the step had no spread to speak of
             return Effect()
         whole = Factor(batch.shared["cholesky"], batch.shared["mean"], batch.shared["count"], memory["eps"])
-        rows = at_least_float32(batch.hidden()[batch.mask])
-        force = whole.force(rows) * whole.count - batch.shared["radial"] * (rows.detach() - whole.mean)
-        injected = -(force * rows).sum(dim=-1)  # the trainer's mean over the step is the 1 / N of F
-        return Effect(loss=injected.new_zeros(batch.mask.shape).masked_scatter(batch.mask, injected))
+
+        def force(rows: Tensor, _: slice) -> Tensor:  # the trainer's mean over the step is the 1 / N of F
+            of_rows = whole.force(rows).mul_(whole.count)
+            return of_rows - batch.shared["radial"] * (rows - whole.mean) if self.removes_radial else of_rows
+
+        return Effect(loss=-injected(batch.hidden(), batch.mask, force))
 
 
 def step_factor(spread: Moments, eps_relative: float, memory: dict) -> tuple[Moments, Factor] | None:

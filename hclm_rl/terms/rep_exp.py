@@ -8,12 +8,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..equations.functional import in_double
-from ..equations.geometry import full_precision, require_finite_states
+from ..equations.functional import in_double, widest
+from ..equations.geometry import require_finite_states
 from ..equations.gram import unexplained
+from ..equations.rows import mean_of_responses
+from ..equations.triangles import full_precision
 from ..responses.right_answers import is_right, tell_of_unclear_rewards
 from ..types import Direction, Rollout, RolloutEffect, Term
-from .group_log_det import mean_states
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +98,7 @@ class RepExp(Term):
         right = counts & is_right(rewards, self.right_at)
         order = rollout.everywhere(rollout.group).argsort(stable=True).view(-1, rollout.group_rewards.size(1))
         own = rollout.here(order.flatten().argsort())  # this process's rows among those of the groups
-        pooled = mean_states(states.detach(), mask)
+        pooled = mean_of_responses(states.detach()[mask], mask, widest(states.device))
         h, is_in, is_right_one = (rollout.everywhere(x)[order] for x in (pooled, counts, right))
         b = self._bonus(self._projected(h, is_in, rollout.generator), is_in)
         spread = deviation(b, is_in).mean()

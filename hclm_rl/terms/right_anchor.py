@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..equations.functional import in_double, widest
-from ..equations.geometry import at_least_float32
+from ..equations.rows import mean_of_responses
 from ..responses.answers import DEFAULT, Extract, extractor
 from ..responses.right_answers import (
     Keep,
@@ -243,7 +243,7 @@ class RightAnchor(Term):
 
         states = torch.zeros_like(mask[:, :0]).float()
         if self.keep == "log_det":
-            states = pooled(rollout.hidden().detach(), mask)
+            states = mean_of_responses(rollout.states(), mask)
 
         def everywhere(x: Tensor) -> Tensor:
             return rollout.everywhere(x).cpu()
@@ -277,14 +277,6 @@ def trimmed(text: dict[str, Tensor]) -> dict[str, Tensor]:
     """Without the columns of padding that these rows do not need."""
     prompt, completion = text["prompt_mask"].any(dim=0), text["present"].any(dim=0)
     return {name: x[:, prompt if name.startswith("prompt") else completion] for name, x in text.items()}
-
-
-def pooled(states: Float[Tensor, "N T D"], mask: Bool[Tensor, "N T"]) -> Float[Tensor, "N D"]:
-    """The mean state of each response's tokens, row by row: a sum over padding would depend on the batch's width."""
-    rows = [
-        at_least_float32(z[is_own]).sum(dim=0) / max(len(z[is_own]), 1) for z, is_own in zip(states, mask, strict=True)
-    ]
-    return torch.stack(rows)
 
 
 def ratio(part: float, whole: float) -> float:

@@ -8,6 +8,7 @@ import torch
 
 from ..equations.functional import exactly, quantile
 from ..equations.geometry import Moments, eigenvalues, moments_everywhere
+from ..equations.rows import mean_of_responses
 from ..equations.spectra import (
     alpha_req,
     diffusion_spectral_entropy,
@@ -19,7 +20,6 @@ from ..equations.spectra import (
 )
 from ..equations.surrogates import second_moment, unit_rows
 from ..types import Metric, Rollout, RolloutEffect, Term
-from .coding_rate import mean_states
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,10 +89,10 @@ class Spectrum(Term):
         if rollout.step < memory.get("next_spectrum", 0) <= rollout.step + self.spectrum_every:
             return RolloutEffect()
         memory["next_spectrum"] = rollout.step + self.spectrum_every
-        is_row = rollout.mask
+        states = rollout.states()
         if self.rows == "last":
-            is_row = is_row & (is_row.flip(1).cumsum(dim=1).flip(1) == 1)
-        m = moments_everywhere(rollout.hidden()[is_row], rollout.total)
+            states = states[(rollout.mask.flip(1).cumsum(dim=1).flip(1) == 1)[rollout.mask]]
+        m = moments_everywhere(states, rollout.total)
         metrics = self._ranks(m) if m.count >= 2 else {}
         return RolloutEffect(metrics=metrics | self._diffusion(rollout, memory))
 
@@ -113,7 +113,7 @@ class Spectrum(Term):
 
     def _diffusion(self, rollout: Rollout, memory: dict) -> dict[str, Metric]:
         has_tokens = rollout.everywhere(rollout.mask.any(dim=1))
-        u = rollout.everywhere(unit_rows(mean_states(rollout.hidden(), rollout.mask)))[has_tokens]
+        u = rollout.everywhere(unit_rows(mean_of_responses(rollout.states(), rollout.mask)))[has_tokens]
         group = rollout.everywhere(rollout.group)[has_tokens]
         first = u[: self.most_responses]
         if "bandwidth" not in memory and len(first) >= 2:

@@ -3,7 +3,10 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from ..equations.geometry import Moments, at_least_float32, floor_from, has_spread, moments_everywhere
+from torch import Tensor
+
+from ..equations.geometry import Moments, floor_from, has_spread, moments_everywhere
+from ..equations.rows import injected
 from ..equations.surrogates import diagonal, diagonal_force, variance, variance_force
 from ..types import Effect, Rollout, RolloutEffect, Term, TokenBatch
 
@@ -44,7 +47,7 @@ class Variance(Term):
             raise ValueError(f"eps_relative must be positive, got {self.eps_relative}")
 
     def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
-        m = moments_everywhere(rollout.hidden()[rollout.mask], rollout.total)
+        m = moments_everywhere(rollout.states(), rollout.total)
         if not has_spread(m):
             return RolloutEffect()
         if self.form == "diagonal" and "eps" not in memory:
@@ -59,7 +62,9 @@ class Variance(Term):
         if "scatter" not in batch.shared:  # the step had no spread to speak of
             return Effect()
         m = Moments(batch.shared["count"], batch.shared["mean"], batch.shared["scatter"])
-        rows = at_least_float32(batch.hidden()[batch.mask])
-        force = variance_force(rows, m) if self.form == "trace" else diagonal_force(rows, m, memory["eps"])
-        injected = -(m.count * force * rows).sum(dim=-1)  # the trainer's mean over the step is the 1 / N of F
-        return Effect(loss=injected.new_zeros(batch.mask.shape).masked_scatter(batch.mask, injected))
+
+        def force(rows: Tensor, _: slice) -> Tensor:  # the trainer's mean over the step is the 1 / N of F
+            of_rows = variance_force(rows, m) if self.form == "trace" else diagonal_force(rows, m, memory["eps"])
+            return m.count * of_rows
+
+        return Effect(loss=-injected(batch.hidden(), batch.mask, force))

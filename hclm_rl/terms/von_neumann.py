@@ -4,9 +4,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
-from ..equations.geometry import at_least_float32, full_precision, moments_everywhere
-from ..equations.surrogates import through_unit_rows, unit_rows, von_neumann, von_neumann_force
+from ..equations.geometry import moments_everywhere
+from ..equations.rows import injected
+from ..equations.surrogates import through_unit_rows, unit_rows, von_neumann_push
+from ..equations.triangles import full_precision
 from ..types import Effect, Rollout, RolloutEffect, Term, TokenBatch
 
 
@@ -43,21 +46,20 @@ class VonNeumann(Term):
             raise ValueError(f"floor must be in (0, 1), got {self.floor}")
 
     def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
-        m = moments_everywhere(unit_rows(rollout.hidden()[rollout.mask]), rollout.total)
+        m = moments_everywhere(rollout.states(), rollout.total, each=unit_rows)
         if m.count < 1:
             return RolloutEffect()
-        # the force is linear in U, so its rows for U = I are -2 log(C) / N: decomposed once, for all micro-batches
-        unit_vectors = torch.eye(len(m.mean), dtype=m.mean.dtype, device=m.mean.device)
-        push = m.count * von_neumann_force(unit_vectors, m, self.floor)
-        value = von_neumann(m)  # the floor is the force's alone
+        value, _, push = von_neumann_push(m, self.floor)  # the floor is the force's alone
         return RolloutEffect(shared={"push": push, "value": value}, metrics={"value": value})
 
     def __call__(self, batch: TokenBatch, memory: dict) -> Effect:
         if "push" not in batch.shared:  # the step had no token
             return Effect()
-        rows = at_least_float32(batch.hidden()[batch.mask])
-        with full_precision(rows):
-            force = through_unit_rows(unit_rows(rows) @ batch.shared["push"], rows)
-        # the force is orthogonal to z_i: written so, the loss is worth -H and not a rounding error
-        injected = -(batch.shared["value"] + (force * (rows - rows.detach())).sum(dim=-1))
-        return Effect(loss=injected.new_zeros(batch.mask.shape).masked_scatter(batch.mask, injected))
+
+        def force(rows: Tensor, _: slice) -> Tensor:
+            with full_precision(rows):
+                return through_unit_rows(unit_rows(rows) @ batch.shared["push"], rows)
+
+        # the force is orthogonal to z_i: worth nothing, the loss is worth -H and not a rounding error
+        gain = injected(batch.hidden(), batch.mask, force, is_worth_nothing=True)
+        return Effect(loss=torch.where(batch.mask, -(batch.shared["value"] + gain), 0))

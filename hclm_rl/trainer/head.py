@@ -11,7 +11,9 @@ from torch.distributed.tensor import DTensor
 from transformers import PretrainedConfig, PreTrainedModel
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 
-from ..equations.vocab import Head, entropy_by_head, over_vocab, slope_along, slope_by_head
+from ..equations.functional import spread_out
+from ..equations.vocab import Head, entropy_by_head, over_rows, over_vocab, slope_by_head, slope_of_rows
+from .states import States
 
 
 def language_model(trainer: Any) -> PreTrainedModel:
@@ -20,28 +22,35 @@ def language_model(trainer: Any) -> PreTrainedModel:
     return model.get_base_model() if is_peft_model(model) else model
 
 
-def over_vocab_of(trainer: Any, functional: Callable[[Tensor], Tensor], states: Tensor, mask: Tensor) -> Tensor:
+def over_vocab_of(
+    trainer: Any, functional: Callable[[Tensor], Tensor], states: Tensor | States, mask: Tensor
+) -> Tensor:
     """`over_vocab` of a batch with these hidden states."""
     with output_head(trainer) as head:
-        return over_vocab(functional, states, head, mask=mask)
+        if isinstance(states, Tensor):
+            return over_vocab(functional, states, head, mask=mask)
+        return spread_out(over_rows(functional, states.of(mask), head), mask)
 
 
-def slope_of(trainer: Any, direction: Tensor, states: Tensor, ids: Tensor) -> Tensor:
+def slope_of(
+    trainer: Any, direction: Tensor | Callable[[Tensor], Tensor], states: States, ids: Tensor, mask: Tensor
+) -> Tensor:
     """`slope` of a batch with these hidden states and tokens."""
+    along = direction if callable(direction) else direction[mask]
     with output_head(trainer) as head:
-        return slope_along(direction, states, ids, head)
+        return spread_out(slope_of_rows(along, states.of(mask), ids[mask], head), mask)
 
 
-def entropy_by_head_of(trainer: Any, states: Tensor, mask: Tensor) -> Tensor:
+def entropy_by_head_of(trainer: Any, states: States, mask: Tensor) -> Tensor:
     """`entropy_by_head` of a batch with these hidden states."""
     with output_head(trainer) as head:
-        return entropy_by_head(states, head, mask)
+        return entropy_by_head(states.of(mask), head)
 
 
-def slope_by_head_of(trainer: Any, direction: Tensor, mask: Tensor, states: Tensor, ids: Tensor) -> Tensor:
+def slope_by_head_of(trainer: Any, direction: Tensor, mask: Tensor, states: States, ids: Tensor) -> Tensor:
     """`slope_by_head` of a batch with these hidden states and tokens."""
     with output_head(trainer) as head:
-        return slope_by_head(direction, states, ids, head, mask)
+        return spread_out(slope_by_head(direction, states.of(mask), ids[mask], head), mask)
 
 
 @contextmanager
@@ -68,7 +77,17 @@ def output_head(trainer: Any) -> Iterator[Head]:
                 f"{', '.join(trainer._hclm.chain.needs_vocab)}: reads the output head, which is not whole here (its "
                 f"weight has the shape {tuple(weight.shape)}): use DDP, FSDP2 or ZeRO"
             )
-        yield Head(weight=weight, bias=bias, temperature=trainer.temperature, **factors(model.config))
+        dtype = product_dtype(trainer, weight)
+        yield Head(weight=weight, bias=bias, temperature=trainer.temperature, dtype=dtype, **factors(model.config))
+
+
+def product_dtype(trainer: Any, weight: Tensor) -> torch.dtype | None:
+    """What autocast makes of the head's product in the policy's own pass; None where that is the weight's own."""
+    if getattr(trainer.args, "cast_lm_head_to_fp32", False):
+        return None
+    kind = weight.device.type
+    with trainer.accelerator.autocast():
+        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
 
 def factors(model_config: PretrainedConfig) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from ..chain.door import TermRefused, measured
 from ..recipe.refusals import NOTHING
 from ..types import Attention
 from .head import language_model
+from .states import Packing
 from .tracing import record
 
 
@@ -20,14 +21,16 @@ from .tracing import record
 class Seen:
     """What the hooks kept of one pass, an element a forward call; at position i is what predicts token i + 1."""
 
-    states: list[Tensor] = field(default_factory=list)  # (B, L, D), the backbone's last
+    states: list[Tensor] = field(default_factory=list)  # (B, L, D), the backbone's last, of a pass with gradient
+    packing: Packing | None = None  # of a scoring pass
     through_head: list[Tensor] = field(default_factory=list)  # (B, L, D), the alias that the head read
     # (B, heads, queries) of every layer, and the width of its sliding window
     attention: list[tuple[Tensor, int | None]] = field(default_factory=list)
 
     def hidden(self, width: int) -> Tensor | None:
-        """The states that predicted the last `width` tokens."""
-        return torch.cat([states[:, -width - 1 : -1] for states in self.states]) if self.states else None
+        """The states that predicted the last `width` tokens; of one forward call a view."""
+        own = [states[:, -width - 1 : -1] for states in self.states]
+        return torch.cat(own) if len(own) > 1 else next(iter(own), None)
 
     def spread(self, width: int, attention_mask: Tensor) -> Attention | None:
         """The attention that predicted the last `width` tokens."""
@@ -45,19 +48,41 @@ class Seen:
 
 
 @contextmanager
-def watching(trainer: Any, is_training_pass: bool) -> Iterator[Seen]:
-    """Keeps what the terms read of the passes inside, and no more."""
+def watching(trainer: Any, present: Tensor | None) -> Iterator[Seen]:
+    """Keeps what the terms read of the passes inside, and no more.
+
+    `present`: the response tokens of a scoring pass; None in the loss's own pass.
+    """
     chain, seen = trainer._hclm.chain, Seen()
     hooks = []
     try:
-        if chain.needs_hidden or chain.needs_vocab:
+        if present is not None and chain.needs_sampled_states:
+            seen.packing = Packing(present)
+            hooks.append(pack_hidden(trainer, seen.packing))
+        elif present is None and reads_training_states(trainer):
             hooks.append(watch_hidden(trainer, seen))
-        if chain.needs_attention and is_training_pass:
+        if chain.needs_attention and present is None:
             hooks += watch_attention(trainer, seen)
         yield seen
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def reads_training_states(trainer: Any) -> bool:
+    """Whether a term reads the states of the loss's own pass: in stage 2, or in a first stage that waited for it."""
+    run = trainer._hclm
+    is_first_stage = run.deferred is not None and run.chain.needs_sampled_states
+    return bool(run.chain.needs_hidden or run.chain.needs_vocab_gradient or is_first_stage)
+
+
+def pack_hidden(trainer: Any, packing: Packing) -> Any:
+    """Keeps the backbone's last hidden states of the response tokens, without gradient."""
+
+    def keep(module: torch.nn.Module, args: Any, output: Any) -> None:
+        packing.take(output.last_hidden_state)
+
+    return language_model(trainer).base_model.register_forward_hook(keep)
 
 
 def watch_hidden(trainer: Any, seen: Seen) -> Any:

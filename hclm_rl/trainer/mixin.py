@@ -38,6 +38,7 @@ from .resume import begin_run, is_checkpoint, save_checkpoint
 from .run import Generation, Run, Scores, strengths
 from .stage_one import can_wait, checked_rewards, count_unscored, deferred, own_scores, stage_one, trls_scores
 from .stage_two import share_of_step, stage_two
+from .states import is_reference
 from .step import end_step
 
 logger = logging.getLogger(__name__)
@@ -131,17 +132,19 @@ class EntropyTermsMixin:
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None, Any]:
         run = self._hclm
         is_training_pass = run.inputs is not None
-        is_scoring_pass = run.generation is not None and args[0] is self.model
+        is_scoring_pass = run.generation is not None and args[0] is self.model and not is_reference(self)
         if not (is_training_pass or is_scoring_pass):
             return self._hclm_trls_pass(*args, **kwargs)
-        with watching(self, is_training_pass) as seen:
+        present = None if is_training_pass else args[2][:, -args[3] :].bool()
+        with watching(self, present) as seen:
             logps, entropy, aux_loss = self._hclm_trls_pass(*args, **{**kwargs, "compute_entropy": True})
         width = logps.size(1)
-        scores = Scores(logps, entropy, seen.hidden(width))
         if is_training_pass:
+            scores = Scores(logps, entropy, seen.hidden(width))
             logps = stage_two(self, args[0], scores, seen, seen.spread(width, args[2]))
         elif run.generation is not None:
-            run.generation.scores.append(scores)
+            states = None if seen.packing is None else seen.packing.packed()
+            run.generation.scores.append(Scores(logps, entropy, states=states))
         return logps, entropy, aux_loss
 
     def _hclm_trls_pass(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Any, Any]:

@@ -20,6 +20,7 @@ from ..chain.state import ChainState
 from ..types import Transcript
 from ..watch.callback import CollapseCallback
 from ..watch.trace import Trace
+from .states import States
 
 # keys in the batch dict, which TRL shuffles and splits with it
 AFFECTED, COLUMN, TRACED = "hclm/affected/", "hclm/column/", "hclm/traced/"
@@ -32,7 +33,8 @@ class Scores:
 
     logps: Tensor
     entropy: Tensor
-    hidden: Tensor | None
+    hidden: Tensor | None = None  # (B, T, D), of the loss's own pass, with gradient
+    states: States | None = None  # of the sampling policy, for the first stage
 
 
 @dataclass

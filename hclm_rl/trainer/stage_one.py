@@ -34,6 +34,7 @@ from .run import (
     transcript_of,
 )
 from .scoring import aside, reference_hidden, score
+from .states import Shuffled
 from .tracing import traced
 
 
@@ -101,9 +102,9 @@ def catch_up(trainer: Any, inputs: dict[str, Any], shuffled: Scores) -> None:
     """The deferred first stage, in the order in which the batch was generated."""
     (output, generation), trainer._hclm.deferred = trainer._hclm.deferred, None
     row, order = inputs[ROW], inputs[ROW].argsort()
-    hidden = None if shuffled.hidden is None else shuffled.hidden.detach()[order]
+    states = None if shuffled.hidden is None else Shuffled(shuffled.hidden.detach(), order)
     with torch.no_grad():
-        scores = Scores(shuffled.logps.detach()[order], shuffled.entropy.detach()[order], hidden)
+        scores = Scores(shuffled.logps.detach()[order], shuffled.entropy.detach()[order], states=states)
         new = stage_one(trainer, output, generation, scores)
     inputs |= {key: value[row] if value.dim() else value for key, value in new.items()}
 
@@ -209,13 +210,13 @@ def reads_of(trainer: Any, output: dict[str, Any], scores: Scores | None, mask: 
     """The fields of a Rollout that its terms must have declared."""
     chain = trainer._hclm.chain
     reads: dict[str, Any] = {}
-    if scores is not None and scores.hidden is not None:
-        states = scores.hidden
-        reads["hidden"] = last_layer(states)
+    if scores is not None and scores.states is not None and chain.needs_sampled_states:
+        states = scores.states
+        reads |= {"hidden": last_layer(states.whole), "packed": lambda: states.of(mask)}
         if chain.needs_vocab:
             reads["over_vocab"] = lambda functional: over_vocab_of(trainer, functional, states, mask)
             ids = output["completion_ids"]
-            reads["slope"] = lambda direction: slope_of(trainer, direction, states, ids)
+            reads["slope"] = lambda direction: slope_of(trainer, direction, states, ids, mask)
             reads["entropy_by_head"] = lambda tokens: entropy_by_head_of(trainer, states, tokens)
             reads["slope_by_head"] = lambda direction, tokens: slope_by_head_of(trainer, direction, tokens, states, ids)
     if chain.needs_rescoring:

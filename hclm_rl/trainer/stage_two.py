@@ -68,7 +68,7 @@ def token_batch(
     old_logps = inputs.get("old_per_token_logps", inputs.get("hclm/old_logps"))
     reads: dict[str, Any] = {} if attention is None else {"attention": lambda: attention}
     if hidden is not None:
-        reads["hidden"] = last_layer(hidden)
+        reads["hidden"] = last_layer(lambda: hidden)
     if chain.needs_vocab_gradient and hidden is not None:
         reads["over_vocab"] = lambda functional: over_vocab_of(trainer, functional, hidden, mask)
     if chain.needs_rescoring:

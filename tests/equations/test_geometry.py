@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from hclm_rl.equations.geometry import (
-    BLOCK,
     alignment,
     contribution,
     covariance,
@@ -15,7 +14,6 @@ from hclm_rl.equations.geometry import (
     factor,
     floor_from,
     force_norm_per_token,
-    gram_matrix,
     has_spread,
     influence,
     leverage,
@@ -28,6 +26,7 @@ from hclm_rl.equations.geometry import (
     remove_radial,
 )
 from hclm_rl.equations.gram import gram_factor
+from hclm_rl.equations.triangles import BLOCK, gram_matrix
 
 F64 = torch.float64
 # the worked example of the method card: mu = [3, 3], Zc = [[-2,-1],[0,-2],[-1,1],[3,2]], S = [[3.5,1.75],[1.75,2.5]]

@@ -205,7 +205,7 @@ def test_a_first_stage_that_waited_sees_the_order_of_the_generation(monkeypatch:
     catch_up(trainer, inputs, Scores(logps=row, entropy=row + 0.5, hidden=row.unsqueeze(2) + 0.25))
     assert seen[0].logps.flatten().tolist() == [0.0, 1.0, 2.0]
     assert seen[0].entropy.flatten().tolist() == [0.5, 1.5, 2.5]
-    assert seen[0].hidden.flatten().tolist() == [0.25, 1.25, 2.25]
+    assert seen[0].states.whole().flatten().tolist() == [0.25, 1.25, 2.25]
     assert inputs["hclm/column/a/x"].tolist() == [20.0, 0.0, 10.0] and inputs["hclm/items"] == 7
     assert trainer._hclm.deferred is None
 
