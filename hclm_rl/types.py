@@ -274,6 +274,10 @@ class Term:
         """What of its hyper-parameters works against the user where it trains, a sentence each."""
         return []
 
+    def vocab_functionals(self) -> tuple[Callable[[Tensor], Tensor], ...]:
+        """What stage 1 gives to `over_vocab`, if it is known before: those of all links share one pass's logits."""
+        return ()
+
     def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
         """Stage 1, once per generation batch: rewards, advantages, statistics of the whole step."""
         return RolloutEffect()

@@ -174,6 +174,11 @@ class Chain:
         return [link.name for link in self.links if link.term.needs_vocab or link.term.needs_vocab_gradient]
 
     @property
+    def vocab_functionals(self) -> list[Callable[[Tensor], Tensor]]:
+        """What the first stages will ask of the next-token distribution, each once."""
+        return list(dict.fromkeys(each for link in self.links for each in link.term.vocab_functionals()))
+
+    @property
     def needs_vocab_gradient(self) -> list[str]:
         """Names of the links that read it where there is a gradient."""
         return [link.name for link in self.links if link.term.needs_vocab_gradient]

@@ -4,7 +4,7 @@ The logits of a whole batch, (B, T, V), are never held: TRL's fused head gives o
 functional that needs the whole distribution gets it here, some rows at a time.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -86,8 +86,10 @@ class Head:
         return moved * (self.scale / self.temperature)
 
     def _scaled(self, hidden: Float[Tensor, "n D"]) -> Float[Tensor, "n V"]:
-        bias = None if self.bias is None else self._as(self.bias)
-        return torch.nn.functional.linear(self._as(hidden), self._as(self.weight), bias).float() * self.scale
+        product = torch.nn.functional.linear(self._as(hidden), self._as(self.weight))
+        if self.bias is not None:  # added to the rounded product, as there
+            product = product + self._as(self.bias)
+        return product.float() * self.scale
 
     def _as(self, x: Tensor) -> Tensor:
         return x.to(self.weight.device, self.dtype or self.weight.dtype)
@@ -130,6 +132,34 @@ def over_vocab(
     return values.view(*hidden.shape[:-1], *values.shape[1:]) if mask is None else spread_out(values, mask)
 
 
+class OnePass:
+    """`over_vocab` of a first stage: the functionals that are known before are all made when the first is asked for."""
+
+    def __init__(
+        self, read: Callable[[Callable[[Tensor], Tensor]], Tensor], known: Sequence[Callable[[Tensor], Tensor]]
+    ) -> None:
+        self.read, self.known = read, list(known)
+        self.values: dict[Callable[[Tensor], Tensor], Tensor] = {}
+
+    def __call__(self, functional: Callable[[Tensor], Tensor]) -> Tensor:
+        if functional not in self.known:
+            return self.read(functional)
+        if functional not in self.values:
+            widths: list[int] = []
+
+            def of_all(logps: Tensor) -> Tensor:
+                made = [each(logps) for each in self.known]
+                columns = [each.unsqueeze(1) if each.dim() == 1 else each for each in made]
+                widths[:] = [0 if each.dim() == 1 else each.size(1) for each in made]  # 0: no axis of its own
+                return torch.cat(columns, dim=1)
+
+            parts = self.read(of_all)
+            of_each = parts.split([max(width, 1) for width in widths], dim=-1)
+            for each, width, part in zip(self.known, widths, of_each, strict=True):
+                self.values[each] = part if width else part.squeeze(-1)
+        return self.values[functional]
+
+
 def slope_of_rows(
     direction: Float[Tensor, "n D"] | Callable[[Tensor], Tensor],
     rows: Float[Tensor, "n D"],
@@ -145,11 +175,11 @@ def slope_of_rows(
     size = rows_at_once or head.rows_at_once
     with torch.no_grad():
         head, slopes = head.rounded(), []
-        for start in range(0, max(len(rows), 1), size):
-            own = slice(start, start + size)
-            along = direction(rows[own]) if callable(direction) else direction[own]
-            of_all = head.slopes(rows[own], along)
-            slopes.append(of_all.gather(1, ids[own].unsqueeze(1).to(of_all.device)).squeeze(1).to(rows.device))
+        chunks = rows.split(size)
+        along = map(direction, chunks) if callable(direction) else direction.split(size)
+        for chunk, own, tokens in zip(chunks, along, ids.split(size), strict=True):
+            of_all = head.slopes(chunk, own)
+            slopes.append(of_all.gather(1, tokens.unsqueeze(1).to(of_all.device)).squeeze(1).to(chunk.device))
         return torch.cat(slopes)
 
 

@@ -6,6 +6,8 @@ must be given those of all processes (`Rollout.everywhere`).
 """
 
 import re
+from collections.abc import Callable
+from itertools import accumulate
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -15,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from ..equations.functional import widest
 
 BETWEEN = "\0"  # stands in the text for what a tool wrote: no phrase reaches across it
+PART_OF_A_CHARACTER = "\N{REPLACEMENT CHARACTER}"
 LONGEST_CHARACTER = 4  # bytes of UTF-8, so at most as many tokens
 
 
@@ -57,6 +60,7 @@ def share_of_turns(mask: Bool[Tensor, "N T"]) -> Float[Tensor, "N T"]:
     return at_tokens(1 / (turns * tokens).clamp(min=1), turn)
 
 
+# long: the way token by token stands inside it
 def locate(
     tokenizer: PreTrainedTokenizerBase | None, ids: Int[Tensor, "N T"], mask: Bool[Tensor, "N T"]
 ) -> list[tuple[str, list[tuple[int, int]]]]:
@@ -75,6 +79,10 @@ def locate(
             known[tokens] = str(text)
         return known[tokens]
 
+    def added(before: int, token: int) -> str:
+        first = () if before < 0 else (before,)
+        return decode(*first, token)[len(decode(*first)) :]
+
     def locate_row(tokens: list[int], counts: list[bool]) -> tuple[str, list[tuple[int, int]]]:
         text, places, before, pending = "", [(0, 0)] * len(tokens), (), []
         for t, token in enumerate(tokens):
@@ -83,16 +91,52 @@ def locate(
                 before = ()
                 continue
             pending.append(t)
-            added = decode(*before, *(tokens[p] for p in pending))[len(decode(*before)) :]
+            new = decode(*before, *(tokens[p] for p in pending))[len(decode(*before)) :]
             goes_on = t + 1 < len(tokens) and counts[t + 1]
-            if added.endswith("\N{REPLACEMENT CHARACTER}") and goes_on and len(pending) < LONGEST_CHARACTER:
+            if new.endswith(PART_OF_A_CHARACTER) and goes_on and len(pending) < LONGEST_CHARACTER:
                 continue  # the first bytes of a character
             for p in pending:
-                places[p] = (len(text), len(text) + len(added))
-            text, before, pending = text + added, (token,), []
+                places[p] = (len(text), len(text) + len(new))
+            text, before, pending = text + new, (token,), []
         return text, places
 
-    return [locate_row(tokens, counts) for tokens, counts in zip(ids.tolist(), mask.tolist(), strict=True)]
+    found = []
+    of_pairs, pair = texts_of_pairs(ids.cpu(), mask.cpu(), added)
+    for tokens, counts, own in zip(ids.tolist(), mask.tolist(), pair.tolist(), strict=True):
+        pieces = [of_pairs[number] for number in own]
+        at_once = located_at_once(pieces, counts)
+        found.append(locate_row(tokens, counts) if at_once is None else at_once)
+    return found
+
+
+def texts_of_pairs(
+    ids: Int[Tensor, "N T"], mask: Bool[Tensor, "N T"], added: Callable[[int, int], str]
+) -> tuple[list[str], Int[Tensor, "N T"]]:
+    """(what a token adds to the one before it, for each pair that occurs; each token's pair).
+
+    -1 stands for no token before. Off the mask the pair is the last, whose text is empty.
+    """
+    before = torch.where(shifted(mask), torch.nn.functional.pad(ids[:, :-1], (1, 0)), -1)
+    size = int(ids.max()) + 1 if ids.numel() else 1
+    pairs, place = torch.unique(((before + 1) * size + ids)[mask], return_inverse=True)
+    texts = [added(key // size - 1, key % size) for key in pairs.tolist()]
+    return [*texts, ""], torch.full_like(ids, len(texts)).masked_scatter(mask, place)
+
+
+def located_at_once(pieces: list[str], counts: list[bool]) -> tuple[str, list[tuple[int, int]]] | None:
+    """A row's text and places from what each token adds; None where a token is a part of a character, or adds nothing.
+
+    Its own counts are a run of tokens, and what stands off the mask is behind them.
+    """
+    length = sum(counts)
+    if not all(counts[:length]) or not all(pieces[:length]):
+        return None
+    text = "".join(pieces)
+    if PART_OF_A_CHARACTER in text:
+        return None
+    ends = list(accumulate(map(len, pieces[:length])))
+    places = [*zip([0, *ends], ends, strict=False), *[(0, 0)] * (len(counts) - length)]
+    return text + (BETWEEN if text and length < len(counts) else ""), places
 
 
 def ends_of_steps(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..equations.functional import in_double, ratio, widest
@@ -105,24 +105,21 @@ class ConditionalEntropy(Term):
             is_end = rollout.mask & (rollout.mask.cumsum(dim=1) % self.step_tokens == 0)
         else:
             is_end = ends_of_steps(rollout.tokenizer, rollout.ids, rollout.mask, re.compile(self.step_end))
+        own = (each.tolist() for each in (rollout.ids, rollout.mask, is_end))  # read from the device once
         ends = [
-            self._ends(rollout, row, text, is_end[row]) if text and answer else []
-            for row, (text, answer) in enumerate(zip(asked, answers, strict=True))
+            self._ends(rollout, ids, counts, marks, text) if text and answer else []
+            for ids, counts, marks, text, answer in zip(*own, asked, answers, strict=True)
         ]
         entropy, nll = self._read(rollout, answers, ends)
         paid = torch.zeros(rollout.mask.shape, dtype=widest(rollout.mask.device), device=rollout.mask.device)
-        sums = paid.new_zeros(6)
-        for row, steps in enumerate(ends):
-            if steps:
-                h, n = entropy[row, : len(steps) + 1], nll[row, : len(steps) + 1]
-                gains = h[:-1] - h[1:]
-                paid[row, [end - 1 for end in steps]] = gains.clamp(-self.limit, self.limit)
-                below = (h < self.certain).nonzero()
-                surplus = len(steps) - int(below[0]) if len(below) else 0
-                rises = in_double(gains > 0).mean()
-                total, worse = h[0] - h[-1], n[0] - n[-1]
-                values = (float(total), float(slope(h)), float(rises), surplus / len(steps), float(worse), 1.0)
-                sums += paid.new_tensor(values)
+        count = torch.tensor([len(steps) for steps in ends], device=paid.device)
+        gains = entropy[:, :-1] - entropy[:, 1:]
+        is_step = torch.arange(gains.size(1), device=paid.device) < count.unsqueeze(1)
+        places = [(row, end - 1) for row, steps in enumerate(ends) for end in steps]
+        if places:
+            row, token = torch.tensor(places, device=paid.device).unbind(dim=1)
+            paid[row, token] = gains[is_step].clamp(-self.limit, self.limit).to(paid)
+        sums = self._sums(entropy, nll, is_step, count)
         names = ("utility_total", "utility_slope", "useful_steps", "surplus", "nll_total")
         return RolloutEffect(
             columns={"paid": paid.to(rollout.advantages.dtype)},
@@ -134,6 +131,24 @@ class ConditionalEntropy(Term):
             return Effect()
         return Effect(advantages=batch.advantages + batch.columns["paid"])
 
+    def _sums(
+        self,
+        entropy: Float[Tensor, "N steps"],
+        nll: Float[Tensor, "N steps"],
+        is_step: Bool[Tensor, "N gains"],
+        count: Int[Tensor, "N"],
+    ) -> Float[Tensor, "6"]:
+        """What the metrics are made of, summed over the responses that have steps; their number is the last."""
+        steps = in_double(count).clamp(min=1)
+        rises = in_double(is_step & (entropy[:, :-1] > entropy[:, 1:])).sum(dim=1) / steps
+        is_read = torch.nn.functional.pad(is_step, (1, 0), value=True)
+        is_certain = is_read & (entropy < self.certain)
+        surplus = torch.where(is_certain.any(dim=1), count - is_certain.int().argmax(dim=1), 0) / steps
+        total, worse = entropy[:, 0] - entropy[:, -1], nll[:, 0] - nll[:, -1]  # the last one is repeated
+        each = (total, slopes(entropy, is_read), rises, surplus, worse, torch.ones_like(rises))
+        values = torch.stack([in_double(value) for value in each])
+        return torch.where(count > 0, values, 0).sum(dim=1)
+
     def _asked(self, rollout: Rollout) -> list[str | None]:
         """The answer that is asked for after each step, as text."""
         if self.answer_column is None:
@@ -143,13 +158,17 @@ class ConditionalEntropy(Term):
         given = [row[self.answer_column] for row in rollout.rows]
         return [None if value is None else normalised(str(value)) or None for value in given]
 
-    def _ends(self, rollout: Rollout, row: int, asked: str, is_end: Bool[Tensor, "T"]) -> list[int]:
-        """The number of completion tokens read at the end of each step."""
-        ids, own = rollout.ids[row].tolist(), rollout.mask[row].nonzero().squeeze(1).tolist()
+    def _ends(self, rollout: Rollout, ids: list[int], counts: list[bool], is_end: list[bool], asked: str) -> list[int]:
+        """The number of completion tokens read at the end of each step of a response."""
+        own = [at for at, is_own in enumerate(counts) if is_own]
         if own and ids[own[-1]] in rollout.tokenizer.all_special_ids:
             own.pop()  # the end of the text: nothing is asked behind it
         last = own[-1] if own else -1
-        ends = [at + 1 for at in dict.fromkeys([*is_end.nonzero().squeeze(1).tolist(), last]) if 0 <= at <= last]
+        ends = [
+            at + 1
+            for at in dict.fromkeys([*(at for at, is_last in enumerate(is_end) if is_last), last])
+            if 0 <= at <= last
+        ]
         if self.cuts:
             stands = as_whole(asked)
             ends = [end for end in ends if not stands.search(normalised(rollout.tokenizer.decode(ids[:end])))]
@@ -167,8 +186,9 @@ class ConditionalEntropy(Term):
         width = int(most.max()) + 1  # the same on all processes, so that all make the same number of passes
         cue = rollout.tokenizer.encode(self.cue, add_special_tokens=False)
         texts, lengths = [], []
-        for row, steps in enumerate(ends):
-            prompt, ids = prompts[row][present[row]].tolist(), rollout.ids[row].tolist()
+        rows = zip(*(each.tolist() for each in (prompts, present, rollout.ids)), strict=True)
+        for row, (steps, (asked_ids, is_there, ids)) in enumerate(zip(ends, rows, strict=True)):
+            prompt = [token for token, counts in zip(asked_ids, is_there, strict=True) if counts]
             stops = [0, *steps] + [steps[-1] if steps else 0] * (width - len(steps) - 1)
             asked = answers[row] or prompt[-1:]  # what has no answer is read for the number of passes alone
             texts += [prompt + ids[:stop] + cue + asked for stop in stops]
@@ -187,8 +207,8 @@ def mean_of_rows(values: Float[Tensor, "rows T"], mask: Bool[Tensor, "rows T"]) 
     return torch.where(mask, values, 0.0).sum(dim=1) / mask.sum(dim=1)
 
 
-def slope(values: Float[Tensor, "M"]) -> Float[Tensor, ""]:
-    """Of the line through (j, values_j) by least squares, M >= 2."""
-    j = torch.arange(len(values), dtype=values.dtype, device=values.device)
-    centred = j - j.mean()
-    return (centred * values).sum() / (centred**2).sum()
+def slopes(values: Float[Tensor, "rows M"], mask: Bool[Tensor, "rows M"]) -> Float[Tensor, "rows"]:
+    """Of the line through (j, values_j) by least squares, over each row's first values; 0 of a single one."""
+    j = torch.arange(values.size(1), dtype=values.dtype, device=values.device)
+    centred = torch.where(mask, j - (mask.sum(dim=1, keepdim=True) - 1).to(j) / 2, 0)
+    return (centred * torch.where(mask, values, 0)).sum(dim=1) / (centred**2).sum(dim=1).clamp(min=0.5)

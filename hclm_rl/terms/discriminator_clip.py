@@ -1,6 +1,7 @@
 """Entropy-discriminator clipping, Clip_B and Clip_V: Wang et al., 2026, arXiv:2602.03392"""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -78,6 +79,9 @@ class DiscriminatorClip(Term):
     def bound(self) -> float:
         """mu, in deviations."""
         return self.mu if self.mu is not None else {"batch": 2.5, "vocabulary": 8.5}[self.over]
+
+    def vocab_functionals(self) -> tuple[Callable[[Tensor], Tensor], ...]:
+        return (mean_discriminator,) if self.over == "vocabulary" else ()
 
     def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
         logps, entropy = (in_double(x) for x in rollout.scored())  # log p + H cancels where p is near 1

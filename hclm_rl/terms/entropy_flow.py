@@ -1,16 +1,18 @@
 """Entropy flow, a gauge derived here from the discriminator of: Wang et al., 2026, arXiv:2602.03392"""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from ..equations.flow import (
     INFLUENCES,
     Through,
     finite_part,
     loss_weights,
+    mean_discriminator,
     sides,
     standard_error,
     without_gradient,
@@ -71,6 +73,9 @@ class EntropyFlow(Term):
     is_diagnostic: ClassVar[bool] = True
 
     through: Through = "logits"
+
+    def vocab_functionals(self) -> tuple[Callable[[Tensor], Tensor], ...]:
+        return (mean_discriminator,) if self.through == "logits" else ()
 
     def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
         entropy, influence = INFLUENCES[self.through](rollout, per_token(rollout.advantages, rollout.mask))

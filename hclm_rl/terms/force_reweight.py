@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -16,6 +16,7 @@ from ..equations.flow import (
     finite_part,
     least_weights,
     loss_weights,
+    mean_discriminator,
     sides,
     standard_error,
     uniform_weights,
@@ -147,6 +148,9 @@ class ForceReweight(Term):
             raise ValueError(f"feedback must be at least 0, got {self.feedback}")
         if not self.eps_relative > 0:
             raise ValueError(f"eps_relative must be positive, got {self.eps_relative}")
+
+    def vocab_functionals(self) -> tuple[Callable[[Tensor], Tensor], ...]:
+        return (mean_discriminator,) if self.by == "policy" and self.through == "logits" else ()
 
     def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
         advantages = per_token(rollout.advantages, rollout.mask)

@@ -1,6 +1,7 @@
 """Lp-Reg, low-probability regularisation: 2025, arXiv:2510.03222"""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -77,10 +78,16 @@ class LpReg(Term):
         if not 0 <= self.beta < math.inf:
             raise ValueError(f"beta must be >= 0 and finite, got {self.beta}")
 
+    def vocab_functionals(self) -> tuple[Callable[[Tensor], Tensor], ...]:
+        return (self._of_kept,)
+
+    def _of_kept(self, logps: Float[Tensor, "n V"]) -> Float[Tensor, "n 2"]:
+        """(log of the mass that the filter keeps, log of the largest probability)."""
+        return torch.stack([log_kept_mass(logps, self.kappa), logps.max(dim=-1).values], dim=-1)
+
     def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
         logps, _ = rollout.scored()
-        log_mass = rollout.over_vocab(lambda q: log_kept_mass(q, self.kappa))
-        largest = rollout.over_vocab(lambda q: q.max(dim=-1).values)
+        log_mass, largest = rollout.over_vocab(self._of_kept).unbind(dim=-1)
         is_kept = rollout.mask & reaches(logps, largest, self.kappa)
         columns = {"log_mass": torch.where(rollout.mask, log_mass, 0), "is_kept": is_kept}
         if self.statistics == "step":

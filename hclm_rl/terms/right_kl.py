@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..equations.functional import in_double
+from ..equations.functional import widest
+from ..equations.rows import sums_of_responses
 from ..responses.right_answers import is_right, number_of, prompts_of, tell_of_unclear_rewards
 from ..types import Rollout, RolloutEffect, Term
 
@@ -102,8 +103,8 @@ class RightKl(Term):
 
 
 def summed(logps: Float[Tensor, "N T"], mask: Bool[Tensor, "N T"]) -> Float[Tensor, "N"]:
-    """Row by row: a sum over padding would depend on the batch's width."""
-    return torch.stack([in_double(row[own]).sum() for row, own in zip(logps.detach(), mask, strict=True)])
+    """A sum over the padding would depend on the batch's width."""
+    return sums_of_responses(logps.detach()[mask], mask).to(logps.device, widest(logps.device))
 
 
 def among_right(s: Float[Tensor, "P G"], right: Bool[Tensor, "P G"], c: float) -> Float[Tensor, "P G"]:

@@ -1,6 +1,7 @@
 """SIREN, selective entropy regularisation: 2025, arXiv:2509.25133"""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -75,6 +76,9 @@ class Siren(Term):
             raise ValueError(f"tau must be in [0, 1), got {self.tau}")
         if self.anchor is not None and not 0 <= self.anchor < math.inf:
             raise ValueError(f"anchor must be >= 0 nats and finite, got {self.anchor}")
+
+    def vocab_functionals(self) -> tuple[Callable[[Tensor], Tensor], ...]:
+        return () if self.statistics == "micro_batch" else (self._of_nucleus,)  # which asks at the first rollout alone
 
     def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
         if self.anchor is not None:

@@ -1,7 +1,7 @@
 """STEER, Stabilizing Token-level Entropy-changE via Reweighting: Hao et al., 2025, arXiv:2510.10150"""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -66,6 +66,9 @@ class Steer(Term):
     @property
     def needs_vocab(self) -> bool:
         return self.estimate == "exact"
+
+    def vocab_functionals(self) -> tuple[Callable[[Tensor], Tensor], ...]:
+        return (mean_discriminator,) if self.estimate == "exact" else ()
 
     def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
         logps, entropy = rollout.scored()

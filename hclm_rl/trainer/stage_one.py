@@ -13,6 +13,7 @@ from trl.trainer.utils import is_async_callable
 from ..chain.chain import RolloutOutcome
 from ..chain.finite import Watch
 from ..chain.metrics import StepMetrics
+from ..equations.vocab import OnePass
 from ..recipe.refusals import acts_between
 from ..responses.rewards import checked
 from ..types import Rollout, last_layer
@@ -214,8 +215,8 @@ def reads_of(trainer: Any, output: dict[str, Any], scores: Scores | None, mask: 
         states = scores.states
         reads |= {"hidden": last_layer(states.whole), "packed": lambda: states.of(mask)}
         if chain.needs_vocab:
-            reads["over_vocab"] = lambda functional: over_vocab_of(trainer, functional, states, mask)
             ids = output["completion_ids"]
+            reads["over_vocab"] = OnePass(lambda f: over_vocab_of(trainer, f, states, mask), chain.vocab_functionals)
             reads["slope"] = lambda direction: slope_of(trainer, direction, states, ids, mask)
             reads["entropy_by_head"] = lambda tokens: entropy_by_head_of(trainer, states, tokens)
             reads["slope_by_head"] = lambda direction, tokens: slope_by_head_of(trainer, direction, tokens, states, ids)

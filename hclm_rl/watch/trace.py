@@ -9,11 +9,12 @@ that a term gives per token: a (rows, T) tensor or `Quantiles`. So `information_
 training.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -49,14 +50,30 @@ def read_trace(folder: Path, step: int) -> pa.Table:
     return pq.read_table(file)
 
 
-def token_texts(ids: list[int], decode: Callable[[list[int]], str]) -> list[str]:
-    """The text that each token adds to the one before it, spaces included; a part of a character reads as U+FFFD."""
-    texts = []
-    for i, own in enumerate(ids):
-        before = decode([ids[i - 1]]) if i else ""
-        both = decode([ids[i - 1], own]) if i else ""
-        texts.append(both[len(before) :] if before and both.startswith(before) else decode([own]))
-    return texts
+def token_texts(
+    ids: Sequence[int] | np.ndarray, decode: Callable[[list[int]], str], is_first: np.ndarray | None = None
+) -> list[str]:
+    """The text that each token adds to the one before it, spaces included; a part of a character reads as U+FFFD.
+
+    `is_first`: where a response begins, whose first token has none before it. A pair of tokens is decoded once,
+    however often it comes.
+    """
+    own = np.asarray(ids, dtype=np.int64)
+    if not len(own):
+        return []
+    before = np.concatenate([[-1], own[:-1]])
+    if is_first is not None:
+        before = np.where(is_first, -1, before)
+    size = int(own.max()) + 1
+    pairs, place = np.unique((before + 1) * size + own, return_inverse=True)
+    alone = {token: decode([token]) for token in np.unique(own).tolist()}
+
+    def added(first: int, token: int) -> str:
+        text = alone.get(first, "")  # of the first token in all, nothing
+        both = decode([first, token]) if text else ""
+        return both[len(text) :] if text and both.startswith(text) else alone[token]
+
+    return np.array([added(key // size - 1, key % size) for key in pairs.tolist()], dtype=object)[place].tolist()
 
 
 @dataclass(kw_only=True)
@@ -116,29 +133,19 @@ class Trace:
 
 def table_of(part: Mapping[str, "Tensor"], prompts: Mapping[int, list[int]], tokenizer: Decoder) -> pa.Table:
     """A micro-batch's tokens, which come response by response."""
-    decoded: dict[tuple[int, ...], str] = {}  # the same words come again and again
-
-    def decode(ids: list[int]) -> str:
-        key = tuple(ids)
-        if key not in decoded:
-            decoded[key] = tokenizer.decode(ids)
-        return decoded[key]
-
-    columns = {name: values.tolist() for name, values in part.items()}
-    by_response: dict[int, list[int]] = {}
-    for response, own in zip(columns["response"], columns["id"], strict=True):
-        by_response.setdefault(response, []).append(own)
+    columns = {name: values.numpy() for name, values in part.items()}
+    is_first = np.diff(columns["response"], prepend=-1) != 0
+    tokens = token_texts(columns["id"], tokenizer.decode, is_first)
     numbers = sorted(prompts)
-    place = {number: i for i, number in enumerate(numbers)}
     texts = pa.array([tokenizer.decode(prompts[number]) for number in numbers], pa.string())
-    of_prompt = pa.DictionaryArray.from_arrays(pa.array([place[n] for n in columns["prompt"]], pa.int32()), texts)
-    arrays = {name: pa.array(values.numpy()) for name, values in part.items()}
-    before, after = columns["advantage_before"], columns["advantage"]
-    weights = [b / a if a else None for a, b in zip(before, after, strict=True)]
-    tokens = [text for ids in by_response.values() for text in token_texts(ids, decode)]
+    of_prompt = pa.DictionaryArray.from_arrays(pa.array(np.searchsorted(numbers, columns["prompt"]), pa.int32()), texts)
+    arrays = {name: pa.array(values) for name, values in columns.items()}
+    before, after = (columns[name].astype(np.float64) for name in ("advantage_before", "advantage"))
+    is_weighed = before != 0
+    weights = np.divide(after, before, out=np.zeros_like(after), where=is_weighed)
     given = {
         "token": pa.array(tokens, pa.string()),
         "prompt_text": of_prompt,
-        "weight": pa.array(weights, pa.float32()),
+        "weight": pa.array(weights.astype(np.float32), mask=~is_weighed),
     }
     return pa.table(arrays | given)

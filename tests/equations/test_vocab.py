@@ -5,10 +5,23 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
-from hclm_rl.equations.vocab import Head, entropy_by_head, over_vocab, slope_along, slope_by_head
+from hclm_rl.equations import vocab
+from hclm_rl.equations.vocab import (
+    Head,
+    OnePass,
+    entropy_by_head,
+    over_rows,
+    over_vocab,
+    slope_along,
+    slope_by_head,
+    slope_of_rows,
+)
+
+from ..counted import Counted
 
 VOCABULARY, WIDTH = 97, 16
 
@@ -216,3 +229,104 @@ def test_states_that_are_not_finite_and_words_that_cannot_be_leave_the_gradient_
     assert head.bias is not None
     barred = Head(weight=head.weight, bias=head.bias.clone().index_fill(0, torch.tensor([3]), -math.inf))
     assert entropy_by_head(states, barred, mask).isfinite().all() and not entropy_by_head(states, barred, mask)[3].any()
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_under_autocast_the_entropy_is_trls_in_bfloat16(bias: bool):
+    # float32 weights, autocast in bfloat16: TRL's head makes its product in bfloat16 and all else in float32
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=WIDTH,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+        )
+    )
+    torch.nn.init.normal_(model.lm_head.weight, std=1.0)
+    if bias:
+        model.lm_head.bias = torch.nn.Parameter(torch.randn(VOCABULARY))
+    add_fused_lm_head(model, temperature=0.7, outputs=("log_probs", "entropy"))
+    ids = torch.randint(VOCABULARY, (3, 9))
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = model(input_ids=ids, labels=ids, fused_lm_head=True).entropy
+        hidden = model.model(input_ids=ids).last_hidden_state[:, :-1]
+    head = Head(weight=model.lm_head.weight, bias=model.lm_head.bias, temperature=0.7, dtype=torch.bfloat16)
+    with torch.no_grad():
+        ours = over_vocab(shannon, hidden, head)
+    torch.testing.assert_close(ours, expected, atol=1e-3, rtol=0)
+    exact = over_vocab(shannon, hidden.float(), Head(weight=head.weight, bias=head.bias, temperature=0.7))
+    assert (ours - exact).abs().max() > 2e-3  # or the dtype of the product would make no difference
+
+
+def test_gradients_of_chunks_add_up_in_the_dtype_of_the_weights():
+    source = torch.Generator().manual_seed(0)
+    weight = torch.randn(VOCABULARY, WIDTH, generator=source).requires_grad_()
+    hidden = torch.randn(1, 64, WIDTH, generator=source)
+    grads = []
+    for size in (64, 1):
+        over_vocab(shannon, hidden, Head(weight=weight, dtype=torch.bfloat16), rows_at_once=size).sum().backward()
+        grads.append(weight.grad)
+        weight.grad = None
+    # one row's gradient is rounded to 2^-9 of itself; summed in bfloat16 64 of them would be off by 2 % of the largest
+    torch.testing.assert_close(grads[0], grads[1], atol=5e-3 * grads[0].abs().max().item(), rtol=0)
+
+
+def test_chunks_are_so_many_bytes(monkeypatch: pytest.MonkeyPatch):
+    assert Head(weight=torch.empty(152_064, 1)).rows_at_once == 441  # 256 MiB / (4 x 152,064)
+    width, count, vocabulary = 8, 400, 500
+    monkeypatch.setattr(vocab, "CHUNK_BYTES", 20 * 4 * vocabulary)  # 20 rows
+    source = torch.Generator().manual_seed(0)
+    head = Head(weight=torch.randn(vocabulary, width, generator=source))
+    rows = torch.randn(count, width, generator=source)
+    with torch.no_grad(), Counted() as seen:
+        values = over_rows(shannon, rows, head)
+    assert seen.calls["mm"] + seen.calls["linear"] + seen.calls["addmm"] == count / 20
+    # logits, scaled, divided, log-softmax, p and p log p: a few copies of a chunk; of the whole, 20 times that
+    assert seen.peak < 6 * vocab.CHUNK_BYTES + 4 * count * 4
+    torch.testing.assert_close(values, shannon((rows @ head.weight.T).log_softmax(-1)))
+
+
+def test_functionals_of_one_pass_share_its_logits():
+    source = torch.Generator().manual_seed(0)
+    head = Head(weight=torch.randn(VOCABULARY, WIDTH, generator=source))
+    hidden, mask = torch.randn(2, 5, WIDTH, generator=source), torch.ones(2, 5).bool()
+    mask[1, 3:] = False
+
+    def two(logps: Tensor) -> Tensor:
+        return torch.stack([logps[:, 0], logps[:, 1]], dim=1)
+
+    read = OnePass(lambda f: over_vocab(f, hidden, head, mask=mask), [shannon, two, probability_of_the_first])
+    with torch.no_grad(), Counted() as seen:
+        found = [read(each) for each in (probability_of_the_first, two, shannon, shannon)]
+    assert seen.calls["mm"] + seen.calls["linear"] + seen.calls["addmm"] == 1
+    for each, values in zip((probability_of_the_first, two, shannon), found, strict=False):
+        assert torch.equal(values, over_vocab(each, hidden, head, mask=mask))
+    assert found[1].shape == (2, 5, 2)
+    other = read(lambda logps: logps[:, 2])  # of nobody who said so before
+    assert torch.equal(other, over_vocab(lambda logps: logps[:, 2], hidden, head, mask=mask))
+
+
+def test_directions_that_a_function_makes_are_those_of_all_rows():
+    source = torch.Generator().manual_seed(0)
+    head, rows = Head(weight=torch.randn(9, 4, generator=source)), torch.randn(7, 4, generator=source)
+    ids, sizes = torch.randint(9, (7,), generator=source), []
+
+    def direction(some: Tensor) -> Tensor:
+        sizes.append(len(some))
+        return some.square()
+
+    ours = slope_of_rows(direction, rows, ids, head, rows_at_once=3)
+    torch.testing.assert_close(ours, slope_of_rows(rows.square(), rows, ids, head))
+    assert sizes == [3, 3, 1]
+    assert slope_of_rows(direction, rows[:0], ids[:0], head).shape == (0,)
+
+
+def test_states_go_to_the_heads_device_and_values_come_back():
+    # `device_map` leaves the head on another GPU than the last layer's states; no device is needed to say so
+    with FakeTensorMode(), torch.no_grad():
+        head = Head(weight=torch.empty(9, 4, device="cuda:1"), bias=torch.empty(9, device="cuda:1"))
+        hidden, ids = torch.empty(2, 3, 4, device="cuda:0"), torch.empty(2, 3, dtype=torch.long, device="cuda:0")
+        assert over_vocab(shannon, hidden, head).device == torch.device("cuda:0")
+        assert slope_along(hidden, hidden, ids, head).device == torch.device("cuda:0")

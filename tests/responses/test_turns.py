@@ -7,6 +7,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from hclm_rl.responses import turns
 from hclm_rl.responses.turns import (
     BETWEEN,
     at_tokens,
@@ -102,3 +103,25 @@ def test_steps_end_where_the_delimiter_does():
 def test_text_needs_a_tokenizer():
     with pytest.raises(ValueError, match="this rollout has no tokenizer"):
         locate(None, torch.zeros(1, 1).long(), torch.ones(1, 1).bool())
+
+
+def test_a_pair_of_tokens_is_decoded_once_however_often_it_comes(monkeypatch: pytest.MonkeyPatch):
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(len(WORDS), (50, 200), generator=generator)
+    mask = torch.arange(200) < torch.randint(201, (50, 1), generator=generator)
+    mask[3, 10:20] = False  # a tool's
+    calls, decode = [], TOKENIZER.decode
+
+    def counted(*given, **more) -> str:
+        calls.append(given)
+        return decode(*given, **more)
+
+    monkeypatch.setattr(TOKENIZER, "decode", counted)
+    found = locate(TOKENIZER, ids, mask)
+    assert len(calls) <= 11 + 11**2 < mask.sum() / 30  # every word alone, and every two
+    monkeypatch.setattr(turns, "located_at_once", lambda pieces, counts: None)
+    assert locate(TOKENIZER, ids, mask) == found  # token by token
+    text, places = found[0]
+    assert [text[start:end].strip() for start, end in places[: int(mask[0].sum())]] == [
+        WORDS[i] for i in ids[0][mask[0]].tolist()
+    ]

@@ -193,7 +193,7 @@ def test_a_sampled_token_at_the_bound_is_protected_and_one_below_it_is_noise():
     view, batch = card(policy, [1, 2, 0], [-1.0, -1.0, -1.0])
     # the head's log-softmax is in float32: give stage 1 the same tie as the distribution has
     table = torch.tensor([policy], dtype=torch.float64).log()
-    view = replace(view, over_vocab=lambda f: f(table.flatten(0, 1)).view(1, 3))
+    view = replace(view, over_vocab=lambda f: f(table.flatten(0, 1)).unflatten(0, (1, 3)))
     _, metrics = added(LpReg(rho=1.0, kappa=0.5), view, batch)
     assert metrics["link/selected"][0].tolist() == [1, 1, 1]
     assert metrics["link/noise"][0].tolist() == [0, 1, 0]

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
@@ -153,3 +154,17 @@ def test_tokens_keep_their_spaces_and_their_halves():
         return b"".join(pieces[i] for i in ids).decode(errors="replace")
 
     assert token_texts([1, 2, 2, 3, 4], decode) == ["the", " cat", " cat", "\ufffd", "\ufffd"]
+    two = np.array([True, False, False, True, False])  # where responses begin
+    assert token_texts([1, 2, 2, 2, 1], decode, two) == ["the", " cat", " cat", " cat", "the"]
+
+
+def test_a_pair_of_tokens_is_decoded_once_however_often_it_comes():
+    calls: list[list[int]] = []
+
+    def decode(ids: list[int]) -> str:
+        calls.append(ids)
+        return "".join(" abcd"[i] for i in ids)
+
+    own = np.random.default_rng(0).integers(1, 5, 10_000)
+    assert "".join(token_texts(own, decode)) == "".join(" abcd"[i] for i in own)
+    assert len(calls) <= 4 + 4**2
