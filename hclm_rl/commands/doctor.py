@@ -21,6 +21,7 @@ from ..recipe.arguments import Algorithm, Settings, parse, recipe_of, with_recip
 from ..recipe.config import GRPOConfig, RLOOConfig, build_chain
 from ..recipe.refusals import refuse_unwritable, refuse_what_the_run_lacks
 from ..responses.names import custom_code
+from . import size_page
 from .diagnosis import Diagnosis
 from .dry_run import OTHERS, DryRun, Sizes, dry_run, dry_settings, generators_put_back, sizes
 from .forces_of import forces_of
@@ -35,6 +36,7 @@ from .mistakes import (
 )
 from .page import show
 from .precision import of_precision
+from .sizes import ASKED
 
 # The embedded default, for `hclm-rl doctor` without a recipe: the testbed as the quickstart trains on it.
 DEFAULT = {
@@ -139,6 +141,8 @@ def as_flags(settings: Mapping[str, object]) -> list[str]:
 
 def main(arguments: Sequence[str]) -> int:
     """Exit code 1 where the recipe has a mistake, one of its forces is not healthy, or none could be measured."""
+    if any(each.split("=")[0] == ASKED for each in arguments):
+        return size_page.main(arguments)
     parser = argparse.ArgumentParser(
         prog="hclm-rl doctor",
         allow_abbrev=False,  # a shortened flag of the recipe's would be taken for one of these

@@ -1,0 +1,148 @@
+"""The doctor's page of sizes: numbers worked by hand, and the constants counted operation by operation."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from hclm_rl import known_terms
+from hclm_rl.chain.finite import Watch
+from hclm_rl.commands.cli import main
+from hclm_rl.commands.sizes import MODELS, TOKEN_BYTES, Cost, Run, cost_of, model_of, needed, what_would_fit
+from hclm_rl.recipe.config import build_chain, find_term
+
+from ..counted import Counted
+from ..term_batches import Step, always_the_same, first_stage, of_head, one_link, rollout, token_batch
+
+SEVEN = Run(model=MODELS["7b"], gpus=8, responses=512, length=16_384)
+
+
+def cost(name: str, run: Run = SEVEN) -> Cost:
+    return cost_of(build_chain([name]).links[0], run)
+
+
+def test_the_states_of_a_batch_at_7b():
+    # 64 responses a GPU of 2^14 tokens: 2^20; times 3,584 x 4 bytes = 14 x 2^30
+    assert SEVEN.tokens == 2**20 and SEVEN.states == 14.0
+    assert cost("log_det").kept == 14.0 and cost("clip_cov").kept == cost("feature_softmax").kept == 0.0
+    assert cost("log_det", replace(SEVEN, state_bytes=2)).kept == 7.0
+    # a micro-batch that holds the whole: the loss's own pass has them
+    assert cost("log_det", replace(SEVEN, micro_batch=64)).kept == 0.0
+
+
+def test_what_a_step_computes_and_sends():
+    product = 2 * 2**20 * 3584**2  # 26.9 TFLOP
+    log_det = cost("log_det")
+    assert log_det.flops == pytest.approx(1.5 * product + 3584**3 / 3)
+    # the second moments and the mean in float32, and two gathers of a number a token
+    assert log_det.sent == pytest.approx(4 * (3584**2 + 3584) / 2**20 + 8)
+    assert cost("log_det", replace(SEVEN, gpus=1, responses=64)).sent == 0
+    assert cost("entropy_flow").head_flops == 2 * 2**20 * 3584 * 152_064
+    assert cost("log_det").pass_flops == 2 * MODELS["7b"].parameters * 2**20 and cost("max_rl").pass_flops == 0
+    # 8 a parameter and token with gradient checkpointing; the scoring pass is a quarter of it
+    assert SEVEN.flops == 4 * cost("log_det").pass_flops
+
+
+def test_what_does_not_fit_is_said_with_what_would():
+    small = replace(SEVEN, memory=30.0)
+    links = build_chain(["log_det"]).links
+    total = needed([cost("log_det")], small)
+    # 7.62e9 x 16 / 8 bytes = 14.19 GiB; 28 layers x 16,384 x 3,584 x 2 bytes = 3.06 GiB; and 14 GiB of states
+    assert total == pytest.approx(14.19 + 3.06 + 14.0 + cost("log_det").peak, abs=0.01) and total > 30
+    found = what_would_fit(links, small)
+    assert found[0].startswith("the model in bfloat16") and found[0].endswith(f"{total - 7:.1f} GiB")
+    assert any(each.startswith("16 GPUs") for each in found)
+    assert any(each.startswith("256 responses a generation batch") for each in found)
+    assert any(each.startswith("responses of at most 8192 tokens") for each in found)
+    assert what_would_fit(links, replace(small, memory=1.0)) == []
+
+
+def test_a_model_by_its_config(tmp_path: Path):
+    config = {
+        "hidden_size": 896,
+        "vocab_size": 151_936,
+        "num_hidden_layers": 24,
+        "intermediate_size": 4864,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": True,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found = model_of(str(tmp_path))
+    assert found[:3] == MODELS["0.5b"][:3] and found.parameters == pytest.approx(MODELS["0.5b"].parameters, rel=2e-3)
+    with pytest.raises(ValueError, match=r"must be one of 0\.5b, .* a config\.json or its folder, got '7c'"):
+        model_of("7c")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="has no 'hidden_size', which the size needs"):
+        model_of(str(tmp_path))
+
+
+def test_the_page(capsys: pytest.CaptureFixture):
+    line = ["doctor", "--gpus", "8", "--model-size", "7b", "--responses", "512", "--length", "16384"]
+    assert main([*line, "--tflops", "400"]) == 0
+    page = " ".join(capsys.readouterr().out.split())
+    assert "1.05 million tokens a GPU" in page and "information_force" in page and "fits: " in page
+    assert main([*line, "--gpu-memory", "24"]) == 1
+    assert "will not fit: " in capsys.readouterr().out
+    assert main([*line, "--json"]) == 0
+    terms = {each["name"]: each for each in json.loads(capsys.readouterr().out)["terms"]}
+    assert set(terms) == set(known_terms()) and terms["log_det"]["kept"] == 14.0
+    assert main(["doctor", "--model-size", "7b", "--gpus", "0"]) == 2
+    assert "--gpus must be positive, got 0" in capsys.readouterr().err
+
+
+def wide_step() -> Step:
+    """64 responses of 32 tokens, none of them padding."""
+    source = torch.Generator().manual_seed(0)
+    ids = torch.randint(11, (64, 32), generator=source)
+    head, old = torch.randn(11, 4, generator=source), torch.randn(64, 32, 4, generator=source)
+    hidden = old + 0.3 * torch.randn(64, 32, 4, generator=source)
+    (old_logps, old_entropy), (logps, entropy) = of_head(old, head, ids), of_head(hidden, head, ids)
+    return Step(
+        ids=ids,
+        mask=torch.ones(64, 32).bool(),
+        old_logps=old_logps,
+        old_entropy=old_entropy,
+        old_hidden=old,
+        logps=logps,
+        entropy=entropy,
+        hidden=hidden,
+        head=head,
+        rewards=(torch.arange(64) % 5).float() / 4,
+        group_size=4,
+    )
+
+
+def reads_numbers_alone(name: str) -> bool:
+    term = find_term(name)()
+    reads = (term.needs_hidden, term.needs_vocab, term.needs_vocab_gradient, term.needs_rescoring, term.needs_attention)
+    return not any(reads)
+
+
+# waits of a micro-batch for the device, beside those of the trainer: places are looked up once, or drawn
+WAITS = {"coding_rate": 3, "entropy_balanced": 2, "group_log_det": 1, "information_force": 0, "siren": 1, "lp_reg": 2}
+ONCE = ("log_det", "variance", "von_neumann", "feature_softmax")
+
+
+def test_what_a_term_holds_for_each_token_and_how_often_it_waits():
+    step, most, waits = wide_step(), 0.0, {}
+    for name in known_terms():
+        if find_term(name)().needs_rescoring or find_term(name)().needs_attention:
+            continue
+        term, view, memory = find_term(name)(), rollout(step), {}
+        with Counted() as seen:
+            first = first_stage(term, view, memory)
+        peak = seen.peak
+        batch = token_batch(step, columns=first.columns, shared=first.shared)
+        with Counted() as seen:
+            one_link(term)(batch, {"link": memory}, {"link": 1.0}, always_the_same, first.affected, Watch())
+        waits[name] = seen.waits
+        if reads_numbers_alone(name):
+            most = max(most, peak / step.ids.numel(), seen.peak / step.ids.numel())
+    assert TOKEN_BYTES * 0.8 < most <= TOKEN_BYTES * 1.05 and math.isfinite(most)  # 5 %: what does not grow with tokens
+    # a step of M micro-batches waits for none of those that read numbers alone; the finite check is judged once a step
+    allowed = WAITS | dict.fromkeys(ONCE, 1)
+    assert not {name: count for name, count in waits.items() if count > allowed.get(name, 0)}
