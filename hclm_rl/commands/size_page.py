@@ -58,8 +58,8 @@ def show(console: Console, run: Run, links: Sequence[Link], tflops: float | None
     return False
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Exit code 1 where the run does not fit."""
+def flags() -> argparse.ArgumentParser:
+    """What the page takes; further flags are the recipe's."""
     parser = argparse.ArgumentParser(
         prog="hclm-rl doctor",
         allow_abbrev=False,
@@ -75,7 +75,12 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--tflops", type=float, help="of the GPU, by which operations become seconds")
     parser.add_argument("--replicated", action="store_true", help="each GPU holds the whole model: DDP")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the page")
-    options, line = parser.parse_known_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Exit code 1 where the run does not fit."""
+    options, line = flags().parse_known_args(arguments)
     for name in ("gpus", "responses", "length", "gpu_memory"):
         if not getattr(options, name) > 0:
             raise ValueError(f"--{name.replace('_', '-')} must be positive, got {getattr(options, name)}")

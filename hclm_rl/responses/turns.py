@@ -8,6 +8,7 @@ must be given those of all processes (`Rollout.everywhere`).
 import re
 from collections.abc import Callable
 from itertools import accumulate
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,6 +19,9 @@ from ..equations.functional import widest
 
 BETWEEN = "\0"  # stands in the text for what a tool wrote: no phrase reaches across it
 PART_OF_A_CHARACTER = "\N{REPLACEMENT CHARACTER}"
+# texts of tokens and of pairs of them, which come again in the next rollout; of each tokenizer for as long as it lives
+KNOWN: WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple[int, ...], str]] = WeakKeyDictionary()
+MOST_KNOWN = 2**20  # about 200 MB
 LONGEST_CHARACTER = 4  # bytes of UTF-8, so at most as many tokens
 
 
@@ -71,7 +75,10 @@ def locate(
     """
     if tokenizer is None:
         raise ValueError("this rollout has no tokenizer, so the text of its tokens is not known")
-    known: dict[tuple[int, ...], str] = {(): ""}
+    known = KNOWN.setdefault(tokenizer, {})
+    if len(known) > MOST_KNOWN:
+        known.clear()
+    known[()] = ""
 
     def decode(*tokens: int) -> str:
         if tokens not in known:

@@ -119,6 +119,8 @@ def test_a_pair_of_tokens_is_decoded_once_however_often_it_comes(monkeypatch: py
     monkeypatch.setattr(TOKENIZER, "decode", counted)
     found = locate(TOKENIZER, ids, mask)
     assert len(calls) <= 11 + 11**2 < mask.sum() / 30  # every word alone, and every two
+    calls.clear()
+    assert locate(TOKENIZER, ids, mask) == found and not calls  # the next rollout's are known
     monkeypatch.setattr(turns, "located_at_once", lambda pieces, counts: None)
     assert locate(TOKENIZER, ids, mask) == found  # token by token
     text, places = found[0]
