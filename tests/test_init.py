@@ -46,7 +46,7 @@ def test_the_command_line_starts_without_torch():
 
 def test_the_last_layer_is_kept_and_no_other():
     states = torch.arange(6.0).view(1, 2, 3)
-    hidden = last_layer(states)
+    hidden = last_layer(lambda: states)
     assert hidden() is states and hidden(-1) is states
     with pytest.raises(ValueError, match=r"only layer -1, .* got layer 3"):
         hidden(3)

@@ -122,6 +122,7 @@ def train_between_measures(
         trainer.add_callback(before)  # until then the model is not sharded
     else:
         before()
+    assert trainer.model is not None
     with sigma_reparam(trainer.model) if arguments.sigma_reparam else nullcontext():
         trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.perf_counter() - start - before.seconds

@@ -17,8 +17,9 @@ from ..equations.vocab import CHUNK_BYTES
 
 GIB = 2**30
 ASKED = "--model-size"  # the flag by which this page is asked for
-# counted operation by operation (tests/commands/test_sizes.py): bytes at once for each token of a generation batch, of
-# the terms that read numbers alone; copies of a piece of states; float32 copies of a chunk of log-probs; D x D matrices
+# bytes at once for each token of a generation batch, of the terms that read numbers alone (counted operation by
+# operation, tests/commands/test_sizes.py); by reasoning, not fitted: copies of a piece of states, float32 copies of a
+# chunk of log-probs, D x D matrices
 TOKEN_BYTES, PIECES, CHUNKS, SQUARES = 51, 4, 8, 6
 MODEL_BYTES = 16  # a parameter, its gradient, Adam's two moments, in float32
 

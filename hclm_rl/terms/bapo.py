@@ -41,6 +41,14 @@ class Bapo(Term):
         step_hi: > 0
         first: the bound that rises first: "hi" the paper's, "lo" the authors' code
         count: what a token that is cut gives: "value" the paper's Algorithm 1, "gradient" ours
+
+    Metrics:
+        lower (ratio): lower bound of the clipping range in this step
+        upper (ratio): upper bound of the clipping range in this step
+        share (share): of the loss's weight, what positive advantages have
+        update (updates): number of the update within its rollout, from 0
+        added (share): of the tokens that only the bounds of this step let in
+        dropped (share): of the tokens that only they leave out
     """
 
     inert_on_policy: ClassVar[bool] = True

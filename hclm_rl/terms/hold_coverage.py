@@ -48,6 +48,18 @@ class HoldCoverage(Term):
         capacity: right answers kept for a prompt, at least 1, as in `right_anchor`.
         right_at: the reward from which a response is right; None: 1, with a warning where rewards are not 0 or 1.
         most_gb: the store takes no more responses beyond so many 10^9 bytes, and says so once; above 0.
+
+    Metrics:
+        strength (nats a nat): lambda, the price of a nat of a right answer. Healthy: below 3 after the first third.
+            Else: right answers are lost whatever the price: a smaller learning rate
+        kept (responses): number of those in the store
+        prompts (prompts): number of those with a response in the store
+        bytes (bytes): size of the store, in memory and in each checkpoint. Healthy: under `most_gb`. Else: lower
+            `capacity`
+        replayed (responses): number of those that are held in this step
+        lost (share): of the replays that lie below their floor
+        nats (nats): mean of what a replay lies below its floor, 0 where it does not: L. Healthy: near the budget. Else:
+            see `strength`
     """
 
     needs_scores: ClassVar[bool] = True

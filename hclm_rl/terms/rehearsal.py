@@ -159,6 +159,8 @@ class Rehearsal(Term):
 class Stored(RightAnchor):
     """The store of `right_anchor` with another loss on what it reads again."""
 
+    title: ClassVar[str] = "rehearsal"
+
     divergence: Callable[[Tensor], Tensor]
 
     def lost(

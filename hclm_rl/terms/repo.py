@@ -33,6 +33,13 @@ class Repo(Term):
         target: nats; None: the entropy of the first step, as in the paper
         minimum: of |zeta|, > 0; the port's
         maximum: of |zeta|; the port's
+
+    Metrics:
+        zeta (1/nats): the strength of this step. Healthy: below `maximum`. Else: at it the target is out of reach
+        entropy (nats): mean token entropy of the loss's own pass, which the controller reads
+        right_factor (factor): mean factor of the advantages of right tokens. Healthy: near 1. Else: they are raised or
+            lowered as a whole
+        wrong_factor (factor): the same of wrong ones
     """
 
     zeta: float = 0.001
