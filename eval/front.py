@@ -24,7 +24,7 @@ LINES = {
     BEFORE: ("before training", BEFORE_COLOUR),
     "plain": ("plain GRPO", COLOURS[0]),
     "kl_to_start, beta=0.1": ("KL to the start, 0.1", COLOURS[2]),
-    "right_anchor": ("right_anchor", COLOURS[1]),
+    "hold_coverage": ("hold_coverage", COLOURS[1]),
 }
 
 

@@ -15,7 +15,7 @@ def main(max_steps: int = 50, output_dir: str = "runs/trl_script") -> GRPOTraine
     """Trains the testbed's small policy for `max_steps` optimiser steps; what it writes lies in `output_dir`."""
     args = GRPOConfig(
         output_dir=output_dir,
-        entropy_terms=[{"right_anchor": {"coef": 1.0, "source": "any"}}],  # added: what docs/choose.md names first
+        entropy_terms=["hold_coverage"],  # added: what docs/choose.md names first
         max_steps=max_steps,
         num_generations=16,
         per_device_train_batch_size=128,  # responses: 8 prompts

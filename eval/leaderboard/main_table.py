@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from .plan import BEFORE, Board, Candidate
-from .statistics import Difference, holm, paired_difference
+from .statistics import FEWEST_SEEDS, Difference, holm, paired_difference
 from .temperatures import Areas, at_several, curve_of, curves_of, matched
 
 SIGNIFICANT = 0.05  # after Holm's correction
@@ -21,7 +21,8 @@ EXPLAINED = """\
 k to {largest}) at the sampling temperature at which the entry has the pass@1 that `{reference}` has at {trained:g} on
 the same seed: mean ± deviation over seeds, the number of seeds in brackets. So an entry cannot win by being less sharp.
 {up} {down}: differs from `{reference}`, p < {level} after Holm's correction over all cells of this table, those with
-fewer than 3 seeds counted in; no mark: not shown to differ. **Bold**: the largest of the column. A dash: not run, not
+fewer than 3 seeds counted in; no mark: not shown to differ. **Bold**: the largest of the column
+among those with 3 seeds or more. A dash: not run, not
 sampled at other temperatures, or nowhere at that pass@1."""
 BESIDE = "pass@1 and AUC as trained, at temperature {trained:g}, different right answers among {samples} samples:"
 
@@ -64,8 +65,10 @@ class Column:
 
     @property
     def best(self) -> str | None:
+        """The largest; of those with enough seeds for a test, where there are any."""
         known = [name for name, cell in self.cells.items() if cell.areas]
-        return max(known, key=lambda name: self.cells[name].mean, default=None)
+        tested = [name for name in known if len(self.cells[name].areas) >= FEWEST_SEEDS]
+        return max(tested or known, key=lambda name: self.cells[name].mean, default=None)
 
 
 def column_of(board: Board) -> Column:
