@@ -4,7 +4,7 @@ python examples/gsm8k.py    # writes gsm8k_train.jsonl and gsm8k_test.jsonl into
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import datasets
@@ -13,9 +13,9 @@ import datasets
 ASK = "Reason step by step, and put the final answer within \\boxed{}."
 
 
-def as_problems(rows: Iterable[Mapping[str, str]]) -> Iterator[dict]:
+def as_problems(rows: Iterable[dict] | datasets.Dataset) -> Iterator[dict]:
     """{prompt: messages, answer: the number} of each; GSM8K's answers end in `#### 72`, with commas in thousands."""
-    for row in rows:
+    for row in map(dict, rows):
         prompt = [{"role": "user", "content": f"{row['question'].strip()}\n{ASK}"}]
         yield {"prompt": prompt, "answer": row["answer"].rpartition("####")[2].strip().replace(",", "")}
 

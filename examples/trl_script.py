@@ -11,6 +11,11 @@ from hclm_rl.testbed.coins import correct_payment, make_dataset
 from hclm_rl.testbed.policy import policy_path
 
 
+def reward(prompts: list[str], completions: list[str], **columns: list) -> list[float | None]:
+    """1 where the coins are paid exactly; `columns` are those of the data."""
+    return [*correct_payment(prompts, completions, **columns)]
+
+
 def main(max_steps: int = 50, output_dir: str = "runs/trl_script") -> GRPOTrainer:
     """Trains the testbed's small policy for `max_steps` optimiser steps; what it writes lies in `output_dir`."""
     args = GRPOConfig(
@@ -31,7 +36,7 @@ def main(max_steps: int = 50, output_dir: str = "runs/trl_script") -> GRPOTraine
     )
     trainer = GRPOTrainer(
         model=policy_path(),  # your model's name
-        reward_funcs=correct_payment,  # your reward
+        reward_funcs=reward,  # your reward
         args=args,
         train_dataset=make_dataset("train", problems=256, seed=0),  # your data, with a column `prompt`
     )
@@ -40,4 +45,4 @@ def main(max_steps: int = 50, output_dir: str = "runs/trl_script") -> GRPOTraine
 
 
 if __name__ == "__main__":
-    main(*(int(steps) for steps in sys.argv[1:2]))
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 50)
