@@ -239,21 +239,17 @@ def of_stage_two(term: Term, view: Rollout, batch: TokenBatch) -> dict[str, Tens
 
 
 def earlier(term: Term) -> dict:
-    """A memory where a rule needs an earlier step: epo's band, what is replayed."""
+    """A memory where a rule needs an earlier step: epo's band, what is replayed from it."""
     memory: dict = {"entropy_sum": 1.0, "steps": 1} if isinstance(term, Epo) else {}
-    if isinstance(term, SelfImitation | RightAnchor | HoldCoverage):
-        first_stage(term, rollout(with_tools(make_step(7, torch.float64))), memory)
+    if isinstance(term, SelfImitation | RightAnchor | HoldCoverage | Rehearsal):
+        # of what is judged once, and then stored, the first group is still to come
+        rows = slice(4, 8) if isinstance(term, Rehearsal) else slice(None)
+        first_stage(term, rollout(with_tools(make_step(7, torch.float64)), rows), memory)
     if isinstance(term, HoldCoverage):
         memory["strength"] = 1.0  # it begins at 0
     if isinstance(term, NoLoss):
         step = with_tools(make_step(7, torch.float64))
         first_stage(term, rollout(replace(step, rewards=torch.ones(8).double())), memory)
-    """A memory where a rule needs an earlier step: epo's band, what is replayed from it."""
-    memory: dict = {"entropy_sum": 1.0, "steps": 1} if isinstance(term, Epo) else {}
-    if isinstance(term, SelfImitation | RightAnchor | Rehearsal):
-        # of what is judged once, and then stored, the first group is still to come
-        rows = slice(4, 8) if isinstance(term, Rehearsal) else slice(None)
-        first_stage(term, rollout(with_tools(make_step(7, torch.float64)), rows), memory)
     if isinstance(term, RightKl):  # it compares a response with itself when it was first sampled
         for seed in range(3):
             step = with_tools(make_step(seed, torch.float64))

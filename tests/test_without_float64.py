@@ -35,17 +35,23 @@ def is_by_exactly() -> bool:
     return False
 
 
+OF_CPU = "_made_of_float64"
+
+
 class WithoutFloat64(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Sequence = (), kwargs: dict | None = None) -> Any:
         given = [each for each in tree_leaves((args, kwargs)) if isinstance(each, torch.Tensor) and each.dim()]
         out = func(*args, **(kwargs or {}))
         made = [each for each in tree_leaves(out) if isinstance(each, torch.Tensor) and each.dim()]
-        of_cpu = [each.dtype == torch.float64 for each in given]
+        of_cpu = [each.dtype == torch.float64 or getattr(each, OF_CPU, False) for each in given]
         if func in CONVERSIONS:
             if made[0:1] and made[0].dtype == torch.float64 and not all(of_cpu) and not is_by_exactly():
                 raise TypeError(f"{func}: MPS has no float64")
         elif any(of_cpu) and not all(of_cpu):
             raise RuntimeError(f"{func}: tensors of the CPU and of the device")
+        elif given and all(of_cpu):
+            for each in made:  # whole numbers and truths made of them are there, too
+                setattr(each, OF_CPU, True)
         elif given and not any(of_cpu) and any(each.dtype == torch.float64 for each in made):
             raise TypeError(f"{func}: MPS has no float64")
         return out

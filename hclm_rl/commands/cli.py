@@ -48,7 +48,7 @@ NEEDS = {
     "needs_rescoring": "reads other texts",
     "needs_attention": "eager attention",
     "needs_reference": "beta above 0",
-    "needs_reference_model": "a pass of the reference, beta above 0",
+    "needs_reference_model": "the reference",
     "inert_on_policy": "several updates per rollout",
 }
 

@@ -178,6 +178,17 @@ def leave_behind(
         write_summary(folder, summary, settings, recipe)
 
 
+def callbacks_of(
+    folder: Path, recipe: Path | None, arguments: RunArguments, config: GRPOConfig | RLOOConfig
+) -> list[TrainerCallback]:
+    """What opens the run's folder, what tells of a run that trains nothing, and what resets its reference."""
+    callbacks: list[TrainerCallback] = [FolderOpener(folder, recipe), UntrainedTeller()]
+    if isinstance(arguments.reset_reference, dict):
+        callbacks.append(reset_of(arguments.reset_reference))
+        refuse_reset(config)
+    return callbacks
+
+
 def prepare(
     algorithm: Algorithm, settings: Settings, recipe: Path | None = None, overrides: str = ""
 ) -> Callable[[], dict]:
@@ -192,11 +203,7 @@ def prepare(
     refuse_unwritable(folder)
     lock = RunLock(folder, is_held=config.process_index == 0)
     with lock.until_error():
-        callbacks: list[TrainerCallback] = [FolderOpener(folder, recipe), UntrainedTeller()]
-        if isinstance(arguments.reset_reference, dict):
-            callbacks.append(reset_of(arguments.reset_reference))
-            refuse_reset(config)
-        trainer, task = build_trainer(algorithm, settings, callbacks)
+        trainer, task = build_trainer(algorithm, settings, callbacks_of(folder, recipe, arguments, config))
     note(trainer, secrets_of(settings, recipe), overrides=overrides, seed=config.seed, algorithm=algorithm)
 
     def rest() -> dict:

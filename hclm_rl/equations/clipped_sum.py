@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -48,7 +49,7 @@ def solve_clipped_sum(
         keys = values.view(torch.int64) >> shift
         here = (keys >> BITS) == prefix if shift != SHIFTS[0] else torch.ones_like(keys, dtype=torch.bool)
         sums = histogram(values[here], keys[here] - (prefix << BITS))
-        sums = total(sums.to(a.device, a.dtype)).double().cpu()
+        sums = exactly(total(sums.to(a.device, a.dtype))).cpu()
         found = kink(sums, edges(prefix, shift), target, floor, linear, at_floor)
         prefix, linear, at_floor = (prefix << BITS) | found.bin, found.linear, found.at_floor
         if found.inside[0] == 0:  # the kink lies between two values
@@ -67,7 +68,8 @@ def histogram(values: Float[Tensor, "m"], bins: Tensor) -> Float[Tensor, "2 bins
 def edges(prefix: int, shift: int) -> Float[Tensor, "edges"]:
     """The least value of each bin of a level, and that of the first bin after it."""
     keys = ((prefix << BITS) + torch.arange(2**BITS + 1)) << shift
-    return keys.clamp(max=torch.tensor(math.inf).double().view(torch.int64).item()).view(torch.float64)
+    infinity = int(np.float64(math.inf).view(np.int64))
+    return torch.from_numpy(keys.clamp(max=infinity).numpy().view(np.float64))
 
 
 def kink(

@@ -35,7 +35,9 @@ def sums_of_responses(rows: Float[Tensor, "M *D"], mask: Bool[Tensor, "N T"]) ->
         part = exactly(rows[piece].detach())
         first, last = piece.start, piece.start + len(part)
         held = (ends.clamp(max=last) - (ends - lengths).clamp(min=first)).clamp(min=0)  # of each response, in the piece
-        sums += torch.segment_reduce(part, "sum", lengths=held.to(part.device), unsafe=True)
+        for i, own in enumerate(part.split(held.tolist())):
+            if len(own):
+                sums[i] += own.sum(dim=0)
     return sums
 
 
@@ -48,7 +50,7 @@ def mean_of_responses(
     """
     sums = sums_of_responses(rows, mask)
     kind = dtype or (rows.dtype if rows.dtype == torch.float64 else torch.float32)
-    return (sums / mask.sum(dim=1, keepdim=True).clamp(min=1).to(sums.device)).to(rows.device, kind)
+    return (sums / exactly(mask.sum(dim=1, keepdim=True).clamp(min=1))).to(rows.device, kind)
 
 
 class Injected(torch.autograd.Function):

@@ -40,7 +40,8 @@ def test_the_rollouts_held_out_are_of_other_prompts(step: Step):
 def test_what_the_parts_do_adds_up_to_what_the_step_does(step: Step):
     # a small step of SGD is linear in its gradient, and the gradient is the sum of the parts'
     found = ablated(step, "logits", "r", parts=4)
-    assert abs(found.step) > 1e-8 and sum(found.did) == pytest.approx(found.step, rel=0.02)
+    # TRL's head gives entropies in float32, 1e-7 each
+    assert abs(found.step) > 5e-6 and sum(found.did) == pytest.approx(found.step, abs=5e-7)
     assert found.tokens == int(step.trained.sum()) and found.entropy == pytest.approx(0.44, abs=0.1)
 
 

@@ -57,7 +57,7 @@ class Mine(Term):
 
 
 def test_all_methods_are_listed_with_paper_and_needs(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setenv("COLUMNS", "240")
     assert cli.main(["methods"]) == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if "│" in line]
     assert [row.split("│")[1].strip() for row in rows] == known_terms()

@@ -123,7 +123,15 @@ def reads_numbers_alone(name: str) -> bool:
 
 
 # waits of a micro-batch for the device, beside those of the trainer: places are looked up once, or drawn
-WAITS = {"coding_rate": 3, "entropy_balanced": 2, "group_log_det": 1, "information_force": 0, "siren": 1, "lp_reg": 2}
+WAITS = {
+    "coding_rate": 3,
+    "entropy_balanced": 2,
+    "group_log_det": 1,
+    "information_force": 0,
+    "siren": 1,
+    "lp_reg": 2,
+    "simko": 2,
+}
 ONCE = ("log_det", "variance", "von_neumann", "feature_softmax")
 
 

@@ -231,14 +231,14 @@ def by(force: Force, what: str) -> Tried:
 
 
 def test_what_is_said_of_the_step_is_what_a_measured_step_does(tmp_path: Path):
-    found = examine(recipe(tmp_path, "[{log_det: {coef: 1.0e-3}}]", "learning_rate: 4.0e-5\n"), steps=4, tries=True)
+    found = examine(recipe(tmp_path, "[{log_det: {coef: 1.0e-3}}]", "learning_rate: 4.0e-5\n"), steps=12, tries=True)
     for force in found.forces:
         # to first order, on responses that the step was not made from
         whole, size = by(force, "the recipe's"), max(abs(each.realised) for each in force.tried)
         assert whole.realised == pytest.approx(whole.predicted, rel=0.1), force
         for each in force.tried:
             assert each.realised == pytest.approx(each.predicted, abs=0.15 * size), each
-    is_told = [each for each in found.forces if is_clear(plain(each))]
+    is_told = [each for each in found.forces if is_clear(plain(each)) and has_critical(each)]
     assert len(is_told) >= 2
     for each in is_told:
         # with the force at the hidden states, the change left at "c*" was 86 to 108 % of the plain step's
@@ -250,6 +250,11 @@ def plain(force: Force) -> Tried:
     return by(
         force, "without its term" if any(each.what == "without its term" for each in force.tried) else "the recipe's"
     )
+
+
+def has_critical(force: Force) -> bool:
+    """Whether the critical coefficient could be told, and so was tried."""
+    return any(each.what == "at the critical coef" for each in force.tried)
 
 
 def is_clear(of: Tried) -> bool:

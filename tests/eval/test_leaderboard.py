@@ -189,7 +189,7 @@ def test_a_method_of_several_updates_is_left_out_on_policy(tmp_path: Path):
     (tmp_path / "clips.yaml").write_text("{epsilon: 0.1, learning_rate: 7, output_dir: x}")
     written = {**WRITTEN, "recipes": str(tmp_path), "entries": WRITTEN["entries"] | clipping | with_terms}
     on, off = (Board.read(written, setting=setting, out=tmp_path) for setting in ("on_policy", "off_policy"))
-    assert on.left_out() == ["clip_higher", "clips", "kl_cov"] and off.left_out() == []
+    assert on.left_out() == ["clip_higher", "clips", "bapo", "kl_cov"] and off.left_out() == []
     assert not {"clip_higher", "clips", "kl_cov"} & {entry.name for entry in on.entries()}
 
 

@@ -17,6 +17,7 @@ def answers(prompts: list[int], numbers: list[int], states: torch.Tensor | None 
         prompt_ids=torch.tensor([i for p in prompts for i in range(1, p + 1)], dtype=torch.int32),
         ids=torch.tensor([a for i, a in enumerate(numbers, 1) for _ in range(i)], dtype=torch.int32),
         mask=torch.ones(count * (count + 1) // 2, dtype=torch.bool),
+        counted=torch.zeros(count, 0, dtype=torch.long),
         logps=-torch.arange(1.0, count * (count + 1) // 2 + 1),
         states=torch.zeros(count, 0) if states is None else states,
     )
@@ -52,7 +53,16 @@ def test_responses_of_a_rollout_lose_their_padding_and_what_stood_there():
     mask = torch.tensor([[True, False, False], [True, False, False]])  # a tool wrote the 4
     logps = torch.tensor([[-1.0, float("nan"), float("nan")], [-2.0, float("inf"), 0.0]])
     numbers = torch.tensor([1, 2])
-    kept = unpadded(text, mask, logps, prompt=numbers, answer=numbers, step=4, states=torch.zeros(2, 0))
+    kept = unpadded(
+        text,
+        mask,
+        logps,
+        prompt=numbers,
+        answer=numbers,
+        step=4,
+        states=torch.zeros(2, 0),
+        counted=torch.zeros(2, 0).long(),
+    )
     assert kept.prompt_ids.tolist() == [5, 6, 7, 8, 9] and kept.ids.tolist() == [3, 4, 5]
     assert kept.mask.tolist() == [True, False, True] and kept.logps.tolist() == [-1, 0, -2]
     assert kept.step.tolist() == [4, 4]

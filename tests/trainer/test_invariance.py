@@ -135,7 +135,7 @@ def test_micro_batches_through_the_head(policy: str, tmp_path: Path, plain: Call
         weights_after(policy, tmp_path / str(i), terms=terms, fixed=True, loss_type="dapo", **pieces)
         for i, pieces in enumerate((WHOLE, CUT))
     )
-    assert largest_difference(whole, cut) < ROUNDING < largest_difference(plain(True), whole) / 100
+    assert largest_difference(whole, cut) < ROUNDING < largest_difference(plain(True, 0.0), whole) / 100
 
 
 @pytest.mark.parametrize("loss", ["grpo", "dr_grpo", "cispo", "sapo", "vespo", "luspo"])  # bnpo divides by micro-batch
@@ -147,10 +147,8 @@ def test_micro_batches_in_every_loss(loss: str, policy: str, tmp_path: Path):
 
 
 # of these runs no prompt and no response comes twice, which no_loss and right_kl wait for, and no second update, which
-# KL-Cov waits for
-IDLE = ("kl_cov", "no_loss", "right_kl")
-# of these runs no response comes twice, which right_kl waits for, and no second update, which KL-Cov and BAPO wait for
-IDLE = ("bapo", "kl_cov", "right_kl")
+# KL-Cov and BAPO wait for
+IDLE = ("bapo", "kl_cov", "no_loss", "right_kl")
 
 
 @pytest.mark.parametrize(
@@ -303,7 +301,8 @@ def test_two_processes_log_the_same_metrics_as_one(two_processes: Path, policy: 
     names = [name for name in one if name.startswith("information_force/")]
     assert len(names) > 10
     for name in names:
-        assert float(both[name]) == pytest.approx(float(one[name]), rel=2e-4, abs=1e-6), name
+        least = 5e-6 if name.endswith("/drift") else 1e-6  # of the first step against itself: rounding alone
+        assert float(both[name]) == pytest.approx(float(one[name]), rel=2e-4, abs=least), name
 
 
 def test_two_processes_trace_what_one_traces(two_processes: Path, policy: str, tmp_path: Path):

@@ -11,7 +11,8 @@ import yaml
 from peft import LoraConfig
 
 from hclm_rl import ResetReference
-from hclm_rl.commands.launch import callbacks_of, reset_of
+from hclm_rl.commands.callbacks import reset_of
+from hclm_rl.commands.launch import callbacks_of
 from hclm_rl.recipe.arguments import parse
 from hclm_rl.trainer.reset import RESET, file_of, forget, has_stalled, pairs_of_weights
 

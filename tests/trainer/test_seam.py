@@ -94,7 +94,7 @@ def test_every_new_field_is_described(config: type):
     new = [
         each.name for each in fields(config) if each.name not in {theirs.name for theirs in fields(config.__mro__[2])}
     ]
-    assert len(new) == 6
+    assert len(new) == 8
     for name in new:
         assert f"`{name}`" in config.__doc__ and f"    {name} (`" in config.__mro__[1].__doc__
 

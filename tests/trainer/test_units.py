@@ -51,6 +51,7 @@ def made_up(
         "reward_weights": torch.tensor([1.0, 0.5]),
         "current_gradient_accumulation_steps": 2,
         "loss_is_scaled_for_ga": True,
+        "beta": 0.0,
         "epsilon_low": 0.2,
         "epsilon_high": 0.3,
         "_tokenizer": None,
