@@ -56,6 +56,8 @@ def test_a_recipe_is_copied_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(tmp_path)
     assert cli.main(["recipes", "copy", "qae"]) == 0
     assert capsys.readouterr().out == "qae.yaml\nhclm-rl grpo --config qae.yaml\n"
+    assert cli.main(["recipes", "copy", "mix_ce"]) == 0
+    assert capsys.readouterr().out == "mix_ce.yaml\nhclm-rl sft --config mix_ce.yaml\n"
     assert (tmp_path / "qae.yaml").read_bytes() == (ROOT / "recipes" / "methods" / "qae.yaml").read_bytes()
     for line, sentence in (
         (["qae"], "'qae.yaml' is there already: give another file with --to"),

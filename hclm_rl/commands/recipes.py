@@ -38,7 +38,8 @@ def copy(name: str, to: Path | None) -> str:
         raise ValueError(f"no folder '{target.parent}' to put the recipe into: make it first")
     shutil.copyfile(known[name], target)
     is_accelerate = known[name].parent.name == "accelerate"
-    return f"{target}\nhclm-rl grpo " + ("--accelerate_config" if is_accelerate else "--config") + f" {target}"
+    verb = known[name].parent.name if known[name].parent.name in ("sft", "generate") else "grpo"
+    return f"{target}\nhclm-rl {verb} " + ("--accelerate_config" if is_accelerate else "--config") + f" {target}"
 
 
 def main(arguments: Sequence[str]) -> int:
