@@ -36,7 +36,7 @@ def test_the_script_differs_from_one_of_trls_by_two_lines_and_trains(tmp_path: P
     marked = [line for line in source.splitlines() if "# changed:" in line or "# added:" in line]
     assert [line.split("#")[0].strip() for line in marked] == [
         "from hclm_rl import GRPOConfig, GRPOTrainer",
-        'entropy_terms=[{"right_anchor": {"coef": 1.0, "source": "any"}}],',
+        'entropy_terms=["hold_coverage"],',
     ]
     trainer = example("trl_script").main(max_steps=1, output_dir=str(tmp_path))
     assert trainer.state.global_step == 1 and (tmp_path / "log.jsonl").is_file()

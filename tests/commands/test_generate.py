@@ -35,14 +35,14 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def test_every_method_has_a_recipe_that_parses_and_says_what_it_is():
-    assert set(RECIPES) == {*DECODERS, "plain"}
+    assert set(RECIPES) == {*DECODERS, "plain_generate"}
     for name, file in RECIPES.items():
         header = file.read_text().split("\ntask:")[0]
         assert f"#   python recipes/generate.py --config recipes/generate/{name}.yaml" in header
         assert "# Numbers" in header
         [options] = settings_of([GenerateArguments], "hclm-rl generate", ["--config", str(file)])
         assert options.output_dir == f"runs/generate/{name}"
-        assert [*(options.decoding or {"plain": None})] == [name]
+        assert [*(options.decoding or {"plain_generate": None})] == [name]
 
 
 def responses(name: str, files: dict[str, str], out: Path, batch: int = 8) -> tuple[list[dict], dict]:
@@ -123,6 +123,6 @@ def test_a_kind_may_have_a_template_over_the_papers_budget():
     ],
 )
 def test_a_mistake_is_one_sentence(line: list[str], sentence: str, capsys: pytest.CaptureFixture):
-    assert cli.main(["generate", "--config", str(RECIPES["plain"]), *line]) == 2
+    assert cli.main(["generate", "--config", str(RECIPES["plain_generate"]), *line]) == 2
     err = capsys.readouterr().err
     assert sentence in err and "hclm-rl generate: " in err and "Traceback" not in err

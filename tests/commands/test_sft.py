@@ -24,11 +24,11 @@ def test_a_recipe_parses_and_says_what_it_is(name: str):
     _, config, *_ = parse(["--config", str(RECIPES[name])])
     assert config.output_dir == f"runs/sft/{name}"
     method = build_method(config.sft_method)
-    assert (name == "plain" and method is None) or (method is not None and name_of(method) == name)
+    assert (name == "plain_sft" and method is None) or (method is not None and name_of(method) == name)
 
 
 def test_every_method_has_a_recipe():
-    assert set(RECIPES) == {*METHODS, "plain"}
+    assert set(RECIPES) == {*METHODS, "plain_sft"}
 
 
 def test_lessons_are_prompts_with_right_completions():
@@ -68,7 +68,7 @@ def test_a_run_leaves_a_model_a_log_and_a_summary(tmp_path: Path):
     ],
 )
 def test_a_mistake_is_one_sentence(line: list[str], sentence: str, capsys: pytest.CaptureFixture):
-    assert cli.main(["sft", "--config", str(RECIPES["plain"]), *line]) == 2
+    assert cli.main(["sft", "--config", str(RECIPES["plain_sft"]), *line]) == 2
     err = capsys.readouterr().err
     assert sentence in err and err.startswith("hclm-rl sft: ") and err.count("\n") == 1
 
