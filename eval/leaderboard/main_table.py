@@ -65,10 +65,9 @@ class Column:
 
     @property
     def best(self) -> str | None:
-        """The largest; of those with enough seeds for a test, where there are any."""
-        known = [name for name, cell in self.cells.items() if cell.areas]
-        tested = [name for name in known if len(self.cells[name].areas) >= FEWEST_SEEDS]
-        return max(tested or known, key=lambda name: self.cells[name].mean, default=None)
+        """The largest of those with enough seeds for a test."""
+        tested = [name for name, cell in self.cells.items() if len(cell.areas) >= FEWEST_SEEDS]
+        return max(tested, key=lambda name: self.cells[name].mean, default=None)
 
 
 def column_of(board: Board) -> Column:
