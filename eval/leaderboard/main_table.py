@@ -10,11 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from .plan import BEFORE, Board, Candidate
-from .statistics import FEWEST_SEEDS, Difference, holm, paired_difference
-from .temperatures import Areas, at_several, curve_of, curves_of, matched
-
-SIGNIFICANT = 0.05  # after Holm's correction
-UP, DOWN = "▲", "▼"
+from .statistics import DOWN, FEWEST_SEEDS, SIGNIFICANT, UP, Difference, holm
+from .temperatures import Areas, at_several, curve_of, curves_of, difference, matched
 
 EXPLAINED = """\
 **How much does a policy still solve, at the pass@1 that plain GRPO reaches?** A cell is the AUC of pass@k (over log k,
@@ -104,12 +101,6 @@ def cell_of(candidate: Candidate, areas: Areas) -> Cell:
     )
 
 
-def difference(ours: Areas, others: Areas) -> Difference:
-    seeds = sorted(ours.keys() & others.keys())
-    left, right = (np.stack([of[seed] for seed in seeds]) for of in (ours, others))
-    return paired_difference(left, right)
-
-
 def mark(columns: Sequence[Column]) -> None:
     """Arrows where an entry differs from the reference, corrected over the whole table."""
     compared = [cell for column in columns for cell in column.cells.values() if cell.difference is not None]
@@ -193,8 +184,7 @@ def as_csv(columns: Sequence[Column]) -> str:
             line += _numbers(cell.difference)
             others = [each for each, of in column.cells.items() if each != name and of.areas]
             best = max(others, key=lambda each: column.cells[each].mean, default=None)
-            if best and cell.areas.keys() & column.cells[best].areas.keys():
-                to_best = difference(cell.areas, column.cells[best].areas)
+            if best and (to_best := difference(cell.areas, column.cells[best].areas)):
                 line += [f"{to_best.mean:+.4f}", best, *_numbers(to_best)[1:3]]
             else:
                 line += ["", "", "", ""]

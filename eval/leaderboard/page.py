@@ -15,6 +15,9 @@ from hclm_rl.watch.report.figures import BEFORE_COLOUR, COLOURS, STYLE, svg_of
 from . import main_table, temperatures
 from .plan import BEFORE, Board, Candidate, Entry, chosen, point_scores
 from .statistics import (
+    DOWN,
+    SIGNIFICANT,
+    UP,
     Difference,
     Interval,
     area_over_log_k,
@@ -23,9 +26,6 @@ from .statistics import (
     paired_difference,
     pass_curve,
 )
-
-SIGNIFICANT = 0.05  # after Holm's correction
-UP, DOWN = "▲", "▼"
 
 TITLE = """# Leaderboard
 

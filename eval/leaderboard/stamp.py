@@ -8,8 +8,9 @@ from pathlib import Path
 
 import yaml
 
-from .page import DOWN, UP, Row, marks_of, measures_of
+from .page import Row, marks_of, measures_of
 from .plan import DEFAULT, Candidate
+from .statistics import DOWN, UP
 
 NUMBERS = "# Numbers"
 OF_THE_OUTPUT = {"save_strategy", "disable_tqdm"}  # a recipe has them, an entry of the board's file does not

@@ -16,6 +16,8 @@ from hclm_rl.responses.outcomes import pass_at_k
 RESAMPLES = 10_000
 LEVEL = 0.95
 FEWEST_SEEDS = 3  # for a test
+SIGNIFICANT = 0.05  # after Holm's correction
+UP, DOWN = "▲", "▼"  # differs from the reference
 
 
 @dataclass(frozen=True, kw_only=True)

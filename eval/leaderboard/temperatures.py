@@ -19,7 +19,7 @@ from numpy import ndarray
 from hclm_rl.watch.report.figures import BEFORE_COLOUR, COLOURS, STYLE, svg_of
 
 from .plan import BEFORE, Board, Candidate
-from .statistics import area_over_log_k, paired_difference, pass_curve
+from .statistics import Difference, area_over_log_k, paired_difference, pass_curve
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,13 +99,17 @@ def matched(curves: Curves, reference: dict[int, Point]) -> Areas:
     return areas if len(areas) == len(found) else {}
 
 
-def difference(ours: Areas, others: Areas) -> str:
-    """On the seeds of both."""
+def difference(ours: Areas, others: Areas) -> Difference | None:
+    """On the seeds of both; None where there is none."""
     shared = sorted(ours.keys() & others.keys())
     if ours is others or not shared:
-        return "-"
+        return None
     left, right = (np.stack([of[seed] for seed in shared]) for of in (ours, others))
-    return paired_difference(left, right).written(3, "+")
+    return paired_difference(left, right)
+
+
+def written(of: Difference | None) -> str:
+    return "-" if of is None else of.written(3, "+")
 
 
 def table(found: dict[str, Curves], reference: dict[int, Point], board: Board) -> list[str]:
@@ -120,7 +124,7 @@ def table(found: dict[str, Curves], reference: dict[int, Point], board: Board) -
         curve, of = mean_curve(found[name]), means[name]
         spread = f" ± {statistics.stdev(of):.3f}" if len(of) > 1 else ""
         cells = [name if name == BEFORE else f"`{name}`", f"{statistics.mean(of):.3f}{spread}" if of else "-"]
-        cells += [difference(areas[name], areas[other]) for other in (board.reference, names[0])]
+        cells += [written(difference(areas[name], areas[other])) for other in (board.reference, names[0])]
         cells += [f"{curve[at][0]:.3f}, {curve[at][1]:.3f}" if at in curve else "-" for at in temperatures]
         lines.append("| " + " | ".join([*cells, ", ".join(map(str, sorted(found[name])))]) + " |")
     return lines

@@ -26,14 +26,17 @@ class FolderOpener(TrainerCallback):
 
     def __init__(self, folder: Path, recipe: Path | None) -> None:
         self.folder, self.recipe = folder, recipe
+        # read at once: where it is that of the run before in this folder, it moves aside with that run
+        self.text = hide_in_yaml(recipe.read_text(encoding="utf-8")) if recipe else ""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         if state.is_world_process_zero:
             (self.folder / SUMMARY_NAME).unlink(missing_ok=True)
-            if self.recipe and self.recipe.resolve() != (self.folder / RECIPE_NAME).resolve():
-                write_whole(self.folder / RECIPE_NAME, hide_in_yaml(self.recipe.read_text(encoding="utf-8")))
+            own = self.folder / RECIPE_NAME
+            if self.recipe and not (own.exists() and self.recipe.resolve() == own.resolve()):
+                write_whole(own, self.text)
 
 
 class MeasureAtStart(TrainerCallback):

@@ -13,8 +13,8 @@ from transformers import PreTrainedTokenizerBase
 from ..decoding.rows import Drawn, streams_of
 from ..evaluation.generate import TransformersGenerator
 from ..evaluation.tasks import Problem, Problems, Source, load
-from ..recipe.arguments import recipe_of, with_recipe_apart
-from ..recipe.lines import settings_of
+from ..recipe.arguments import recipe_of, settings_by, with_recipe_apart
+from ..recipe.parser import RecipeParser
 from ..recipe.refusals import refuse_unwritable
 from ..responses.names import custom_code
 from ..responses.outcomes import pass_at_k
@@ -177,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     line = with_recipe_apart(sys.argv[1:] if arguments is None else arguments)
     try:
         recipe_of(line)
-        [options] = settings_of([GenerateArguments], "hclm-rl generate", line)
+        [options] = settings_by(RecipeParser([GenerateArguments], prog="hclm-rl generate"), line)
         with custom_code(options.allow_custom_code):
             summary = run(options)
     except (ValueError, OSError, ImportError) as error:

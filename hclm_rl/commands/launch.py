@@ -153,9 +153,9 @@ def secrets_of(settings: Settings, recipe: Path | None) -> list[str]:
     return [*secrets_in([vars(each) for each in settings]), *in_recipe]
 
 
-def write_summary(folder: Path, summary: dict, settings: Settings, recipe: Path | None) -> None:
+def write_summary(folder: Path, summary: dict, secrets: Sequence[str]) -> None:
     said = json.dumps(hide(summary), indent=1, default=repr)
-    write_whole(folder / SUMMARY_NAME, without(said, secrets_of(settings, recipe)) + "\n")
+    write_whole(folder / SUMMARY_NAME, without(said, secrets) + "\n")
 
 
 def let_go(trainer: GRPOTrainer | RLOOTrainer) -> None:
@@ -166,7 +166,7 @@ def let_go(trainer: GRPOTrainer | RLOOTrainer) -> None:
 
 
 def leave_behind(
-    trainer: GRPOTrainer | RLOOTrainer, settings: Settings, folder: Path, summary: dict, recipe: Path | None
+    trainer: GRPOTrainer | RLOOTrainer, settings: Settings, folder: Path, summary: dict, secrets: Sequence[str]
 ) -> None:
     """The trained model and, last, the summary: a run that has one has ended."""
     arguments, config, *_ = settings
@@ -175,7 +175,7 @@ def leave_behind(
     if config.push_to_hub:
         trainer.push_to_hub(dataset_name=arguments.dataset_name)
     if trainer.accelerator.is_main_process:
-        write_summary(folder, summary, settings, recipe)
+        write_summary(folder, summary, secrets)
 
 
 def callbacks_of(
@@ -204,7 +204,8 @@ def prepare(
     lock = RunLock(folder, is_held=config.process_index == 0)
     with lock.until_error():
         trainer, task = build_trainer(algorithm, settings, callbacks_of(folder, recipe, arguments, config))
-    note(trainer, secrets_of(settings, recipe), overrides=overrides, seed=config.seed, algorithm=algorithm)
+    secrets = secrets_of(settings, recipe)
+    note(trainer, secrets, overrides=overrides, seed=config.seed, algorithm=algorithm)
 
     def rest() -> dict:
         try:
@@ -216,7 +217,7 @@ def prepare(
                 "seconds": {"all": time.perf_counter() - start, "training": seconds},
                 "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
             }
-            leave_behind(trainer, settings, folder, summary, recipe)
+            leave_behind(trainer, settings, folder, summary, secrets)
         finally:
             lock.release()
         let_go(trainer)

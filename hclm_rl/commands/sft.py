@@ -11,8 +11,8 @@ from trl.scripts.utils import DatasetMixtureConfig, ScriptArguments
 from trl.trainer.model_config import ModelConfig
 from trl.trainer.utils import get_peft_config, get_quantization_config
 
-from ..recipe.arguments import recipe_of, with_recipe_apart
-from ..recipe.lines import settings_of
+from ..recipe.arguments import recipe_of, settings_by, with_recipe_apart
+from ..recipe.parser import RecipeParser
 from ..recipe.refusals import refuse_unwritable
 from ..sft.config import SFTConfig, build_method, name_of
 from ..sft.trainer import SFTTrainer
@@ -69,7 +69,8 @@ def lessons_of(task: str, seed: int, count: int | None) -> datasets.Dataset:
 
 def parse(line: Sequence[str]) -> Settings:
     """Recipe and flags to settings; a ValueError names the key at fault."""
-    settings = settings_of([SftArguments, SFTConfig, ModelConfig, DatasetMixtureConfig], "hclm-rl sft", line)
+    types = [SftArguments, SFTConfig, ModelConfig, DatasetMixtureConfig]
+    settings = settings_by(RecipeParser(types, prog="hclm-rl sft"), line)
     return settings[0], settings[1], settings[2], settings[3]
 
 

@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from trl.scripts.utils import DatasetMixtureConfig, ScriptArguments
 from trl.trainer.model_config import ModelConfig
@@ -141,6 +141,11 @@ def parse(algorithm: Algorithm, line: Sequence[str], instead: Mapping[str, objec
     """Recipe and flags to settings, for its keys `instead`; a ValueError names the key at fault."""
     parser = make_parser(algorithm, prog=f"hclm-rl {algorithm}")
     parser.instead = instead or {}
+    return settings_by(parser, line)
+
+
+def settings_by(parser: RecipeParser, line: Sequence[str]) -> tuple[Any, ...]:
+    """One object of each of the parser's types, with the refusals that the recipes of all commands share."""
     recipe = recipe_of(line)
     given = read_recipe(recipe) if recipe is not None else {}
     at = line.index("--config") if recipe is not None else len(line)

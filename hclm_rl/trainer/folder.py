@@ -44,8 +44,8 @@ def set_run_aside(folder: Path) -> Path | None:
     """Moves a run that trained in this folder into one of its own beside; gives that, None where there was none."""
     if not read_log(folder / LOG_NAME)[0] and not (folder / SUMMARY_NAME).exists():
         return None
-    number = 1 + sum(each.is_dir() for each in folder.glob(f"{EARLIER}-*"))
-    aside = folder / f"{EARLIER}-{number}"
+    taken = [each.name.removeprefix(f"{EARLIER}-") for each in folder.glob(f"{EARLIER}-*")]
+    aside = folder / f"{EARLIER}-{1 + max((int(each) for each in taken if each.isdecimal()), default=0)}"
     aside.mkdir()
     for pattern in OF_A_RUN:
         for each in folder.glob(pattern):

@@ -12,7 +12,8 @@ from hclm_rl.commands import cli
 from hclm_rl.commands.decoders import DECODERS, adapted
 from hclm_rl.commands.generate import GenerateArguments, run, summary_of
 from hclm_rl.decoding.diff_adapt import Probe, save_probe
-from hclm_rl.recipe.lines import settings_of
+from hclm_rl.recipe.arguments import settings_by
+from hclm_rl.recipe.parser import RecipeParser
 from hclm_rl.testbed.policy import policy_path
 
 ROOT = Path(__file__).parents[2]
@@ -40,7 +41,7 @@ def test_every_method_has_a_recipe_that_parses_and_says_what_it_is():
         header = file.read_text().split("\ntask:")[0]
         assert f"#   python recipes/generate.py --config recipes/generate/{name}.yaml" in header
         assert "# Numbers" in header
-        [options] = settings_of([GenerateArguments], "hclm-rl generate", ["--config", str(file)])
+        [options] = settings_by(RecipeParser([GenerateArguments], prog="hclm-rl generate"), ["--config", str(file)])
         assert options.output_dir == f"runs/generate/{name}"
         assert [*(options.decoding or {"plain_generate": None})] == [name]
 

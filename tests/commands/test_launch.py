@@ -81,6 +81,15 @@ def test_a_run_leaves_log_summary_recipe_and_model(algorithm: str, recipe: Path,
     assert (out / "model.safetensors").is_file()
 
 
+def test_a_run_from_the_recipe_in_its_own_folder_ends_with_recipe_and_summary(recipe: Path, tmp_path: Path):
+    out = tmp_path / "run"
+    line = ["--output_dir", str(out), "--eval_samples", "0", "--no_save_final"]
+    assert main("grpo", ["--config", str(recipe), *line]) == 0
+    assert main("grpo", ["--config", str(out / "recipe.yaml"), *line, "--seed", "4"]) == 0
+    assert (out / "recipe.yaml").read_text() == (out / "earlier-1/recipe.yaml").read_text() == RECIPE
+    assert summary_of(out)["seed"] == 4 and summary_of(out / "earlier-1")["seed"] != 4
+
+
 def test_each_task_of_the_testbed_brings_its_own_policy(tmp_path: Path):
     recipe, out = tmp_path / "recipe.yaml", tmp_path / "run"
     recipe.write_text(RECIPE.replace("task: coins", "task: products"))

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,9 @@ def test_a_run_before_in_the_same_folder_is_kept_whole(policy: str, tmp_path: Pa
     assert len(log_in(tmp_path)) == 2 and not (tmp_path / "trace").exists()  # a step and the run's summary
     second.train()
     assert (tmp_path / "earlier-2/run.json").exists()
+    shutil.rmtree(tmp_path / "earlier-1")  # the next one takes no number that is there
+    second.train()
+    assert (tmp_path / "earlier-3/run.json").exists() and (tmp_path / "earlier-2/run.json").exists()
 
 
 def test_a_resumed_run_stays_and_a_broken_one_says_how_far_it_came(policy: str, tmp_path: Path):
