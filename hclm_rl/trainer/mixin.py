@@ -184,6 +184,13 @@ class EntropyTermsMixin:
             next(iter(sampler), None)
         return sampler
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # transformers looks whether the steps are done after a step: a run resumed from its last one would make one more
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)
+        else:
+            self.control.should_training_stop = True
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         if _internal_call and output_dir is not None and is_checkpoint(output_dir):
             save_checkpoint(self, Path(output_dir))

@@ -59,7 +59,7 @@ def started(recipe: Path, out: Path, *more: str) -> BaseProcess:
     # its server has imported the library once, and has trained nothing: a fork of it starts in no time
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["hclm_rl.commands.launch"])
-    line = ["--config", str(recipe), "--output_dir", str(out), *more]
+    line = ["--config", str(recipe), "--output_dir", str(out), "--allow_custom_code", *more]
     process = context.Process(target=job, args=(line, out.with_suffix(".txt")))
     process.start()
     return process

@@ -55,6 +55,18 @@ def test_a_run_resumes_from_any_step_of_any_epoch(way: str, policy: str, tmp_pat
         assert steps_of(resumed) == steps_of(whole)
 
 
+@pytest.mark.parametrize("steps", [3, 2])
+def test_a_run_that_is_done_makes_no_step_more(steps: int, policy: str, tmp_path: Path):
+    # killed after its last checkpoint (in the middle of an epoch), or resumed with fewer steps than it has made
+    settings = {"terms": STATEFUL, **EPOCHS, "max_steps": 3}
+    whole = make(policy, tmp_path, **settings, **SAVING)
+    whole.train()
+    resumed = make(policy, tmp_path, **settings | {"max_steps": steps}, **SAVING)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 3 and not (tmp_path / "checkpoint-4").exists()
+    assert largest_difference(weights_of(whole), weights_of(resumed)) == 0.0
+
+
 def test_a_rollout_that_is_lost_is_said(policy: str, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     settings = {**EPOCHS, "max_steps": 4, "num_iterations": 2}
     make(policy, tmp_path, **settings, **SAVING).train()

@@ -8,6 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import transformers
 import trl
 from packaging.version import Version
 from transformers import PreTrainedModel, Trainer
@@ -44,6 +45,12 @@ def test_the_version_of_trl():
 def test_signatures_that_are_overridden(trainer: type, name: str, parameters: list[str]):
     found = list(inspect.signature(inspect.unwrap(getattr(trainer, name))).parameters)
     assert found == parameters, f"TRL changed {trainer.__name__}.{name}: {found}; hclm_rl/trainer/mixin.py overrides it"
+
+
+def test_an_epoch_is_a_method_of_its_own():
+    assert "self._run_epoch(" in inspect.getsource(transformers.Trainer._inner_training_loop), (
+        "transformers runs its epochs otherwise: hclm_rl/trainer/mixin.py keeps a run that is done from one more step"
+    )
 
 
 def test_the_weights_of_vespo():
