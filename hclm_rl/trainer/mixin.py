@@ -185,7 +185,7 @@ class EntropyTermsMixin:
         return sampler
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        # transformers looks whether the steps are done after a step: a run resumed from its last one would make one more
+        # transformers asks whether the run is done after a step: one resumed from its last step would make another
         if self.state.global_step < self.state.max_steps:
             super()._run_epoch(*args, **kwargs)
         else:
