@@ -16,6 +16,7 @@ from hclm_rl.chain.chain import Outcome, per_token
 from hclm_rl.recipe.config import find_term
 from hclm_rl.terms.no_loss import NoLoss
 from hclm_rl.terms.right_kl import RightKl
+from hclm_rl.terms.unsolved_kl import UnsolvedKl
 
 from .term_batches import (
     Processes,
@@ -49,6 +50,7 @@ REACHING = {
     "lp_reg": {"rho": 0.9},  # 1 % of 32 tokens is none, and most of them are filtered out or have become likelier
     "siren": {"anchor": 2.0},  # at the first rollout the anchor is the level itself, and there is no pull
     "uniform_correct": {"right_at": 0.6},  # which other rewards cross
+    "unsolved_kl": {"right_at": 2.0},  # which neither group reaches
 }
 TERMS = {name: find_term(name)(**REACHING.get(name, {})) for name in known_terms()}
 FOR_PARITY = {
@@ -258,6 +260,10 @@ def test_it_does_something(term: Term):
     if isinstance(term, NoLoss):  # it compares a prompt's success with that of its first rollout
         memory.clear()
         first_stage(term, rollout(replace(step, rewards=torch.ones(8))), memory)
+    if isinstance(term, UnsolvedKl):  # the reference of these batches is the policy that sampled
+        drifted = first_stage(term, replace(rollout(step), ref_logps=step.old_logps - 1), {}).advantages
+        assert drifted[step.mask].max() < step.advantages.max() - 0.4
+        return
     _, _, asked = both_stages(term, step, memory=memory)
     if term.is_diagnostic:
         first = first_stage(term, rollout(step), {})

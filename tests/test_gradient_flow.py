@@ -133,6 +133,7 @@ FLOWS = {
     "tea, micro_batch": Flow(gradient="entropy", current="advantages logps entropy"),
     "tea, weight gradient": Flow(gradient="entropy logps", current="advantages logps entropy"),
     "tool_bonus": Flow(sampling="rewards"),
+    "unsolved_kl": Flow(sampling="advantages logps ref_logps"),  # of the rewards only whether one is right
     "uniform_correct": Flow(sampling="advantages logps rewards"),
     "unlikeliness": Flow(sampling="logps rewards"),
     "variance": Flow(gradient="hidden", sampling="hidden", current="hidden"),

@@ -56,5 +56,6 @@ from .tea import Tea as Tea
 from .tool_bonus import ToolBonus as ToolBonus
 from .uniform_correct import UniformCorrect as UniformCorrect
 from .unlikeliness import Unlikeliness as Unlikeliness
+from .unsolved_kl import UnsolvedKl as UnsolvedKl
 from .variance import Variance as Variance
 from .von_neumann import VonNeumann as VonNeumann
