@@ -22,6 +22,7 @@ from ..responses.names import find, nearest
 from ..types import Term
 from ..watch.trace import Trace
 from .refusals import refuse_order
+from .rollout import RolloutField, as_words, build_rollout, with_its_term
 from .values import fits, options_of, shown, stored, written
 from .written_out import as_recipe
 
@@ -195,8 +196,8 @@ def refuse_two_controls(config: "GRPOConfig", chain: Chain) -> None:
 
 
 @dataclass
-class EntropyFields:
-    """What both configs add to TRL's. All are checked when the config is made, before any model is loaded.
+class EntropyFields(RolloutField):
+    """What both configs add to TRL's, with `rollout`. All are checked when the config is made.
 
     Args:
         entropy_terms (`list` or `str`, *optional*):
@@ -250,7 +251,7 @@ class EntropyFields:
 
     def checked(self) -> Chain:
         """The chain that the terms make; a ValueError says what is wrong with the fields above."""
-        chain = build_chain(self.entropy_terms)
+        chain = with_its_term(build_chain(self.entropy_terms), build_rollout(self.rollout))
         Trace(folder=Path(), steps=tuple(self.trace_steps or ()), every=self.trace_every)  # refuses what is no step
         if self.eval_pass_at_k and importlib.util.find_spec("scipy") is None:
             raise ValueError("eval_pass_at_k needs scipy: pip install 'hclm-rl[eval]'")
@@ -258,7 +259,7 @@ class EntropyFields:
 
     def to_dict(self) -> dict[str, Any]:
         inherited = super().to_dict()  # pyright: ignore[reportAttributeAccessIssue]
-        return {**inherited, "entropy_terms": as_recipe(self.entropy_terms)}
+        return {**inherited, "entropy_terms": as_recipe(self.entropy_terms), "rollout": as_words(self.rollout)}
 
 
 @dataclass
@@ -266,7 +267,7 @@ class GRPOConfig(EntropyFields, trl.GRPOConfig):
     """TRL's GRPOConfig plus `entropy_terms`, the trace, and pass@k in evaluation.
 
     The fields of TRL's are as they were: https://huggingface.co/docs/trl/grpo_trainer#trl.GRPOConfig. Those that
-    are new (`entropy_terms`, `trace_steps`, `trace_every`, `eval_pass_at_k`, `eval_pass_threshold`,
+    are new (`entropy_terms`, `rollout`, `trace_steps`, `trace_every`, `eval_pass_at_k`, `eval_pass_threshold`,
     `allow_changed_terms`, `watch_collapse`, `run_log`) are described in `EntropyFields`.
 
     ```python
@@ -286,7 +287,7 @@ class RLOOConfig(EntropyFields, trl.RLOOConfig):
     """TRL's RLOOConfig plus `entropy_terms`, the trace, and pass@k in evaluation.
 
     The fields of TRL's are as they were: https://huggingface.co/docs/trl/rloo_trainer#trl.RLOOConfig. Those that
-    are new (`entropy_terms`, `trace_steps`, `trace_every`, `eval_pass_at_k`, `eval_pass_threshold`,
+    are new (`entropy_terms`, `rollout`, `trace_steps`, `trace_every`, `eval_pass_at_k`, `eval_pass_threshold`,
     `allow_changed_terms`, `watch_collapse`, `run_log`) are described in `EntropyFields`.
 
     ```python

@@ -21,6 +21,7 @@ ROOMS = {
     "entropy term": ("terms", "types"),
     "function that finds answers": ("answers", "responses.answers"),
     "reward function": ("testbed",),
+    "rollout": ("rollouts",),
     "task": ("testbed",),
 }
 

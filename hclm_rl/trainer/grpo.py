@@ -24,6 +24,7 @@ from trl.trainer.utils import nanstd
 from ..chain.chain import Link
 from ..types import Term
 from .mixin import EntropyTermsMixin
+from .rollouts import done
 from .stage_two import log_vespo, vespo_weights
 
 if is_peft_available():  # only named in annotations
@@ -172,6 +173,16 @@ class GRPOTrainer(EntropyTermsMixin, trl.GRPOTrainer):
         loss = super()._compute_loss(model, inputs)
         log_vespo(self)
         return loss
+
+    def _generate_single_turn(self, prompt_ids: list, *args: Any, **kwargs: Any) -> tuple[list, Any]:
+        if self._hclm.rolling is not None:  # a rollout of ours draws all turns; TRL only runs the tools between them
+            return [[] for _ in prompt_ids], None
+        return super()._generate_single_turn(prompt_ids, *args, **kwargs)
+
+    def _tool_call_loop(self, *args: Any, **kwargs: Any) -> tuple:
+        if self._hclm.rolling is not None:
+            return done(self._hclm.rolling)
+        return super()._tool_call_loop(*args, **kwargs)
 
     def _hclm_is_sequence_level(self) -> bool:
         return self.importance_sampling_level == "sequence"

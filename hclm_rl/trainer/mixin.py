@@ -28,6 +28,7 @@ from ..recipe.refusals import (
     refuse_what_the_run_lacks,
     refuse_what_the_settings_lack,
 )
+from ..recipe.rollout import build_rollout, with_its_term
 from ..watch.trace import Trace
 from .checkpoints import epochs_done, find_checkpoint
 from .evaluation import Responses, sample_responses, with_pass_at_k
@@ -35,6 +36,7 @@ from .folder import put_watch_first, take_its_place, writing_a_run
 from .hooks import refuse_other_attention, watching
 from .judging import before_deepspeed_steps
 from .resume import begin_run, is_checkpoint, save_checkpoint
+from .rollouts import loss_mask, refuse_rollout, rolling, take_columns, without_the_rest
 from .run import Generation, Run, Scores, strengths
 from .stage_one import can_wait, checked_rewards, count_unscored, deferred, own_scores, stage_one, trls_scores
 from .stage_two import share_of_step, stage_two
@@ -54,17 +56,20 @@ class EntropyTermsMixin:
             raise ValueError(
                 "entropy_terms came twice, as an argument of the trainer and in its config: use one of them"
             )
-        chain = build_chain(entropy_terms or from_config)
+        rollout = build_rollout(getattr(config, "rollout", None))
+        chain = with_its_term(build_chain(entropy_terms or from_config), rollout)
         if chain.links and isinstance(config, trl.GRPOConfig):
             refuse_two_controls(config, chain)
         refuse_what_the_run_lacks(chain, given.get("model"), config)
         steps, every = getattr(config, "trace_steps", None), getattr(config, "trace_every", None)
         trace = Trace(folder=Path(getattr(config, "output_dir", None) or ""), steps=tuple(steps or ()), every=every)
-        self._hclm = Run(chain=chain, state=ChainState.fresh(chain), trace=trace)
+        self._hclm = Run(chain=chain, state=ChainState.fresh(chain), trace=trace, rollout=rollout)
         with writing_a_run(self, given):
             super().__init__(**given)
         refuse_other_attention(self)
         refuse_frozen(self.model)
+        if rollout is not None:
+            refuse_rollout(self, rollout)
         if config is None:
             refuse_what_the_settings_lack(chain, self.args)
         if self.accelerator.is_main_process:
@@ -81,6 +86,7 @@ class EntropyTermsMixin:
     # ---- stage 1: the generation batch
 
     def _calculate_rewards(self, inputs: Any, prompts: list, completions: list, completion_ids_list: list) -> Tensor:
+        take_columns(self, inputs)
         with checked_rewards(self):
             reward_parts = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         if self._hclm.chain.links:
@@ -98,7 +104,9 @@ class EntropyTermsMixin:
             return super()._generate_and_score_completions(inputs)
         generation = self._hclm.generation = Generation()
         try:
-            output = super()._generate_and_score_completions(inputs)
+            with rolling(self):
+                output = super()._generate_and_score_completions(inputs)
+                output |= loss_mask(self, output["completion_ids"])
             scores = trls_scores(self, output, generation)
             if scores is None and self._hclm.chain.needs_scores:
                 if can_wait(self):
@@ -142,6 +150,7 @@ class EntropyTermsMixin:
         if is_training_pass:
             scores = Scores(logps, entropy, seen.hidden(width))
             logps = stage_two(self, args[0], scores, seen, seen.spread(width, args[2]))
+            logps = without_the_rest(run.inputs, logps)
         elif run.generation is not None:
             states = None if seen.packing is None else seen.packing.packed()
             run.generation.scores.append(Scores(logps, entropy, states=states))

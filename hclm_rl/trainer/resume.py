@@ -35,6 +35,7 @@ def begin_run(trainer: Any, checkpoint: str | None) -> None:
         trace=trace,
         reference_gives_entropy=before.reference_gives_entropy,
         watcher=before.watcher,
+        rollout=before.rollout,
     )
     if trainer._hclm.is_on:
         trainer._metrics["train"].clear()

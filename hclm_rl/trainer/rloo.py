@@ -23,6 +23,7 @@ from trl.trainer.rloo_trainer import RewardFunc
 from ..chain.chain import Link
 from ..types import Term
 from .mixin import EntropyTermsMixin
+from .rollouts import prompts_of, roll
 
 if is_peft_available():  # only named in annotations
     from peft import PeftConfig, PeftModel
@@ -141,6 +142,18 @@ class RLOOTrainer(EntropyTermsMixin, trl.RLOOTrainer):
             peft_config=peft_config,
             entropy_terms=entropy_terms,
         )
+
+    def _generate(self, prompts: list) -> tuple:
+        if self._hclm.rolling is not None:
+            self._hclm.rolling.raw = prompts
+        return super()._generate(prompts)
+
+    def _generate_single_turn(self, prompt_ids: list, images: Any, multimodal_fields: Any) -> list[list[int]]:
+        if self._hclm.rolling is None:
+            return super()._generate_single_turn(prompt_ids, images, multimodal_fields)
+        responses = roll(self, prompt_ids, images)
+        prompt_ids[:] = prompts_of(responses, prompt_ids)  # TRL goes on with the list that it handed over
+        return [list(each.ids) for each in responses]
 
     def _hclm_is_sequence_level(self) -> bool:
         return True

@@ -17,6 +17,7 @@ from ..chain.door import strength
 from ..chain.finite import Watch
 from ..chain.metrics import StepMetrics
 from ..chain.state import ChainState
+from ..rollouts.strategy import RolloutStrategy
 from ..types import Transcript
 from ..watch.callback import CollapseCallback
 from ..watch.trace import Trace
@@ -83,11 +84,14 @@ class Run:
     watcher: CollapseCallback | None = None  # the detector that the run got by itself
     generated: dict[int, int] = field(default_factory=dict)  # optimiser step: generation batches that began in it
     epochs_done: int = 0  # before the step that training begins with
+    rollout: RolloutStrategy | None = None  # where responses come from in training
+    rolling: Any = None  # set while TRL makes a generation batch from it: trainer/rollouts.py's Rolling
+    rolled: tuple[int, int] = (-1, 0)  # optimiser step of the last, and its number in that step
 
     @property
     def is_on(self) -> bool:
         """Whether there is anything to do beside TRL."""
-        return bool(self.chain.links) or self.trace.is_on
+        return bool(self.chain.links) or self.trace.is_on or self.rollout is not None
 
 
 def once(trainer: Any, what: str) -> bool:

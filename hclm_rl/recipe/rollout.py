@@ -1,0 +1,82 @@
+"""A recipe's word for where responses come from, `rollout: {cure: {top: 20}}`, as an object."""
+
+import dataclasses
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from .. import rollouts
+from ..chain.chain import Chain, Link
+from ..chain.coefficients import coefficient_from
+from ..responses.names import find
+from ..rollouts.strategy import RolloutStrategy
+from .named import class_name, filled, named_entry, refuse_unknown
+
+ROLLOUTS = ("arbitrary_entropy", "arpo", "cure", "entropy_balanced", "entropy_fork", "prompt_augmentation")
+ROLLOUT_HELP = (
+    f"Where responses come from in training: one of {', '.join(ROLLOUTS)}, alone or with hyper-parameters, "
+    '`{"cure": {"top": 20}}`; in YAML a mapping, on the command line JSON. A dotted path names a class of your own. '
+    "Without it TRL samples them."
+)
+
+
+@dataclasses.dataclass
+class RolloutField:
+    """The config's field `rollout`.
+
+    Args:
+        rollout (`str` or `dict`, *optional*):
+            Where responses come from in training: a name (`"cure"`), a name with hyper-parameters
+            (`{"entropy_fork": {"forks": 3}}`), the same as JSON text, or, in Python, an object. A dotted path
+            (`"my_lab.rollouts.Twice"`) names a class of your own. Evaluation samples as TRL does. Without it, so does
+            training, bit for bit. See docs/rollouts.md.
+    """
+
+    rollout: dict | str | None = dataclasses.field(default=None, metadata={"help": ROLLOUT_HELP})
+
+
+def find_rollout(name: str) -> type[RolloutStrategy]:
+    """The class behind a recipe's name: `entropy_fork` is rollouts/entropy_fork.py's EntropyFork."""
+    if "." in name:
+        found = find(name, "rollout")
+    else:
+        refuse_unknown(name, ROLLOUTS, "rollout")
+        found = getattr(importlib.import_module(f"{rollouts.__name__}.{name}"), class_name(name))
+    is_strategy = isinstance(found, type) and issubclass(found, RolloutStrategy) and found is not RolloutStrategy
+    if not is_strategy or "__dataclass_fields__" not in vars(found):
+        raise ValueError(
+            f"'{name}' is not a rollout: it must be a frozen dataclass that subclasses hclm_rl.rollouts.RolloutStrategy"
+        )
+    return found
+
+
+def build_rollout(entry: object) -> RolloutStrategy | None:
+    """`rollout` as given, in Python, YAML or JSON; a ValueError says what is wrong with it in one sentence."""
+    if entry is None or (isinstance(entry, RolloutStrategy) and type(entry) is not RolloutStrategy):
+        return entry
+    name, given = named_entry(entry, "rollout")
+    return filled(find_rollout(name), name, given)
+
+
+def name_of(rollout: RolloutStrategy) -> str:
+    """As a recipe and the log have it; of one's own the class's name."""
+    package, _, module = type(rollout).__module__.rpartition(".")
+    return module if package == rollouts.__name__ else type(rollout).__name__
+
+
+def with_its_term(chain: Chain, rollout: RolloutStrategy | None) -> Chain:
+    """The chain behind what the rollout itself asks of rewards and advantages."""
+    term = None if rollout is None else rollout.term()
+    if rollout is None or term is None:
+        return chain
+    return Chain((Link(name=name_of(rollout), term=term, coef=coefficient_from(term.default_coef)), *chain.links))
+
+
+def as_words(entry: object) -> object:
+    """As a recipe has it, for the config's own file."""
+    if not isinstance(entry, RolloutStrategy):
+        return dict(entry) if isinstance(entry, Mapping) else entry
+    kind = type(entry)
+    is_ours = kind.__module__.startswith(f"{rollouts.__name__}.")
+    fields: dict[str, Any] = dataclasses.asdict(entry)
+    return {name_of(entry) if is_ours else f"{kind.__module__}.{kind.__qualname__}": fields}
