@@ -66,6 +66,11 @@ class Sampler:
             raise ValueError(f"a rollout goes on from the middle of a text, which this model cannot do: {why}")
         self._cache_name, self._known = arguments_of(self.model)
 
+    @property
+    def words(self) -> int:
+        """Of the vocabulary."""
+        return self.model.config.get_text_config().vocab_size
+
     @torch.no_grad()
     def begin(self, prompts: Sequence[Sequence[int]]) -> list[Branch]:
         """A root for each prompt, which is read once: fork it at 0 for each response."""
