@@ -20,6 +20,9 @@ from .tiny import LOSSES, WITH_TOOLS, beta_of, make, prompts
 # the second process has no token that counts; its collective calls must be those of the first all the same
 NOTHING_ON_ONE = {"fixed": "truncated", "mask_truncated_completions": True, "loss_type": "dapo"}
 
+# draws by streams that know the prompt's place among those of all processes
+ROLLOUT = {"cure": {"branches": 3, "top": 2, "least_characters": 1}}
+
 
 def evaluated(policy: str, out: Path, responses_at_once: int) -> dict[str, float]:
     """The metrics of five prompts, four responses each: no whole number of batches on two processes."""
@@ -51,6 +54,8 @@ def main(policy: str, out: Path, cases: dict[str, dict], kind: str) -> None:
         runs[f"zero {loss}"] = {"terms": [{term: {"coef": 0.0}} for term in cases], **off_policy}
     if kind == "ddp":
         runs["traced"] = {"terms": ["information_force"], "fixed": True, "loss_type": "dapo", "trace_steps": [1]}
+        runs["rolled grpo"] = {"rollout": ROLLOUT, "loss_type": "dapo"}
+        runs["rolled rloo"] = {"rollout": ROLLOUT, "algorithm": "rloo"}
     else:
         adam = {"terms": ["force_reweight", {"log_det": {"coef": 0.1}}], "optim": "adamw_torch", "max_steps": 4}
         runs["through"] = adam | {"save_strategy": "steps", "save_steps": 2}

@@ -21,8 +21,8 @@ from ..chain.coefficients import Coefficient, coefficient_from
 from ..responses.names import find, nearest
 from ..types import Term
 from ..watch.trace import Trace
-from .refusals import refuse_order
-from .rollout import RolloutField, as_words, build_rollout, with_its_term
+from .refusals import refuse_order, refuse_two_controls
+from .rollout import ROLLOUT_HELP, as_words, build_rollout, with_its_term
 from .values import fits, options_of, shown, stored, written
 from .written_out import as_recipe
 
@@ -183,21 +183,9 @@ def build_chain(entries: object) -> Chain:
     return chain
 
 
-def refuse_two_controls(config: "GRPOConfig", chain: Chain) -> None:
-    """TRL's own entropy controls and ours on one run: two hands on one wheel."""
-    if config.entropy_coef or config.use_adaptive_entropy:
-        key = "use_adaptive_entropy" if config.use_adaptive_entropy else "entropy_coef"
-        raise ValueError(
-            f"TRL's {key} beside entropy_terms: the two would fight over one entropy; drop {key} and add the term "
-            "`entropy_bonus` (its coef is a number, or {kind: step_to_target, target: ...} for the adaptive one)"
-        )
-    if config.top_entropy_quantile < 1.0 and any(type(link.term).__name__ == "ForkingTokens" for link in chain.links):
-        raise ValueError("TRL's top_entropy_quantile beside forking_tokens selects tokens twice; drop one of the two")
-
-
 @dataclass
-class EntropyFields(RolloutField):
-    """What both configs add to TRL's, with `rollout`. All are checked when the config is made.
+class EntropyFields:
+    """What both configs add to TRL's. All are checked when the config is made, before any model is loaded.
 
     Args:
         entropy_terms (`list` or `str`, *optional*):
@@ -208,6 +196,11 @@ class EntropyFields(RolloutField):
             class of your own. Text is read as JSON, as on the command line:
             `--entropy_terms '[{"clip_cov": {}}, "information_force"]'`. Without any, the run is TRL's bit for bit.
             `hclm-rl methods` lists the names; docs/extending.md has all forms.
+        rollout (`str` or `dict`, *optional*):
+            Where responses come from in training: a name (`"cure"`), a name with hyper-parameters
+            (`{"entropy_fork": {"forks": 3}}`), the same as JSON text, or, in Python, an object. A dotted path
+            (`"twice.Twice"`) names a class of your own. Evaluation samples as TRL does; without it, so does training,
+            bit for bit. See docs/rollouts.md.
         trace_steps (`list[int]`, *optional*):
             Optimiser steps, counted from 1 as in the log, in which every response token is written down with its
             log-prob, entropy, advantages and what the terms say of it: `[1, 10]` writes
@@ -237,6 +230,7 @@ class EntropyFields(RolloutField):
     """
 
     entropy_terms: list | str | None = field(default=None, metadata={"help": ENTROPY_TERMS_HELP})
+    rollout: dict | str | None = field(default=None, metadata={"help": ROLLOUT_HELP})
     trace_steps: list[int] | None = field(default=None, metadata={"help": TRACE_STEPS_HELP})
     trace_every: int | None = field(default=None, metadata={"help": TRACE_EVERY_HELP})
     eval_pass_at_k: bool = field(default=False, metadata={"help": EVAL_PASS_HELP})

@@ -20,7 +20,7 @@ from .values import fits, is_mixed, options_of, shown, written
 # text of these may be the path of a JSON file, of the other mappings JSON alone
 FILES = ("deepspeed", "fsdp_config", "accelerator_config")
 # checked where they are read, whose sentences say more
-ELSEWHERE = ("task_kwargs", "reset_reference", "entropy_terms", "entropy_sgd", "sft_method", "decoding")
+ELSEWHERE = ("task_kwargs", "reset_reference", "entropy_terms", "entropy_sgd", "sft_method", "decoding", "rollout")
 # what TRL and transformers take beside the type that they declare
 WIDER: Mapping[str, object] = {
     "scale_rewards": str | bool,
@@ -34,6 +34,7 @@ WIDER: Mapping[str, object] = {
     "entropy_sgd": typing.Any,
     "sft_method": typing.Any,
     "decoding": typing.Any,
+    "rollout": typing.Any,
     "reset_reference": typing.Any,
 }
 CHOICES: Mapping[str, tuple[str, ...]] = {

@@ -86,6 +86,18 @@ def refuse_unwritable(folder: Path) -> None:
         raise ValueError(f"output_dir '{folder}' cannot be written to: {error}") from error
 
 
+def refuse_two_controls(config: trl.GRPOConfig, chain: Chain) -> None:
+    """TRL's own entropy controls and ours on one run: two hands on one wheel."""
+    if config.entropy_coef or config.use_adaptive_entropy:
+        key = "use_adaptive_entropy" if config.use_adaptive_entropy else "entropy_coef"
+        raise ValueError(
+            f"TRL's {key} beside entropy_terms: the two would fight over one entropy; drop {key} and add the term "
+            "`entropy_bonus` (its coef is a number, or {kind: step_to_target, target: ...} for the adaptive one)"
+        )
+    if config.top_entropy_quantile < 1.0 and any(type(link.term).__name__ == "ForkingTokens" for link in chain.links):
+        raise ValueError("TRL's top_entropy_quantile beside forking_tokens selects tokens twice; drop one of the two")
+
+
 def refuse_order(chain: Chain) -> None:
     """A term that shapes rewards after one that shapes advantages, whose work it would undo; coef 0 is absence."""
     shaper = None

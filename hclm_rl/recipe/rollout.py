@@ -20,21 +20,6 @@ ROLLOUT_HELP = (
 )
 
 
-@dataclasses.dataclass
-class RolloutField:
-    """The config's field `rollout`.
-
-    Args:
-        rollout (`str` or `dict`, *optional*):
-            Where responses come from in training: a name (`"cure"`), a name with hyper-parameters
-            (`{"entropy_fork": {"forks": 3}}`), the same as JSON text, or, in Python, an object. A dotted path
-            (`"my_lab.rollouts.Twice"`) names a class of your own. Evaluation samples as TRL does. Without it, so does
-            training, bit for bit. See docs/rollouts.md.
-    """
-
-    rollout: dict | str | None = dataclasses.field(default=None, metadata={"help": ROLLOUT_HELP})
-
-
 def find_rollout(name: str) -> type[RolloutStrategy]:
     """The class behind a recipe's name: `entropy_fork` is rollouts/entropy_fork.py's EntropyFork."""
     if "." in name:

@@ -119,11 +119,11 @@ class Sampler:
             rows = self.answered(rows, tools)
 
     def answered(self, branches: Sequence[Branch], tools: Tools | None) -> list[Branch]:
-        """Those whose last turn called a tool, with its reply; the others are done."""
+        """Those whose last turn called a tool, with its reply, if that has room; the others are done."""
         replies = tools.reply(branches) if tools is not None and branches else [None] * len(branches)
         live = []
         for branch, reply in zip(branches, replies, strict=True):
-            if reply is not None:
+            if reply is not None and len(branch.ids) + len(reply) <= self.longest:
                 branch.take(reply)
                 live.append(branch)
         return live

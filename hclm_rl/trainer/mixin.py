@@ -20,11 +20,12 @@ from torch import Tensor
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from ..chain.state import ChainState
-from ..recipe.config import build_chain, refuse_two_controls
+from ..recipe.config import build_chain
 from ..recipe.conflicts import conflicts
 from ..recipe.refusals import (
     is_on_policy,
     refuse_frozen,
+    refuse_two_controls,
     refuse_what_the_run_lacks,
     refuse_what_the_settings_lack,
 )

@@ -18,7 +18,7 @@ from hclm_rl.watch.trace import read_trace
 
 from ..cpu_processes import run_by_two
 from ..tiny import ALONE, LOSSES, WITH_TOOLS, beta_of, largest_difference, make, weights_after
-from ..two_processes import NOTHING_ON_ONE, evaluated
+from ..two_processes import NOTHING_ON_ONE, ROLLOUT, evaluated
 
 WHOLE = {"per_device_train_batch_size": 8}
 CUT = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
@@ -285,6 +285,13 @@ def test_a_term_of_a_stranger_with_memory_and_randomness_on_two_processes(two_pr
     terms = ["tests.own_terms.Remembers"]
     one = weights_after(policy, tmp_path, terms=terms, fixed=True, loss_type="dapo", **WHOLE)
     assert largest_difference(one, load_file(two_processes / "remembers.safetensors")) < ROUNDING
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
+def test_a_rollout_on_two_processes_is_that_of_one(algorithm: str, two_processes: Path, policy: str, tmp_path: Path):
+    loss = {"loss_type": "dapo"} if algorithm == "grpo" else {}
+    one = weights_after(policy, tmp_path, algorithm=algorithm, rollout=ROLLOUT, **loss, **WHOLE)
+    assert largest_difference(one, load_file(two_processes / f"rolled {algorithm}.safetensors")) < ROUNDING
 
 
 @pytest.mark.parametrize("loss", LOSSES)

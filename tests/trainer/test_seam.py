@@ -36,6 +36,8 @@ def test_the_version_of_trl():
         ("train", ["self", "resume_from_checkpoint", "trial", "ignore_keys_for_eval"]),
         ("save_model", ["self", "output_dir", "_internal_call"]),
         ("_get_train_sampler", ["self", "dataset"]),
+        ("_generate", ["self", "prompts"]),
+        ("_tokenize_prompts", ["self", "prompts"]),
         (
             "evaluation_loop",
             ["self", "dataloader", "description", "prediction_loss_only", "ignore_keys", "metric_key_prefix"],
@@ -101,7 +103,7 @@ def test_every_new_field_is_described(config: type):
     new = [
         each.name for each in fields(config) if each.name not in {theirs.name for theirs in fields(config.__mro__[2])}
     ]
-    assert len(new) == 8
+    assert len(new) == 9
     for name in new:
         assert f"`{name}`" in config.__doc__ and f"    {name} (`" in config.__mro__[1].__doc__
 
