@@ -1,10 +1,12 @@
 """A response under way, which others can branch off from at any of its tokens."""
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from .cache import Kept
-from .strategy import Response
+from .response import Response
 
 
 @dataclass(eq=False)
@@ -59,3 +61,19 @@ class Branch:
             columns=columns,
             talk=self.talk,
         )
+
+
+class Tools(Protocol):
+    """The tools and environments of the run."""
+
+    def begin(self, branch: Branch, prompt: int) -> None:
+        """Gives a branch that starts at the prompt of this number an environment of its own."""
+        ...
+
+    def copy(self, branch: Branch) -> None:
+        """Gives a branch the state that its parent is in now."""
+        ...
+
+    def reply(self, branches: Sequence[Branch]) -> list[list[int] | None]:
+        """Runs the tools that the last turn of each calls; the tokens of their replies, None where none was called."""
+        ...

@@ -18,9 +18,8 @@ from transformers import (
 
 from ..decoding.rows import left_padded
 from ..equations.functional import widest
-from .branch import Branch
+from .branch import Branch, Tools
 from .cache import Kept, arguments_of, gathered, layers_of, select, unforkable
-from .strategy import Tools
 
 
 @dataclass

@@ -1,43 +1,16 @@
-"""What a rollout is asked for and what it gives back: all that the author of one must read."""
+"""What a rollout is asked for, and what one is; response.py has what it gives back."""
 
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 from ..types import Term
+from .branch import Tools
+from .response import Response
+from .sampler import Sampler
 
-if TYPE_CHECKING:  # which make what is described here
-    from .branch import Branch
-    from .sampler import Sampler
-
-
-@dataclass(frozen=True, kw_only=True)
-class Response:
-    """One response. A mapping of `columns` goes to the reward functions and to terms (`Rollout.rows`), row by row."""
-
-    ids: Sequence[int]  # at least one token, at most `Asked.longest`; what tools wrote included
-    logps: Sequence[float]  # nats, of each token when it was drawn, at the loss's temperature; 0 where a tool wrote it
-    is_trained: Sequence[bool] | None = None  # False: no part in the loss, as what tools wrote; None: all are trained
-    prompt: Sequence[int] | None = None  # the tokens that it answers, where not those that were asked
-    columns: Mapping[str, object] = field(default_factory=dict)  # the same names for all responses
-    talk: object = None  # of a Branch: what the tools know of it
-
-
-class Tools(Protocol):
-    """The tools and environments of the run."""
-
-    def begin(self, branch: "Branch", prompt: int) -> None:
-        """Gives a branch that starts at the prompt of this number an environment of its own."""
-        ...
-
-    def copy(self, branch: "Branch") -> None:
-        """Gives a branch the state that its parent is in now."""
-        ...
-
-    def reply(self, branches: Sequence["Branch"]) -> list[list[int] | None]:
-        """Runs the tools that the last turn of each calls; the tokens of their replies, None where none was called."""
-        ...
+__all__ = ["Asked", "Response", "RolloutStrategy", "Tools"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +20,7 @@ class Asked:
     prompts: list[list[int]]  # token ids, one entry a prompt
     responses: int  # to each prompt: exactly so many
     longest: int  # tokens of a response
-    sampler: "Sampler"
+    sampler: Sampler
     # stream(prompt number, any name) -> a source of random numbers, by seed, step and name alone: on any number of
     # processes and after a resume the same
     stream: Callable[..., random.Random]

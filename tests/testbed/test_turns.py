@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -253,3 +254,71 @@ def test_a_response_that_ends_with_a_tool_says_nothing():
     tool = {"role": "tool", "name": "ask", "content": "say 9"}
     said = {"role": "assistant", "content": "say 9"}
     assert [own_last_words(each) for each in ([said], [tool, said], [said, tool], [])] == ["say 9", "say 9", "", ""]
+
+
+# ---- rollouts that branch behind the tool's replies
+
+BRANCHING = [{"arpo": {"beam": 3}}, {"arpo": {"beam": 3, "attribution": "hard"}}, "entropy_balanced"]
+
+
+@pytest.mark.parametrize("rollout", BRANCHING, ids=["soft", "hard", "balanced"])
+def test_a_branch_has_a_copy_of_the_environment_and_the_reply(rollout: object, talker: str, tmp_path: Path):
+    trainer = make(talker, tmp_path, ["empg"], max_steps=2, rollout=rollout)
+    trainer.train()
+    tokenizer, batch = trainer.processing_class, SEEN[-1]
+    assert len({id(each) for each in trainer.environments}) == len(batch["completion_ids"]) == 16
+    # the responses of a group have one hidden number
+    hidden = [each._hidden for each in trainer.environments]
+    assert len(set(hidden[:8])) == len(set(hidden[8:])) == 1
+    own = batch["tool_mask"].bool() & batch["completion_mask"].bool()
+    texts, checked = [], 0
+    for ids, present, mask, number in zip(batch["completion_ids"], batch["completion_mask"], own, hidden, strict=True):
+        words = tokenizer.convert_ids_to_tokens(ids[present.bool()].tolist())
+        texts.append(words)
+        for t in (present.bool() & ~mask).nonzero().squeeze(1).tolist():
+            assert words[t] not in ("call", "ask", "say", "<eos>", "<pad>"), words
+            if words[t] in ("higher", "lower", "right") and words[t - 4 : t - 2] and words[t - 3].isdigit():
+                assert words[t] == compare(int(words[t - 3]), number)
+                checked += 1
+    assert checked > 8
+    # branches: a first turn with its reply that two responses of a group have word for word
+    firsts = [(i // 8, *words[:8]) for i, words in enumerate(texts) if "higher" in words or "lower" in words]
+    assert len(set(firsts)) < len(firsts)
+    [first, last] = [entry for entry in trainer.state.log_history if "loss" in entry]
+    name = "entropy_balanced" if rollout == "entropy_balanced" else "arpo"
+    for entry in (first, last):
+        assert 0 < entry[f"{name}/branched"] < 1 and entry["rollout/tokens_reused"] > 0
+        assert entry["rollout/share_trained"] < 1  # what the tool wrote
+        assert entry["rollout/tokens_drawn"] < entry["rollout/tokens_returned"] * entry["rollout/share_trained"]
+        assert float(entry["tools/call_frequency"]) > 0.25
+
+
+def test_soft_and_hard_attribution_are_one_where_nothing_is_clipped(talker: str, tmp_path: Path):
+    """On-policy with a mean over tokens the advantages of the rows that share a token add up either way."""
+    weights = []
+    for name in ("soft", "hard"):
+        trainer = make(talker, tmp_path / name, [], max_steps=1, rollout={"arpo": {"beam": 3, "attribution": name}})
+        trainer.train()
+        weights.append({key: value.detach().clone() for key, value in trainer.model.named_parameters()})
+    for key, value in weights[0].items():
+        torch.testing.assert_close(value, weights[1][key], atol=1e-6, rtol=1e-5)
+    [entry] = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert entry["arpo/affected"] > 0
+
+
+def test_a_rollout_within_a_turn_is_refused_beside_tools(talker: str, tmp_path: Path):
+    with pytest.raises(ValueError, match="the rollout 'cure' branches inside a turn, where what the tools did cannot"):
+        make(talker, tmp_path, [], rollout={"cure": {"branches": 3}})
+
+
+class Locked(HiddenNumber):
+    def __deepcopy__(self, memo: dict) -> None:
+        raise TypeError("a socket cannot be copied")
+
+
+def test_an_environment_that_cannot_be_copied_is_named(talker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    task = find_task("hidden_number", prompts=16)
+    monkeypatch.setattr(f"{__name__}.find_task", lambda *args, **kwargs: replace(task, environment=Locked))
+    trainer = make(talker, tmp_path, [], max_steps=1, rollout={"arpo": {"threshold": 1.0}})
+    with pytest.raises(ValueError, match="Locked cannot be copied: TypeError: a socket cannot be copied; give it a"):
+        trainer.train()
