@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from hclm_rl.commands.cli import COMMANDS, Method, find_method, known_methods
-from hclm_rl.commands.metrics import Metric, own_metrics, terms_metrics, trls_metrics
+from hclm_rl.commands.metrics import Metric, own_metrics, rollouts_metrics, terms_metrics, trls_metrics
 
 __all__ = ["KEPT", "REPOSITORY", "known_methods", "made_pages"]
 
@@ -27,6 +27,10 @@ edit it by hand. `hclm-rl metrics NAME` shows one, `hclm-rl methods NAME` those 
   token by token ([report.md](report.md)).
 - A range stands only where one is known. "Start" is the run's own first steps.
 - An evaluation logs its own with `eval_` before the name.
+"""
+ROLLOUTS = """\
+As `<rollout>/<name>`, beside the `rollout/...` of every run with one ([rollouts.md](rollouts.md)). Means are over the
+responses or prompts of a generation batch, all processes.
 """
 COMMAND_LINE = """\
 # Command line
@@ -109,7 +113,10 @@ def metrics_page() -> str:
             parts += [f"### {name}", f"{find_method(name).title}.", metrics_table(found)]
         else:
             silent.append(f"`{name}`")
-    return page([*parts, f"{', '.join(silent)} log `coef` and `affected` alone."])
+    parts += [f"{', '.join(silent)} log `coef` and `affected` alone.", "## Rollouts", ROLLOUTS]
+    for name, found in rollouts_metrics().items():
+        parts += [f"### {name}, the rollout", metrics_table(found)]
+    return page(parts)
 
 
 def with_links(paper: str) -> str:

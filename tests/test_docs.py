@@ -28,7 +28,7 @@ def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / source.splitlines()[0].removeprefix("# ").split(",")[0]).write_text(source)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))  # find_term adds the folder, as TRL does for rewards
-    for module in ("floor", "rare", "surest"):
+    for module in ("floor", "rare", "surest", "surest_half"):
         monkeypatch.delitem(sys.modules, module, raising=False)
     return tmp_path
 
@@ -62,6 +62,20 @@ def test_the_recipe_of_the_smallest_term(written: Path, policy: str):
     assert float(trainer.state.log_history[0]["EntropyFloor/coef"]) == 0.01
     assert 0 < float(trainer.state.log_history[0]["RareTokens/affected"]) < 1
     assert 0 < float(trainer.state.log_history[0]["DropSurest/affected"]) < 1
+
+
+def test_the_rollout_of_a_user(written: Path, policy: str):
+    assert len((written / "surest_half.py").read_text().partition("@dataclass")[2].splitlines()) <= 30
+    inline = re.search(r"`rollout: (\{.*?\}\})`", (DOCS / "extending.md").read_text())
+    assert inline is not None
+    for rollout in ("surest_half.SurestHalf", yaml.safe_load(inline[1])):
+        trainer = make(policy, written, rollout=rollout)
+        trainer.train()
+        entry = trainer.state.log_history[0]
+        assert 1 <= entry["SurestHalf/prefix"] <= 3  # half of at most six tokens
+        # four of eight took over half of another, which was not drawn again
+        assert entry["rollout/tokens_returned"] - entry["rollout/tokens_drawn"] == 4 * entry["SurestHalf/prefix"]
+        assert (entry["rollout/share_trained"] == 1) == (rollout == "surest_half.SurestHalf")
 
 
 def test_the_command_line_shows_what_the_hyper_parameter_of_the_full_term_means(written: Path):

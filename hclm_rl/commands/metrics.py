@@ -89,10 +89,16 @@ def metrics_of(docstring: Docstring) -> list[Metric]:
     return found
 
 
-def terms_metrics(name: str) -> list[Metric]:
-    """Those of a shipped term, without its link."""
-    module = ast.parse((HOUSE / "terms" / f"{name}.py").read_text(encoding="utf-8"))
+def terms_metrics(name: str, room: str = "terms") -> list[Metric]:
+    """Those of a shipped term, without its link, or of a rollout, without its name."""
+    module = ast.parse((HOUSE / room / f"{name}.py").read_text(encoding="utf-8"))
     return [each for node in module.body if isinstance(node, ast.ClassDef) for each in metrics_of(read_docstring(node))]
+
+
+def rollouts_metrics() -> dict[str, list[Metric]]:
+    """Those of the shipped rollouts, by name."""
+    files = sorted((HOUSE / "rollouts").glob("[!_]*.py"))
+    return {file.stem: found for file in files if (found := terms_metrics(file.stem, "rollouts"))}
 
 
 def own_metrics() -> list[Metric]:
@@ -100,7 +106,11 @@ def own_metrics() -> list[Metric]:
     found = []
     for file in sorted(HOUSE.rglob("*.py")):
         source = file.read_text(encoding="utf-8")
-        if file.parent.name == "terms" or file.name == "trl_metrics.py" or "\n    Metrics:\n" not in source:
+        if (
+            file.parent.name in ("terms", "rollouts")
+            or file.name == "trl_metrics.py"
+            or "\n    Metrics:\n" not in source
+        ):
             continue
         documented = (ast.ClassDef, ast.FunctionDef)
         nodes = [node for node in ast.parse(source).body if isinstance(node, documented)]
@@ -119,6 +129,8 @@ def known_metrics() -> tuple[tuple[str, Metric], ...]:
     """(who logs it, the metric), of all that the library knows; a term's name stands for its link."""
     terms = sorted(file.stem for file in (HOUSE / "terms").glob("[!_]*.py"))
     who = {"every run": own_metrics(), "TRL": trls_metrics(), **{name: terms_metrics(name) for name in terms}}
+    for name, found in rollouts_metrics().items():
+        who[name] = who.get(name, []) + found  # a term may have the same name
     return tuple((name, each) for name, metrics in who.items() for each in metrics)
 
 
