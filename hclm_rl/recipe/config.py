@@ -22,7 +22,7 @@ from ..responses.names import find, nearest
 from ..types import Term
 from ..watch.trace import Trace
 from .refusals import refuse_order, refuse_two_controls
-from .rollout import ROLLOUT_HELP, as_words, build_rollout, with_its_term
+from .rollout import ROLLOUT_HELP, as_words, build_rollout, refuse_settings, with_its_term
 from .values import fits, options_of, shown, stored, written
 from .written_out import as_recipe
 
@@ -245,7 +245,9 @@ class EntropyFields:
 
     def checked(self) -> Chain:
         """The chain that the terms make; a ValueError says what is wrong with the fields above."""
-        chain = with_its_term(build_chain(self.entropy_terms), build_rollout(self.rollout))
+        rollout = build_rollout(self.rollout)
+        refuse_settings(rollout, self)
+        chain = with_its_term(build_chain(self.entropy_terms), rollout)
         Trace(folder=Path(), steps=tuple(self.trace_steps or ()), every=self.trace_every)  # refuses what is no step
         if self.eval_pass_at_k and importlib.util.find_spec("scipy") is None:
             raise ValueError("eval_pass_at_k needs scipy: pip install 'hclm-rl[eval]'")

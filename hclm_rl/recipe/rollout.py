@@ -49,6 +49,24 @@ def name_of(rollout: RolloutStrategy) -> str:
     return module if package == rollouts.__name__ else type(rollout).__name__
 
 
+def refuse_settings(rollout: RolloutStrategy | None, config: Any) -> None:
+    """Settings that a rollout cannot work with."""
+    if rollout is None:
+        return
+    name = name_of(rollout)
+    if config.use_vllm:
+        raise ValueError(
+            f"the rollout '{name}' goes on from keys and values that vLLM keeps to itself: set use_vllm: false"
+        )
+    if config.use_transformers_continuous_batching or config.generation_kwargs or config.cache_implementation:
+        raise ValueError(
+            f"the rollout '{name}' draws tokens itself, by temperature, top_p, top_k, min_p and repetition_penalty: "
+            "drop use_transformers_continuous_batching, generation_kwargs and cache_implementation"
+        )
+    if config.num_generations is not None:
+        rollout.check(config.num_generations)
+
+
 def with_its_term(chain: Chain, rollout: RolloutStrategy | None) -> Chain:
     """The chain behind what the rollout itself asks of rewards and advantages."""
     term = None if rollout is None else rollout.term()

@@ -34,21 +34,12 @@ class Rolling:
 
 
 def refuse_rollout(trainer: Any, rollout: RolloutStrategy) -> None:
-    """What a rollout cannot do in this run, said before training."""
+    """What a rollout cannot do in this run, said before training; recipe/rollout.py reads the settings alone."""
     args, name, has_tools = trainer.args, name_of(rollout), bool(getattr(trainer, "tools", None))
     group, here = trainer.num_generations, args.per_device_train_batch_size * args.steps_per_generation
-    if args.use_vllm:
-        raise ValueError(
-            f"the rollout '{name}' goes on from keys and values that vLLM keeps to itself: set use_vllm: false"
-        )
     if getattr(trainer, "rollout_func", None) is not None:
         raise ValueError(
             f"the rollout '{name}' beside rollout_func: the responses have one source; drop one of the two"
-        )
-    if args.use_transformers_continuous_batching or args.generation_kwargs or args.cache_implementation:
-        raise ValueError(
-            f"the rollout '{name}' draws tokens itself, by temperature, top_p, top_k, min_p and repetition_penalty: "
-            "drop use_transformers_continuous_batching, generation_kwargs and cache_implementation"
         )
     if trainer.is_fsdp_enabled or (is_deepspeed_zero3_enabled() and not args.ds3_gather_for_generation):
         raise ValueError(f"the rollout '{name}' needs the whole model on each process: use DDP or ZeRO-2")
@@ -67,7 +58,6 @@ def refuse_rollout(trainer: Any, rollout: RolloutStrategy) -> None:
             f"the rollout '{name}' branches inside a turn, where what the tools did cannot be taken back: use arpo or "
             "entropy_balanced, which branch behind a tool's reply"
         )
-    rollout.check(group)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import torch
 from datasets import Dataset
 
 import hclm_rl
+from hclm_rl.commands.metrics import meanings
 from hclm_rl.recipe.arguments import parse
 from tests.rollouts import own
 from tests.tiny import largest_difference, make, prompts, weights_of
@@ -43,6 +44,17 @@ def test_a_rollout_trains(algorithm: str, rollout: dict, policy: str, tmp_path: 
             pytest.approx(drawn / returned) if rollout == CURE else 1.0
         )
         assert entry["rollout/tokens_reused"] > 0 > entry["rollout/logp"]
+        assert not {name for name in entry if name != "step" and not meanings(name)}  # all is said in words
+
+
+def test_an_adapter_is_what_draws(policy: str, tmp_path: Path):
+    """With LoRA the log-probs that were drawn by are those of the model with its adapter."""
+    peft = pytest.importorskip("peft", reason="needs the extra `peft`")
+    adapter = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+    trainer = make(policy, tmp_path, rollout=CURE, trainer={"peft_config": adapter})
+    trainer.train()
+    for entry in logs_of(trainer):
+        assert entry["rollout/tokens_drawn"] < entry["rollout/tokens_returned"] and float(entry["grad_norm"]) > 0
 
 
 class Keeping:
@@ -231,6 +243,7 @@ def test_terms_work_with_every_rollout(algorithm: str, rollout: dict, terms: lis
 
 REFUSED = {
     "a group of another size": ({"num_generations": 2}, "cure: num_generations must be a multiple of 1 . branches, 4"),
+    "vLLM": ({"use_vllm": True}, "the rollout 'cure' goes on from keys and values that vLLM keeps to itself"),
     "settings of generate": ({"generation_kwargs": {"num_beams": 2}}, "the rollout 'cure' draws tokens itself"),
     "batching": ({"use_transformers_continuous_batching": True}, "the rollout 'cure' draws tokens itself"),
     "a second source": ({"fixed": True}, "the rollout 'cure' beside rollout_func: the responses have one source"),

@@ -12,6 +12,7 @@ from trl.chat_template_utils import is_chat_template_prefix_preserving, parse_re
 
 import hclm_rl
 from hclm_rl.commands.launch import main
+from hclm_rl.commands.metrics import meanings
 from hclm_rl.responses.answers import own_last_words
 from hclm_rl.responses.turns import number_turns, tokens_by_turn
 from hclm_rl.testbed import find_task
@@ -287,6 +288,7 @@ def test_a_branch_has_a_copy_of_the_environment_and_the_reply(rollout: object, t
     [first, last] = [entry for entry in trainer.state.log_history if "loss" in entry]
     name = "entropy_balanced" if rollout == "entropy_balanced" else "arpo"
     for entry in (first, last):
+        assert not {each for each in entry if each != "step" and not meanings(each)}
         assert 0 < entry[f"{name}/branched"] < 1 and entry["rollout/tokens_reused"] > 0
         assert entry["rollout/share_trained"] < 1  # what the tool wrote
         assert entry["rollout/tokens_drawn"] < entry["rollout/tokens_returned"] * entry["rollout/share_trained"]
