@@ -266,7 +266,9 @@ def test_a_recipes_own_rollout_needs_the_flag(policy: str, tmp_path: Path, monke
     with pytest.raises(ValueError, match=r"the rollout 'tests\.rollouts\.own\.Plain' is code from outside the library"):
         parse("grpo", line)
     assert parse("grpo", [*line, "--allow_custom_code", "true"])[1].rollout == PLAIN
-    settings = parse("rloo", ["--use_cpu", "true", "--bf16", "false", "--rollout", json.dumps(CURE)])
+    settings = parse(
+        "rloo", ["--use_cpu", "true", "--bf16", "false", "--num_generations", "4", "--rollout", json.dumps(CURE)]
+    )
     assert json.loads(str(settings[1].rollout)) == CURE or settings[1].rollout == CURE
     shutil.rmtree(tmp_path / "runs", ignore_errors=True)
 
