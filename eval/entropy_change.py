@@ -41,7 +41,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from hclm_rl import GRPOTrainer
-from hclm_rl.commands.launch import build_trainer
+from hclm_rl.commands import launch
 from hclm_rl.equations.flow import discriminator, mean_discriminator
 from hclm_rl.equations.functional import covariance_contributions, masked_mean
 from hclm_rl.recipe.arguments import parse
@@ -240,10 +240,10 @@ def main() -> None:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.unlink(missing_ok=True)
     probe = Probe(options.out, options.every, options.samples)
-    trainer, probe.task = build_trainer("grpo", settings, [probe])
+    trainer, probe.task = launch.build_trainer("grpo", settings, [probe, *launch.resets_of(*settings[:2])])
     object.__setattr__(trainer, "__class__", Watched)  # the launcher makes the trainer
     probe.trainer = trainer
-    trainer.train()
+    launch.train(trainer, settings[0])
     Console(width=150).print(tabulate([options.out]))
 
 

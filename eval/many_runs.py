@@ -78,13 +78,13 @@ def train(job: Job, folder: Path) -> tuple[Any, Any, list[dict]]:
     """(trainer, task, log of all steps) of a run on the testbed."""
     from transformers import PrinterCallback
 
-    from hclm_rl.commands.launch import build_trainer
+    from hclm_rl.commands import launch
     from hclm_rl.recipe.arguments import parse
 
     settings = parse("grpo", [*recipe(job), *flags(QUIET | {"output_dir": folder / ".trainer"})])
-    trainer, task = build_trainer("grpo", settings, [])
+    trainer, task = launch.build_trainer("grpo", settings, launch.resets_of(*settings[:2]))
     trainer.remove_callback(PrinterCallback)
-    trainer.train()
+    launch.train(trainer, settings[0])
     return trainer, task, [entry for entry in trainer.state.log_history if "entropy" in entry]
 
 

@@ -37,6 +37,7 @@ import yaml
 from many_runs import over_processes
 
 from hclm_rl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+from hclm_rl.commands import launch
 from hclm_rl.commands.launch import PACKAGES, build_trainer, on_held_out, written
 from hclm_rl.recipe.arguments import RunArguments, parse
 from hclm_rl.testbed import Evaluation, Task
@@ -60,14 +61,14 @@ def train(run: Run) -> None:
     recipe = run.folder / RECIPE_NAME
     recipe.write_text(yaml.safe_dump(run.recipe, sort_keys=False))
     arguments, config, model, _ = settings = parse("grpo", ["--config", str(recipe)])
-    trainer, task = build_trainer("grpo", settings, [])
+    trainer, task = build_trainer("grpo", settings, launch.resets_of(arguments, config))
     if task is None:
         raise ValueError("a task of the leaderboard needs `task`, whose verifier says which answers are right")
     if run.temperatures and task.environment is not None:
         raise ValueError("other temperatures are measured on tasks without tools alone")
     seconds, cpu_seconds = time.perf_counter(), time.process_time()
     if run.entry != BEFORE:
-        trainer.train()
+        launch.train(trainer, arguments)
     seconds, cpu_seconds = time.perf_counter() - seconds, time.process_time() - cpu_seconds
     result = on_held_out(trainer, task, arguments, config)
     summary = {

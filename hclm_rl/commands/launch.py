@@ -108,6 +108,13 @@ def checkpoint_of(config: GRPOConfig | RLOOConfig) -> str | None:
     return checkpoint
 
 
+def train(trainer: GRPOTrainer | RLOOTrainer, arguments: RunArguments, checkpoint: str | None = None) -> None:
+    """With the weights as the recipe wants them in training; plain again after it."""
+    assert trainer.model is not None
+    with sigma_reparam(trainer.model) if arguments.sigma_reparam else nullcontext():
+        trainer.train(resume_from_checkpoint=checkpoint)
+
+
 def train_between_measures(
     trainer: GRPOTrainer | RLOOTrainer,
     task: Task | None,
@@ -122,9 +129,7 @@ def train_between_measures(
         trainer.add_callback(before)  # until then the model is not sharded
     else:
         before()
-    assert trainer.model is not None
-    with sigma_reparam(trainer.model) if arguments.sigma_reparam else nullcontext():
-        trainer.train(resume_from_checkpoint=checkpoint)
+    train(trainer, arguments, checkpoint)
     seconds = time.perf_counter() - start - before.seconds
     return before.found, measure(trainer, task, arguments, config), seconds
 
@@ -182,11 +187,16 @@ def callbacks_of(
     folder: Path, recipe: Path | None, arguments: RunArguments, config: GRPOConfig | RLOOConfig
 ) -> list[TrainerCallback]:
     """What opens the run's folder, what tells of a run that trains nothing, and what resets its reference."""
-    callbacks: list[TrainerCallback] = [FolderOpener(folder, recipe), UntrainedTeller()]
-    if isinstance(arguments.reset_reference, dict):
-        callbacks.append(reset_of(arguments.reset_reference))
-        refuse_reset(config)
-    return callbacks
+    return [FolderOpener(folder, recipe), UntrainedTeller(), *resets_of(arguments, config)]
+
+
+def resets_of(arguments: RunArguments, config: GRPOConfig | RLOOConfig) -> list[TrainerCallback]:
+    """What resets its reference, where the recipe says so."""
+    if not isinstance(arguments.reset_reference, dict):
+        return []
+    reset = reset_of(arguments.reset_reference)
+    refuse_reset(config)
+    return [reset]
 
 
 def prepare(

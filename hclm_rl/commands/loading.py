@@ -3,7 +3,6 @@
 import inspect
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
 from typing import Any
 
 import datasets
@@ -288,6 +287,5 @@ def trainer_of(
     except OSError as error:  # as transformers says that there is no such model
         raise ValueError(f"model_name_or_path '{path}' could not be loaded: {error}") from error
     if outer is not None:
-        given = {**asdict(outer), "lr": config.learning_rate, "seed": config.seed}
-        trainer.optimizer_cls_and_kwargs = (EntropySgd, given)
+        trainer.optimizer_cls_and_kwargs = (EntropySgd, outer.given(config.learning_rate, config.seed))
     return trainer

@@ -95,8 +95,8 @@ class RunArguments(ScriptArguments):
     entropy_sgd: dict | str | None = field(
         default=None,
         metadata={
-            "help": "Entropy-SGD in place of optim, with hyper-parameters, `{inner_steps: 20}`; learning_rate is that "
-            "of its outer steps, each of which takes inner_steps optimiser steps."
+            "help": "Entropy-SGD in place of optim, with hyper-parameters, `{inner_steps: 20}`; its lr (default: "
+            "learning_rate) is that of the outer steps, each of which takes inner_steps optimiser steps."
         },
     )
     allow_custom_code: bool = field(

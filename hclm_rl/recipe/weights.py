@@ -14,8 +14,9 @@ from .named import filled, named_entry
 
 @dataclass(frozen=True, kw_only=True)
 class EntropySgdSettings:
-    """The fields of EntropySgd that are a recipe's; its lr is the run's learning_rate."""
+    """The fields of EntropySgd that are a recipe's."""
 
+    lr: float | None = None  # None: the run's learning_rate
     inner_steps: int = 20
     inner_lr: float = 0.1
     gamma: float = 1e-4
@@ -24,7 +25,11 @@ class EntropySgdSettings:
     momentum: float = 0.9
 
     def __post_init__(self) -> None:
-        EntropySgd([nn.Parameter(torch.zeros(1))], lr=1.0, **asdict(self))  # says what is wrong
+        EntropySgd([nn.Parameter(torch.zeros(1))], **self.given(learning_rate=1.0, seed=0))  # says what is wrong
+
+    def given(self, learning_rate: float, seed: int) -> dict[str, Any]:
+        """The arguments of EntropySgd in a run."""
+        return {**asdict(self), "lr": learning_rate if self.lr is None else self.lr, "seed": seed}
 
 
 def entropy_sgd_of(entry: Mapping[str, Any] | str) -> EntropySgdSettings:

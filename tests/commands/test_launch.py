@@ -20,6 +20,7 @@ from hclm_rl.commands.launch import main
 from hclm_rl.commands.loading import split_of
 from hclm_rl.equations.entropy_sgd import EntropySgd
 from hclm_rl.recipe.arguments import parse
+from hclm_rl.recipe.weights import entropy_sgd_of
 from hclm_rl.testbed.policy import policy_path
 
 ROOT = Path(__file__).parents[2]
@@ -453,12 +454,22 @@ def test_entropy_sgd_makes_an_outer_step_every_so_many(recipe: Path, tmp_path: P
     assert set(made) == {1e-3} and len(made) == len(load_file(f"{policy_path()}/model.safetensors")) - 1
 
 
+def test_entropy_sgd_may_have_a_learning_rate_of_its_own():
+    assert entropy_sgd_of({"inner_steps": 5}).given(learning_rate=1e-3, seed=4)["lr"] == 1e-3
+    own = entropy_sgd_of({"lr": 0.5}).given(learning_rate=1e-3, seed=4)
+    assert (own["lr"], own["seed"], own["inner_steps"]) == (0.5, 4, 20)
+
+
 @pytest.mark.parametrize(
     "line, sentence",
     [
         (["--entropy_sgd", '{"inner_steps": 3}'], "max_steps must be a multiple of inner_steps 3, got 2"),
         (["--entropy_sgd", '{"inner": 3}'], "entropy_sgd has no hyper-parameter 'inner'"),
         (["--entropy_sgd", '{"momentum": 1.0}'], "entropy_sgd: momentum must be in [0, 1), got 1.0"),
+        (
+            ["--entropy_sgd", '{"lr": 0.0}'],
+            "entropy_sgd: lr and inner_lr must be more than 0 and finite, got 0.0 and 0.1",
+        ),
         (["--sigma_reparam", "true", "--save_strategy", "steps"], "set save_strategy to 'no'"),
         (["--sigma_reparam", "true", "--use_peft", "true"], "under names of its own: drop use_peft"),
     ],

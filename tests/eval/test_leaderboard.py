@@ -1,5 +1,6 @@
 """The leaderboard on made-up runs: statistics worked by hand, what is trained again and what is not, the page."""
 
+import contextlib
 import json
 import math
 import sys
@@ -10,6 +11,9 @@ import numpy as np
 import pytest
 import scipy.stats
 import yaml
+from transformers import TrainerCallback
+
+from hclm_rl.commands import launch
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "eval"))  # scripts, not a package
@@ -603,6 +607,21 @@ def test_a_run_trains_measures_and_does_not_depend_on_the_run_before_it(tmp_path
     assert all(0 <= c <= 4 for c in first["per_prompt"]["correct"]) and first["after"]["samples"] == 4
     assert set(first["affected"]) == {"clip_cov"}
     assert is_finished(entries["clip_cov"]) and is_finished(entries[BEFORE]) and not is_finished(entries["plain"])
+
+
+def test_a_run_does_what_its_recipe_says_of_weights_and_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    own = {"sigma_reparam": True, "reset_reference": {"every": 1}, "beta": 0.1}
+    seen = []
+
+    class Reset(TrainerCallback):
+        def on_step_end(self, *_, **__) -> None:
+            seen.append("step")
+
+    monkeypatch.setattr(launch, "sigma_reparam", lambda model: seen.append("sigma") or contextlib.nullcontext())
+    monkeypatch.setattr(launch, "reset_of", lambda given: seen.append(given) or Reset())
+    written = {**WRITTEN, "recipes": str(tmp_path), "entries": {"own": own}, "grids": {}, "also": {}}
+    leaderboard.train(entry_of(Board.read(written, out=tmp_path), "own").default.run(1, "report"))
+    assert seen == [{"every": 1}, "sigma", "step", "step"]
 
 
 def test_a_failed_run_is_told_and_left_for_the_next_start(tmp_path: Path):
