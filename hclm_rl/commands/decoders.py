@@ -18,6 +18,7 @@ from ..decoding.model_switching import ModelSwitching, switched
 from ..decoding.power_sampling import PowerSampling
 from ..decoding.rows import Drawn, draw, within_context
 from ..decoding.stable_entropy import StableEntropy
+from ..evaluation.tasks import Prompt
 from ..recipe.named import filled, named_entry, refuse_unknown
 
 PROCESSORS = {
@@ -34,7 +35,7 @@ class Base:
     """The model and how it is drawn from, whatever the method."""
 
     model: PreTrainedModel
-    encode: Callable[[str], list[int]]
+    encode: Callable[[Prompt], list[int]]
     ends: list[int]
     pad: int
     longest: int  # tokens of a response
@@ -53,7 +54,7 @@ class Decoder:
         self.base = base
         self.extra_tokens = 0  # drawn beside the responses' own
 
-    def __call__(self, prompts: list[str], streams: Sequence[random.Random]) -> list[Drawn]:
+    def __call__(self, prompts: Sequence[Prompt], streams: Sequence[random.Random]) -> list[Drawn]:
         return self.base.draw([self.base.encode(prompt) for prompt in prompts], streams)
 
     def report(self) -> dict[str, float]:
@@ -66,7 +67,7 @@ class Processed(Decoder):
         super().__init__(base)
         self.make = make  # from the prompts' padded length
 
-    def __call__(self, prompts: list[str], streams: Sequence[random.Random]) -> list[Drawn]:
+    def __call__(self, prompts: Sequence[Prompt], streams: Sequence[random.Random]) -> list[Drawn]:
         ids = [self.base.encode(prompt) for prompt in prompts]
         found = [Drawn() for _ in ids]
         for rows in within_context(self.base.model, ids, [self.base.longest] * len(ids)):
@@ -85,7 +86,7 @@ class Power(Decoder):
         if base.temperature != 1:
             raise ValueError(f"power_sampling needs temperature 1, got {base.temperature}")
 
-    def __call__(self, prompts: list[str], streams: Sequence[random.Random]) -> list[Drawn]:
+    def __call__(self, prompts: Sequence[Prompt], streams: Sequence[random.Random]) -> list[Drawn]:
         base, ids = self.base, [self.base.encode(prompt) for prompt in prompts]
         found = self.settings(base.model, ids, streams, max_new_tokens=base.longest, ends=base.ends, pad=base.pad)
         for each in found:
@@ -107,7 +108,7 @@ class Switching(Decoder):
         self.tokens = self.by_large = 0
         self.computed: list[float] = []
 
-    def __call__(self, prompts: list[str], streams: Sequence[random.Random]) -> list[Drawn]:
+    def __call__(self, prompts: Sequence[Prompt], streams: Sequence[random.Random]) -> list[Drawn]:
         responses = []
         for prompt, stream in zip(prompts, streams, strict=True):
             ids = self.base.encode(prompt)
@@ -125,12 +126,20 @@ class Switching(Decoder):
         return {"large_tokens": self.by_large / max(self.tokens, 1), "compute_saved": 1 - compute}
 
 
+def within(template: str, prompt: Prompt) -> Prompt:
+    """The prompt in the place of `{prompt}`; of messages, what the last one says."""
+    if isinstance(prompt, str):
+        return template.replace("{prompt}", prompt)
+    *before, last = prompt
+    return [*before, {**last, "content": template.replace("{prompt}", last["content"])}]
+
+
 class Adapted(Decoder):
     def __init__(self, base: Base, settings: DiffAdapt, probe: Path) -> None:
         super().__init__(base)
         self.settings, self.probe, self.counts = settings, load_probe(probe), dict.fromkeys(KINDS, 0)
 
-    def __call__(self, prompts: list[str], streams: Sequence[random.Random]) -> list[Drawn]:
+    def __call__(self, prompts: Sequence[Prompt], streams: Sequence[random.Random]) -> list[Drawn]:
         base, ids = self.base, [self.base.encode(prompt) for prompt in prompts]
         layers = base.model.config.get_text_config().num_hidden_layers
         kinds = self.probe.kinds(last_states(base.model, ids, layers - 1, base.pad))
@@ -139,9 +148,8 @@ class Adapted(Decoder):
             mine, strategy = [i for i, each in enumerate(kinds) if each == kind], self.settings.strategy(kind)
             self.counts[kind] += len(mine)
             if mine:
-                texts = [strategy.template.replace("{prompt}", prompts[i]) for i in mine]
                 drawn = base.draw(
-                    [base.encode(text) for text in texts],
+                    [base.encode(within(strategy.template, prompts[i])) for i in mine],
                     [streams[i] for i in mine],
                     limits=[max(1, int(strategy.share * base.longest))] * len(mine),
                     temperature=strategy.temperature,
@@ -167,7 +175,7 @@ class Steered(Decoder):
         self.settings, self.vector = settings, vector
         self.lengths: list[float] = []
 
-    def __call__(self, prompts: list[str], streams: Sequence[random.Random]) -> list[Drawn]:
+    def __call__(self, prompts: Sequence[Prompt], streams: Sequence[random.Random]) -> list[Drawn]:
         base, ids = self.base, [self.base.encode(prompt) for prompt in prompts]
         states = last_states(base.model, ids, self.settings.layer, base.pad)
         self.lengths.append(self.settings.relative(self.vector, states.to(self.vector)))

@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..decoding.rows import Drawn, streams_of
 from ..evaluation.generate import TransformersGenerator
-from ..evaluation.tasks import Problem, Problems, Source, load
+from ..evaluation.tasks import Problem, Problems, Prompt, Source, load, rendered
 from ..recipe.arguments import recipe_of, settings_by, with_recipe_apart
 from ..recipe.parser import RecipeParser
 from ..recipe.refusals import refuse_unwritable
@@ -42,6 +42,12 @@ class GenerateArguments:
         metadata={
             "help": f"One of {', '.join(DECODERS)}, alone or with hyper-parameters, `{{em_inf: {{steps: 5}}}}`; in "
             "YAML a mapping, on the command line JSON. Without it responses are sampled plainly."
+        },
+    )
+    chat: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether prompts of plain text go through the model's chat template, too; messages always do."
         },
     )
     samples: int = field(default=8, metadata={"help": "Responses to a problem."})
@@ -120,13 +126,30 @@ def answered(
         for at in range(0, len(names), options.batch):
             some = names[at : at + options.batch]
             streams = streams_of(options.seed, [f"{i}/{sample}" for i, sample in some])
-            drawn += decoder([str(asked[i].prompt) for i, _ in some], streams)
+            drawn += decoder([asked[i].prompt for i, _ in some], streams)
     texts = tokenizer.batch_decode([each.ids for each in drawn], skip_special_tokens=True)
     rows = []
     for i, problem in enumerate(asked):
         mine = slice(i * options.samples, (i + 1) * options.samples)
         rows += rows_of(problem, i, texts[mine], drawn[mine])
     return rows
+
+
+def encoder_of(tokenizer: PreTrainedTokenizerBase, model: str, is_chat: bool) -> Callable[[Prompt], list[int]]:
+    """From a prompt to its ids; with `is_chat` by the chat template, whose text has the special tokens already."""
+    if is_chat and not tokenizer.chat_template:
+        raise ValueError(f"the tokenizer of '{model}' has no chat template, which messages and `chat: true` need")
+
+    def encode(prompt: Prompt) -> list[int]:
+        try:
+            text = rendered(prompt, tokenizer, is_chat)
+        except Exception as error:  # a template may raise whatever it likes, as for a role that it does not know
+            raise ValueError(
+                f"the chat template refuses the prompt {prompt!s:.80}: {' '.join(str(error).split())}"
+            ) from error
+        return tokenizer(text, add_special_tokens=not is_chat)["input_ids"]  # pyright: ignore[reportReturnType]
+
+    return encode
 
 
 def run(options: GenerateArguments) -> dict:  # long: a third of it is the fields of Base and of the summary
@@ -137,15 +160,15 @@ def run(options: GenerateArguments) -> dict:  # long: a third of it is the field
     assert options.task is not None and options.model_name_or_path is not None
     kwargs = options.task_kwargs if isinstance(options.task_kwargs, dict) else {}
     problems: Problems = load(Source(task=options.task, kwargs=kwargs, limit=options.problems))
-    asked = [each for each in problems.problems if isinstance(each.prompt, str)]
+    asked = problems.problems
     if not asked:
-        raise ValueError(f"{problems.name} has no problem with a prompt of plain text")
+        raise ValueError(f"{problems.name} has no problem that can be used: {'; '.join(map(str, problems.skipped))}")
     path = policy_path() if options.model_name_or_path == TESTBED else options.model_name_or_path
     source = TransformersGenerator(path)
     tokenizer = source.tokenizer
     base = Base(
         model=source.model,  # pyright: ignore[reportArgumentType]  (typed for a protocol)
-        encode=lambda text: tokenizer(text)["input_ids"],
+        encode=encoder_of(tokenizer, path, options.chat or any(not isinstance(each.prompt, str) for each in asked)),
         ends=source.ends,
         pad=tokenizer.pad_token_id,  # pyright: ignore[reportArgumentType]
         longest=options.max_new_tokens or problems.max_new_tokens,

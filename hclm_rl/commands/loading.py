@@ -8,7 +8,7 @@ from typing import Any
 import datasets
 from transformers import TrainerCallback
 from trl import ModelConfig, rewards
-from trl.scripts.utils import DatasetMixtureConfig, get_dataset
+from trl.scripts.utils import DatasetMixtureConfig, ScriptArguments, get_dataset
 from trl.trainer.utils import get_peft_config, get_quantization_config
 
 from ..equations.entropy_sgd import EntropySgd
@@ -135,7 +135,7 @@ def shipped_policy(task: str | None) -> str:
     return policy_path(task) if task in SHAPES else policy_path()
 
 
-def load_datasets(arguments: RunArguments, mixture: DatasetMixtureConfig) -> Splits:
+def load_datasets(arguments: ScriptArguments, mixture: DatasetMixtureConfig) -> Splits:
     """As in TRL's scripts, and a file."""
     if mixture.datasets:
         return get_dataset(mixture)

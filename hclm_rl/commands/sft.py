@@ -22,7 +22,9 @@ from ..trainer.checkpoints import find_checkpoint
 from ..trainer.folder import LogWriter, write_whole
 from ..watch.report.runs import SUMMARY_NAME
 from .callbacks import FolderOpener
-from .loading import TESTBED
+from .data import Rows
+from .loading import TESTBED, load_datasets, split_of
+from .lock import RunLock
 
 NEW_POLICY = "testbed:new"  # as model_name_or_path: the task's policy before any training
 Settings = tuple["SftArguments", SFTConfig, ModelConfig, DatasetMixtureConfig]
@@ -74,24 +76,22 @@ def parse(line: Sequence[str]) -> Settings:
     return settings[0], settings[1], settings[2], settings[3]
 
 
-def data_of(settings: Settings) -> datasets.Dataset | datasets.IterableDataset:
+def data_of(settings: Settings) -> tuple[Rows, Rows | None]:
+    """What is learnt from and, where the run evaluates on the way, what is held out."""
     arguments, config, _, mixture = settings
+    evaluates = config.eval_strategy != "no"
     if arguments.task is not None:
-        return lessons_of(arguments.task, config.seed, arguments.lessons)
-    if mixture.datasets:
-        from trl.scripts.utils import get_dataset
-
-        loaded = get_dataset(mixture)
-    elif arguments.dataset_name:
-        loaded = datasets.load_dataset(
-            arguments.dataset_name, name=arguments.dataset_config, streaming=arguments.dataset_streaming
-        )
-    else:
+        if evaluates:
+            raise ValueError(
+                f"the lessons of '{arguments.task}' have no part that is held out: set eval_strategy to 'no', or give "
+                "dataset_name with dataset_test_split"
+            )
+        return lessons_of(arguments.task, config.seed, arguments.lessons), None
+    if not (mixture.datasets or arguments.dataset_name):
         raise ValueError("the data set is missing: set task (whose lessons are its own), dataset_name or datasets")
-    split = arguments.dataset_train_split
-    if split not in loaded:
-        raise ValueError(f"the data set has no split '{split}', only {', '.join(map(str, loaded))}")
-    return loaded[split]
+    loaded = load_datasets(arguments, mixture)
+    train = split_of(loaded, arguments.dataset_train_split, "dataset_train_split")
+    return train, split_of(loaded, arguments.dataset_test_split, "dataset_test_split") if evaluates else None
 
 
 def model_of(settings: Settings, folder: Path) -> str:
@@ -110,13 +110,10 @@ def model_of(settings: Settings, folder: Path) -> str:
     return policy_path(task) if path == TESTBED else path
 
 
-def run(settings: Settings, recipe: Path | None = None) -> None:
-    """The whole job; the trained model and summary.json stand in output_dir."""
+def build(settings: Settings, folder: Path, recipe: Path | None) -> SFTTrainer:
+    """Everything up to the first step."""
     arguments, config, model, _ = settings
-    folder = Path(config.output_dir or "trainer_output")
-    refuse_unwritable(folder)
-    checkpoint = find_checkpoint(config.resume_from_checkpoint, config, has_terms=False)
-    train = data_of(settings)
+    train, held_out = data_of(settings)
     init = {"revision": model.model_revision, "attn_implementation": model.attn_implementation, "dtype": model.dtype}
     assert not isinstance(config.model_init_kwargs, str)
     config.model_init_kwargs = {**init, **(config.model_init_kwargs or {})}
@@ -124,29 +121,42 @@ def run(settings: Settings, recipe: Path | None = None) -> None:
         config.eos_token = EOS
     path = model_of(settings, folder)
     try:
-        trainer = SFTTrainer(
+        return SFTTrainer(
             model=path,
             args=config,
             train_dataset=train,
+            eval_dataset=held_out,
             quantization_config=get_quantization_config(model),
             peft_config=get_peft_config(model),
             callbacks=[FolderOpener(folder, recipe), LogWriter()],
         )
     except OSError as error:  # as transformers says that there is no such model
         raise ValueError(f"model_name_or_path '{path}' could not be loaded: {error}") from error
-    trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model(str(folder))
-    if trainer.accelerator.is_main_process:
-        method = build_method(config.sft_method)
-        summary = {
-            "algorithm": "sft",
-            "model": model.model_name_or_path,
-            "task": arguments.task,
-            "sft_method": None if method is None else name_of(method),
-            "seed": config.seed,
-            "steps": trainer.state.global_step,
-        }
-        write_whole(folder / SUMMARY_NAME, json.dumps(summary, indent=1) + "\n")
+
+
+def run(settings: Settings, recipe: Path | None = None) -> None:
+    """The whole job; the trained model and summary.json stand in output_dir, which no other run has meanwhile."""
+    arguments, config, model, _ = settings
+    folder = Path(config.output_dir or "trainer_output")
+    refuse_unwritable(folder)
+    checkpoint = find_checkpoint(config.resume_from_checkpoint, config, has_terms=False)
+    lock = RunLock(folder, is_held=config.process_index == 0)
+    with lock.until_error():
+        trainer = build(settings, folder, recipe)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.save_model(str(folder))
+        if trainer.accelerator.is_main_process:
+            method = build_method(config.sft_method)
+            summary = {
+                "algorithm": "sft",
+                "model": model.model_name_or_path,
+                "task": arguments.task,
+                "sft_method": None if method is None else name_of(method),
+                "seed": config.seed,
+                "steps": trainer.state.global_step,
+            }
+            write_whole(folder / SUMMARY_NAME, json.dumps(summary, indent=1) + "\n")
+    lock.release()
     trainer.end()
 
 

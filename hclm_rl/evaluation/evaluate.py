@@ -13,7 +13,7 @@ from hclm_rl.testbed.policy import policy_path
 from .compare import Comparison, Samples, compare, estimates
 from .generate import GENERATORS, GeneratorName, Response, Sampling, cache_file, load_tokenizer, sample
 from .statistics import Estimate, without_nan
-from .tasks import Problem, Problems, Prompt, Skipped
+from .tasks import Problem, Problems, Skipped, rendered
 from .verdict import Criteria, Verdict, judge
 
 TESTBED = "testbed"  # as a model: the shipped policy
@@ -66,14 +66,6 @@ class Result:
             found["support"] = {**asdict(support), **{name: getattr(support, name) for name in ratios}}
             found["verdict"] = {"of": "answers", **asdict(self.verdict)}
         return {key: without_nan(value) for key, value in found.items()}
-
-
-def rendered(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, is_chat: bool) -> str:
-    if not is_chat:
-        assert isinstance(prompt, str)
-        return prompt
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
 
 def context_of(model: str) -> float:

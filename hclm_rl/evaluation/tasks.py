@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from transformers import PreTrainedTokenizerBase
+
 from hclm_rl.responses.limits import LENGTH, OverLimits, Unjudged, within_limits
 from hclm_rl.responses.names import nearest
 from hclm_rl.responses.readers import between_tags
@@ -65,6 +67,15 @@ class Source:
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"the number of problems must be at least 1, got {self.limit}")
+
+
+def rendered(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, is_chat: bool) -> str:
+    """As the model reads it; with `is_chat` by the chat template, text as what the user says."""
+    if not is_chat:
+        assert isinstance(prompt, str)
+        return prompt
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
 
 def load(source: Source) -> Problems:

@@ -1,20 +1,22 @@
 """`hclm-rl generate`: every method runs from its recipe, whatever the batch; a mistake is a sentence."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
+from transformers import AutoTokenizer
 
 from hclm_rl.commands import cli
-from hclm_rl.commands.decoders import DECODERS, adapted
+from hclm_rl.commands.decoders import DECODERS, adapted, within
 from hclm_rl.commands.generate import GenerateArguments, run, summary_of
 from hclm_rl.decoding.diff_adapt import Probe, save_probe
 from hclm_rl.recipe.arguments import settings_by
 from hclm_rl.recipe.parser import RecipeParser
-from hclm_rl.testbed.policy import policy_path
+from hclm_rl.testbed.policy import load_policy, policy_path
 
 ROOT = Path(__file__).parents[2]
 RECIPES = {file.stem: file for file in sorted((ROOT / "recipes/generate").glob("*.yaml"))}
@@ -80,6 +82,63 @@ def test_a_method_runs_and_its_responses_do_not_depend_on_the_batch(name: str, f
     assert responses(name, files, tmp_path, batch=2)[0] == [
         {**row, "entropy": pytest.approx(row["entropy"], abs=1e-5)} for row in rows
     ]
+
+
+CHAT = "{% for each in messages %}{{ each['content'] }} {% endfor %}{% if add_generation_prompt %}> {% endif %}"
+
+
+@pytest.fixture(scope="module")
+def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped policy with a chat template: what is said, and the `>` before an answer."""
+    folder = tmp_path_factory.mktemp("chat")
+    model, tokenizer = load_policy()
+    tokenizer.chat_template = CHAT
+    model.save_pretrained(folder), tokenizer.save_pretrained(folder)
+    return folder
+
+
+def asked_in_a_file(folder: Path, prompts: list) -> str:
+    file = folder / "problems.jsonl"
+    file.write_text("".join(json.dumps({"prompt": each, "answer": "7"}) + "\n" for each in prompts))
+    return str(file)
+
+
+def test_messages_go_through_the_chat_template(chat_model: Path, tmp_path: Path):
+    spoken = [{"role": "system", "content": "2 3 5 : 20"}, {"role": "user", "content": "! 1 2 4"}]
+    options = {"model_name_or_path": str(chat_model), "samples": 4, "max_new_tokens": 6, "output_dir": str(tmp_path)}
+
+    def said(prompts: list, **more) -> list[str]:
+        run(GenerateArguments(task=asked_in_a_file(tmp_path, prompts), **options, **more))
+        rows = [json.loads(line) for line in (tmp_path / "responses.jsonl").read_text().splitlines()]
+        assert [row["prompt"] for row in rows] == [prompt for prompt in prompts for _ in range(4)]
+        return [row["response"] for row in rows]
+
+    plain = said(["2 3 5 : 20 ! 1 2 4 >"])
+    assert said([spoken]) == plain != said(["2 3 5 : 20 ! 1 2 4"])
+    assert said(["2 3 5 : 20 ! 1 2 4"], chat=True) == plain
+    # beside messages, text is what the user says, as in hclm-rl eval
+    assert said([spoken, "2 3 5 : 20 ! 1 2 4"])[:4] == plain
+
+
+def test_a_template_of_a_method_is_put_around_what_is_said_last():
+    assert within("Short: {prompt}", "2 + 2") == "Short: 2 + 2"
+    spoken = [{"role": "system", "content": "Add."}, {"role": "user", "content": "2 + 2"}]
+    assert within("Short: {prompt}", spoken) == [spoken[0], {"role": "user", "content": "Short: 2 + 2"}]
+    assert spoken[1]["content"] == "2 + 2"
+
+
+def test_messages_that_no_template_takes_are_a_sentence(chat_model: Path, tmp_path: Path, capsys):
+    line = ["generate", "--task", asked_in_a_file(tmp_path, [[{"role": "user", "content": "1 2"}]])]
+    line += ["--output_dir", str(tmp_path), "--model_name_or_path"]
+    assert cli.main([*line, "testbed"]) == 2
+    assert "has no chat template, which messages and `chat: true` need" in capsys.readouterr().err
+    tokenizer = AutoTokenizer.from_pretrained(chat_model)
+    tokenizer.chat_template = "{{ raise_exception('no such role') }}"
+    shutil.copytree(chat_model, tmp_path / "refuses")
+    tokenizer.save_pretrained(tmp_path / "refuses")
+    assert cli.main([*line, str(tmp_path / "refuses")]) == 2
+    assert "the chat template refuses the prompt [{'role': 'user'" in (err := capsys.readouterr().err)
+    assert "no such role" in err and "Traceback" not in err
 
 
 def test_the_summary_is_that_of_its_rows():

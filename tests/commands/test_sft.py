@@ -1,16 +1,21 @@
 """`hclm-rl sft`: a recipe trains and leaves a model; a mistake is one sentence; every recipe parses."""
 
 import json
+import os
+import socket
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hclm_rl.commands import cli
+from hclm_rl.commands.lock import LOCK_NAME, Owner
 from hclm_rl.commands.sft import lessons_of, parse
 from hclm_rl.sft.config import METHODS, build_method, name_of
 from hclm_rl.testbed import coins
+from hclm_rl.testbed.policy import policy_path
 
 ROOT = Path(__file__).parents[2]
 RECIPES = {file.stem: file for file in sorted((ROOT / "recipes/sft").glob("*.yaml"))}
@@ -63,6 +68,10 @@ def test_a_run_leaves_a_model_a_log_and_a_summary(tmp_path: Path):
         ),
         (["--lessons", "0"], "lessons must be at least 1, got 0"),
         (["--learning_rate", "-1"], "learning_rate must be at least 0, got -1.0"),
+        (
+            ["--eval_strategy", "steps"],
+            "the lessons of 'coins' have no part that is held out: set eval_strategy to 'no'",
+        ),
         (["--dataset_name", "some/where"], "the task 'coins' brings its own lessons: drop dataset_name"),
         (["--loss_type", "dft", "--sft_method", "mix_ce"], "mix_ce is a loss of its own beside loss_type 'dft'"),
     ],
@@ -71,6 +80,51 @@ def test_a_mistake_is_one_sentence(line: list[str], sentence: str, capsys: pytes
     assert cli.main(["sft", "--config", str(RECIPES["plain_sft"]), *line]) == 2
     err = capsys.readouterr().err
     assert sentence in err and err.startswith("hclm-rl sft: ") and err.count("\n") == 1
+
+
+def test_two_runs_are_not_at_work_in_one_folder(tmp_path: Path, capsys: pytest.CaptureFixture):
+    other = psutil.Process(os.getppid())
+    owner = Owner(host=socket.gethostname(), process=other.pid, started=other.create_time())
+    lock = tmp_path / LOCK_NAME
+    lock.write_text(json.dumps(vars(owner)))
+    line = ["sft", "--config", str(RECIPES["plain_sft"]), "--output_dir", str(tmp_path), *SHORT]
+    assert cli.main(line) == 2
+    assert f"another run is at work in {tmp_path} (process {other.pid} on" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == [LOCK_NAME]  # not even the untrained policy
+
+
+def rows_file(folder: Path, split: str, first: int) -> Path:
+    """Eight lessons as a JSONL file of a data set with splits."""
+    file = folder / f"{split}.jsonl"
+    rows = lessons_of("coins", seed=0, count=first + 8).select(range(first, first + 8))
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def test_a_run_evaluates_on_the_split_that_is_held_out(tmp_path: Path, capsys: pytest.CaptureFixture):
+    data = tmp_path / "data"
+    data.mkdir()
+    rows_file(data, "train", 0), rows_file(data, "test", 8)
+    common = ["--model_name_or_path", policy_path(), "--dataset_name", str(data), "--eos_token", "<eos>"]
+    common += [
+        "--output_dir",
+        str(tmp_path / "run"),
+        "--max_steps",
+        "2",
+        "--eval_strategy",
+        "steps",
+        "--eval_steps",
+        "1",
+    ]
+    common += ["--per_device_train_batch_size", "8", "--bf16", "false", "--gradient_checkpointing", "false"]
+    common += ["--use_cpu", "true", "--report_to", "none", "--save_strategy", "no", "--logging_steps", "1"]
+    assert cli.main(["sft", *common, "--dataset_test_split", "validation"]) == 2
+    said = capsys.readouterr().err
+    assert "the data set has no split 'validation', only" in said and "set dataset_test_split" in said
+    assert cli.main(["sft", *common]) == 0
+    log = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    assert [each["step"] for each in log if "eval_loss" in each] == [1, 2]
+    assert not (tmp_path / "run" / LOCK_NAME).exists()
 
 
 def test_a_missing_model_and_missing_data_are_named(capsys: pytest.CaptureFixture):
