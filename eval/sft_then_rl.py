@@ -12,25 +12,22 @@ the same command again after an interruption. About three to four CPU minutes ea
 """
 
 import argparse
-import json
 import os
 import signal
-import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from many_runs import MADE_WITH, Job, run_all
+from many_runs import Job, run_all
 
 HERE = Path(__file__).parent
 RECIPES = HERE.parent / "recipes/sft"
 PLAIN = "plain_sft"  # what the others are compared with
 AFTER_PLAIN = ("em_ft",)  # methods that need a trained policy
 TASKS = ("coins", "coins_noisy")
-TEMPERATURES = (0.6, 0.8, 1.2)  # beside the one of training
 OF_THE_RUN = {"output_dir", "seed"}  # of a recipe: said apart
 
 
@@ -43,7 +40,6 @@ def methods() -> list[str]:
 class Sizes:
     """What a trial makes smaller; None: as the recipes and the board have it."""
 
-    max_steps: int | None = None  # of RL
     sft_steps: int | None = None
     lessons: int | None = None
 
@@ -58,16 +54,10 @@ def sft_recipe(method: str, task: str, sizes: Sizes) -> dict[str, Any]:
     return {key: value for key, value in {**written, **own}.items() if key not in OF_THE_RUN}
 
 
-def board_of(config: Path, task: str, sizes: Sizes, temperatures: Sequence[float]) -> Any:
-    from leaderboard.plan import Board
-
-    written = yaml.safe_load(config.read_text())
-    return Board.read(written, task, out=Path("unused"), steps=sizes.max_steps, temperatures=temperatures)
-
-
 def job_of(method: str, task: str, seed: int, board: Any, sizes: Sizes) -> Job:
-    rl = {**board.layers, "task_kwargs": {**board.layers["task_kwargs"], **board.splits["report"]}}
-    settings = {"method": method, "sft": sft_recipe(method, task, sizes), "rl": {**rl, "eval_samples": board.samples}}
+    from cells import settings_of
+
+    settings = {"method": method, "sft": sft_recipe(method, task, sizes), "rl": settings_of(board)}
     return Job(name=f"{task}-{method}", seed=seed, settings={**settings, "temperatures": list(board.temperatures)})
 
 
@@ -94,65 +84,31 @@ def make_start(job: Job, folder: Path) -> Path:
 
 
 def make(job: Job, folder: Path) -> dict:
-    """A cell: the start, what it is, and what RL makes of it."""
-    from leaderboard.plan import BEFORE, Run
-    from leaderboard.run import SUMMARY_NAME, train
+    """A cell: what the start is, and what RL makes of it."""
+    from cells import measured
 
-    start = make_start(job, folder)
-    rl = {**job.settings["rl"], "model_name_or_path": str(start), "seed": job.seed}
-    found = {}
-    for stage, entry, temperatures in (("start", BEFORE, ()), ("after", PLAIN, job.settings["temperatures"])):
-        out = folder / "rl" / f"{job.name}_{job.seed}" / stage
-        quiet = {"output_dir": str(out), "save_final": False, "save_strategy": "no", "disable_tqdm": True}
-        train(Run(folder=out, entry=entry, settings=rl, recipe={**rl, **quiet}, temperatures=tuple(temperatures)))
-        found[stage] = json.loads((out / SUMMARY_NAME).read_text())
-    return found
+    rl = {**job.settings["rl"], "model_name_or_path": str(make_start(job, folder)), "seed": job.seed}
+    out = folder / "rl" / f"{job.name}_{job.seed}"
+    return {
+        "start": measured(out / "start", rl, (), trains=False),
+        "after": measured(out / "after", rl, job.settings["temperatures"]),
+    }
 
 
-def cells_of(jobs: Sequence[Job], folder: Path) -> dict[str, dict[int, dict]]:
-    """Method -> seed -> what its file holds, of those that are there and were made with these settings."""
-    found: dict[str, dict[int, dict]] = {}
-    for job in jobs:
-        if (file := job.file(folder)).is_file():
-            cell = json.loads(file.read_text())
-            if cell[MADE_WITH] == json.loads(json.dumps(job.settings)):
-                found.setdefault(job.settings["method"], {})[job.seed] = cell
-    return found
-
-
-def spread(values: Sequence[float]) -> str:
-    """Mean ± deviation over seeds."""
-    deviation = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.3f}{deviation}" if values else "-"
-
-
-COLUMNS = ("method", "start: entropy", "pass@1", "pass@32", "after RL: entropy", "pass@1", "pass@32", "AUC")
-MATCHED = ("AUC at plain's pass@1", "Δ plain", "seeds")
-
-
-def table(cells: Mapping[str, Mapping[int, dict]], board: Any) -> list[str]:
+def table_of(jobs: Sequence[Job], folder: Path, board: Any) -> list[str]:
     """One task's, in Markdown."""
-    from leaderboard.temperatures import curve_of, difference, matched, written
+    from cells import COMPARED, cells_of, compared, spread, table
 
-    curves = {name: {seed: curve_of(cell["after"], board) for seed, cell in of.items()} for name, of in cells.items()}
-    reference = {seed: curve[board.trained_at] for seed, curve in curves.get(PLAIN, {}).items()}
-    areas = {name: matched(of, reference) for name, of in curves.items()}
-    areas[PLAIN] = {seed: point.areas for seed, point in reference.items()}
-    most = f"pass@{max(board.pass_ks)}"
-    lines = ["| " + " | ".join((*COLUMNS, *MATCHED)).replace("pass@32", most) + " |"]
-    lines += ["|" + "---|" * len((*COLUMNS, *MATCHED))]
+    cells = cells_of(jobs, folder)
+    found = compared({name: {seed: cell["after"] for seed, cell in of.items()} for name, of in cells.items()},
+                     next((name for name in cells if name.endswith(PLAIN)), PLAIN), board)  # fmt: skip
+    rows = []
     for name, of in cells.items():
-        means = {stage: [cell[stage]["after"]["means"] for cell in of.values()] for stage in ("start", "after")}
-        row = [f"`{name}`"]
-        for stage in ("start", "after"):
-            row += [
-                spread([each[key] for each in means[stage] if key in each]) for key in ("token_entropy", "pass@1", most)
-            ]
-        row += [spread([curve[board.trained_at].area for curve in curves[name].values()])]
-        row += [spread([float(area.mean()) for area in areas[name].values()])]
-        row += [written(difference(areas[name], areas[PLAIN])), ", ".join(map(str, sorted(of)))]
-        lines.append("| " + " | ".join(row) + " |")
-    return lines
+        starts, ends = ([cell[stage]["after"]["means"] for cell in of.values()] for stage in ("start", "after"))
+        own = [spread([each[key] for each in starts]) for key in ("token_entropy", "pass@1")]
+        after = spread([each["token_entropy"] for each in ends])
+        rows.append([f"`{name.partition('-')[2]}`", *own, after, *found[name]])
+    return table(("method", "start: entropy", "pass@1", "after RL: entropy", *COMPARED), rows, board)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -163,16 +119,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--out", type=Path, default=Path("runs/sft_then_rl"), help="folder of the cells and table.md")
     parser.add_argument("--config", type=Path, default=HERE / "leaderboard.yaml", help="how RL is run and measured")
-    parser.add_argument("--temperatures", type=float, nargs="*", default=TEMPERATURES, help="beside that of training")
+    parser.add_argument("--temperatures", type=float, nargs="*", default=(0.6, 0.8, 1.2), help="beside training's")
     parser.add_argument("--max_steps", type=int, help="of RL, in place of the board's")
     parser.add_argument("--sft_steps", type=int, help="of each supervised stage, in place of the recipes'")
     parser.add_argument("--lessons", type=int, help="the first so many; default: all")
     parser.add_argument("--jobs", type=int, default=1, help="processes, one thread each")
     parser.add_argument("--table", action="store_true", help="train nothing, only write the table")
     options = parser.parse_args(arguments)
-    sizes = Sizes(max_steps=options.max_steps, sft_steps=options.sft_steps, lessons=options.lessons)
+    sizes = Sizes(sft_steps=options.sft_steps, lessons=options.lessons)
+    from cells import board_of
+
     names = [PLAIN, *(name for name in options.methods if name != PLAIN)]
-    boards = {task: board_of(options.config, task, sizes, options.temperatures) for task in options.tasks}
+    boards = {task: board_of(options.config, task, options.max_steps, options.temperatures) for task in options.tasks}
     jobs = [
         job_of(name, task, seed, board, sizes)
         for seed in options.seeds
@@ -190,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "",
             f"{task}, {board.layers['max_steps']} steps of RL:",
             "",
-            *table(cells_of(of_task, options.out), board),
+            *table_of(of_task, options.out, board),
         ]
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "table.md").write_text("\n".join(lines).lstrip() + "\n")

@@ -35,6 +35,7 @@ from pathlib import Path
 import torch
 import yaml
 from many_runs import over_processes
+from transformers import TrainerCallback
 
 from hclm_rl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from hclm_rl.commands import launch
@@ -52,7 +53,7 @@ ERROR_NAME, OUTPUT_NAME = "error.txt", "output.txt"
 DIGITS = 3  # of the entropies of each prompt
 
 
-def train(run: Run) -> None:
+def train(run: Run, callbacks: Sequence[TrainerCallback] = ()) -> None:
     """One run from its settings to its summary, with a fresh trainer; the summary is the last thing written."""
     start, cpu_start = time.perf_counter(), time.process_time()
     run.folder.mkdir(parents=True, exist_ok=True)
@@ -61,7 +62,7 @@ def train(run: Run) -> None:
     recipe = run.folder / RECIPE_NAME
     recipe.write_text(yaml.safe_dump(run.recipe, sort_keys=False))
     arguments, config, model, _ = settings = parse("grpo", ["--config", str(recipe)])
-    trainer, task = build_trainer("grpo", settings, launch.resets_of(arguments, config))
+    trainer, task = build_trainer("grpo", settings, [*launch.resets_of(arguments, config), *callbacks])
     if task is None:
         raise ValueError("a task of the leaderboard needs `task`, whose verifier says which answers are right")
     if run.temperatures and task.environment is not None:

@@ -59,7 +59,7 @@ class SftArguments(ScriptArguments):
 def lessons_of(task: str, seed: int, count: int | None) -> datasets.Dataset:
     """Columns prompt and completion."""
     lesson = LESSONS[task]
-    texts = [text.split() for text in lesson.texts(seed)[:count]]
+    texts = [text.split() for text in lesson.texts(seed, count)]
     cut = lesson.prompt_tokens
     return datasets.Dataset.from_dict(
         {

@@ -31,34 +31,33 @@ IGNORED = -100
 class Lesson:
     """What a warm start learns from, and for how long."""
 
-    texts: Callable[[int], list[str]]  # seed -> prompts with right completions, separated by spaces
+    # seed, the first so many (None: all) -> prompts with right completions, separated by spaces
+    texts: Callable[[int, int | None], list[str]]
     prompt_tokens: int
     steps: int
     batch: int  # completions
     learning_rate: float
 
 
-def coins_texts(seed: int) -> list[str]:
-    source = random.Random(seed)
-    problems = [
-        problem for problem, _ in zip(coins.random_problems("train", seed), range(COINS_PROBLEMS), strict=False)
-    ]
+def coins_texts(seed: int, count: int | None = None) -> list[str]:
+    source, wanted = random.Random(seed), min(count or COINS_PROBLEMS, COINS_PROBLEMS)
+    problems = [problem for problem, _ in zip(coins.random_problems("train", seed), range(wanted), strict=False)]
     return [f"{problem.prompt} {problem.random_solution(source)}" for problem in problems]
 
 
-def coins_noisy_texts(seed: int) -> list[str]:
+def coins_noisy_texts(seed: int, count: int | None = None) -> list[str]:
     """Those of coins, in every second of them a random walk for the payment."""
     source = random.Random(f"noisy {seed}")
-    texts, problems = coins_texts(seed), coins.random_problems("train", seed)
+    texts, problems = coins_texts(seed, count), coins.random_problems("train", seed)
     return [
         f"{problem.prompt} {coins_noisy.random_walk(problem, source)}" if i % 2 else text
         for i, (text, problem) in enumerate(zip(texts, problems, strict=False))
     ]
 
 
-def products_texts(seed: int) -> list[str]:
+def products_texts(seed: int, count: int | None = None) -> list[str]:
     """Every question of the split, whatever the seed."""
-    questions = products.questions_of("warm_start")
+    questions = products.questions_of("warm_start")[:count]
     return [f"{products.spelt(a)} * {products.spelt(b)} = {products.spelt(a * b)}" for a, b in questions]
 
 
@@ -98,7 +97,7 @@ def teach(
 def warm_start(out: str, seed: int, task: str = "coins") -> None:
     """Trains and writes the checkpoint into the folder `out`."""
     lesson, tokenizer = LESSONS[task], new_tokenizer(task)
-    texts = [f"{text} {EOS}" for text in lesson.texts(seed)]
+    texts = [f"{text} {EOS}" for text in lesson.texts(seed, None)]
     ids = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")["input_ids"]
     labels = torch.where(ids == tokenizer.pad_token_id, IGNORED, ids)
     labels[:, : lesson.prompt_tokens] = IGNORED

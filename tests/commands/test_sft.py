@@ -16,6 +16,7 @@ from hclm_rl.commands.sft import lessons_of, parse
 from hclm_rl.sft.config import METHODS, build_method, name_of
 from hclm_rl.testbed import coins
 from hclm_rl.testbed.policy import policy_path
+from hclm_rl.testbed.warm_start_recipe import LESSONS
 
 ROOT = Path(__file__).parents[2]
 RECIPES = {file.stem: file for file in sorted((ROOT / "recipes/sft").glob("*.yaml"))}
@@ -43,6 +44,11 @@ def test_lessons_are_prompts_with_right_completions():
         problem = {"coins": [int(word) for word in words[:3]], "amount": int(words[4])}
         problem["forbidden"] = [int(word) for word in words[6:9]]
         assert words[-1] == ">" and coins.is_correct(problem, row["completion"])
+
+
+@pytest.mark.parametrize("task", LESSONS)
+def test_fewer_lessons_are_the_first_of_more(task: str):
+    assert LESSONS[task].texts(3, 4) == LESSONS[task].texts(3, 9)[:4] and len(LESSONS[task].texts(3, 9)) == 9
 
 
 def test_a_run_leaves_a_model_a_log_and_a_summary(tmp_path: Path):
