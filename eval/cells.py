@@ -65,8 +65,9 @@ def spread(values: Sequence[float], digits: int = 3) -> str:
     return f"{statistics.mean(values):.{digits}f}{deviation}"
 
 
-def compared(summaries: Cells, reference: str, board: Board) -> dict[str, list[str]]:
-    """By name what COMPARED names; all are compared with the reference on the same seeds."""
+def compared(cells: Cells, reference: str, board: Board) -> dict[str, list[str]]:
+    """By name what COMPARED names of the runs' ends; all are compared with the reference on the same seeds."""
+    summaries = {name: {seed: cell["after"] for seed, cell in of.items()} for name, of in cells.items()}
     curves = {name: {seed: curve_of(each, board) for seed, each in of.items()} for name, of in summaries.items()}
     points = {seed: curve[board.trained_at] for seed, curve in curves.get(reference, {}).items()}
     areas = {name: matched(of, points) for name, of in curves.items()}

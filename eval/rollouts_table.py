@@ -67,7 +67,8 @@ def counter(responses: int, budget: int | None) -> Any:
         def on_log(self, args, state, control, logs=None, **_) -> None:
             if logs is None or "completions/mean_length" not in logs or "loss" not in logs:
                 return
-            returned = round(logs["completions/mean_length"] * responses)
+            # TRL's length leaves out what is not in the loss, which in plain sampling is nothing
+            returned = round(logs.get("rollout/tokens_returned", logs["completions/mean_length"] * responses))
             self.returned += returned
             self.drawn += round(logs.get("rollout/tokens_drawn", returned))
             self.reused += round(logs.get("rollout/tokens_reused", 0))
@@ -94,7 +95,7 @@ def make(job: Job, folder: Path) -> dict:
         forget.write_text(FORGET)
     summary = measured(folder / "runs" / f"{job.name}_{job.seed}", rl, job.settings["temperatures"], count)
     tokens = {"drawn": count.drawn, "reused": count.reused, "returned": count.returned}
-    return {**summary, "tokens": tokens, "mib": highest_memory()}
+    return {"after": summary, "tokens": tokens, "mib": highest_memory()}
 
 
 def table_of(jobs: Sequence[Job], folder: Path, board: Any) -> list[str]:
@@ -109,9 +110,12 @@ def table_of(jobs: Sequence[Job], folder: Path, board: Any) -> list[str]:
     for name, of in cells.items():
         tokens = [cell["tokens"] for cell in of.values()]
         memory = [cell["mib"] for cell in of.values() if cell["mib"] is not None]
-        own = [mean([cell["steps"] for cell in of.values()])]
+        own = [mean([cell["after"]["steps"] for cell in of.values()])]
         own += [mean([each[key] / 1000 for each in tokens]) for key in ("drawn", "reused", "returned")]
-        own += [mean([cell["seconds"]["training_cpu"] for cell in of.values()]), mean(memory) if memory else "-"]
+        own += [
+            mean([cell["after"]["seconds"]["training_cpu"] for cell in of.values()]),
+            mean(memory) if memory else "-",
+        ]
         rows.append([f"`{name}`", *own, *found[name]])
     costs = ("rollout", "steps", "drawn, k", "reused, k", "returned, k", "CPU s", "MiB")
     return table((*costs, *COMPARED), rows, board)

@@ -100,8 +100,7 @@ def table_of(jobs: Sequence[Job], folder: Path, board: Any) -> list[str]:
     from cells import COMPARED, cells_of, compared, spread, table
 
     cells = cells_of(jobs, folder)
-    found = compared({name: {seed: cell["after"] for seed, cell in of.items()} for name, of in cells.items()},
-                     next((name for name in cells if name.endswith(PLAIN)), PLAIN), board)  # fmt: skip
+    found = compared(cells, next((name for name in cells if name.endswith(PLAIN)), PLAIN), board)
     rows = []
     for name, of in cells.items():
         starts, ends = ([cell[stage]["after"]["means"] for cell in of.values()] for stage in ("start", "after"))

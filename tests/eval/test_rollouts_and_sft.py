@@ -60,8 +60,8 @@ def test_a_rollout_stops_when_it_has_drawn_what_plain_sampling_drew(config: Path
     rows = [row for row in capsys.readouterr().out.splitlines() if row.startswith("| `")]
     assert [row.split("`")[1] for row in rows] == ["plain", "cure"]
     plain, cure = (json.loads((tmp_path / f"{name}_1.json").read_text()) for name in ("plain", "cure"))
-    assert plain["steps"] == 2 and plain["tokens"]["drawn"] == plain["tokens"]["returned"] > 0
-    drawn, steps = cure["tokens"]["drawn"], cure["steps"]
+    assert plain["after"]["steps"] == 2 and plain["tokens"]["drawn"] == plain["tokens"]["returned"] > 0
+    drawn, steps = cure["tokens"]["drawn"], cure["after"]["steps"]
     assert drawn < cure["tokens"]["returned"] and cure["tokens"]["reused"] > 0
     # it ends with the generation batch that reaches the budget, or with three times plain's steps
     assert drawn >= plain["tokens"]["drawn"] or steps == 6
