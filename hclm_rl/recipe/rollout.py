@@ -68,11 +68,13 @@ def refuse_settings(rollout: RolloutStrategy | None, config: Any) -> None:
 
 
 def with_its_term(chain: Chain, rollout: RolloutStrategy | None) -> Chain:
-    """The chain behind what the rollout itself asks of rewards and advantages."""
+    """The chain and what the rollout itself asks: of rewards before it, as advantages are made of them; of advantages
+    behind it, so that what a rollout says of its own rows stands."""
     term = None if rollout is None else rollout.term()
     if rollout is None or term is None:
         return chain
-    return Chain((Link(name=name_of(rollout), term=term, coef=coefficient_from(term.default_coef)), *chain.links))
+    link = Link(name=name_of(rollout), term=term, coef=coefficient_from(term.default_coef))
+    return Chain((*chain.links, link) if term.shapes_advantages else (link, *chain.links))
 
 
 def as_words(entry: object) -> object:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..types import Rollout, RolloutEffect, Term
+from ..types import Direction, Rollout, RolloutEffect, Term
 from .branch import Branch
 from .strategy import Asked, Response, RolloutStrategy
 
@@ -35,7 +35,8 @@ class ArbitraryEntropy(RolloutStrategy):
     What differs here: the budget is TRL's, so the auxiliary groups take the place of ordinary ones of the same batch
     instead of being drawn beside it. They are the last prompts of each process, round(share * prompts) and at least
     one. Old log-probs are at the loss's temperature for all rows, as the method asks. TRL's KL, with `beta` above 0,
-    stands on the auxiliary rows too. With answers that are never right the method does nothing.
+    stands on the auxiliary rows too. Terms shape the ordinary rows' advantages before the weights come over them; those
+    of the auxiliary rows are as said. With answers that are never right the method does nothing.
 
     Args:
         form: the objective of the paper's later versions or that of the released code
@@ -132,6 +133,7 @@ class AuxiliaryRows(Term):
     """The weights of ordinary and auxiliary rows; remembers H for the batch after."""
 
     shapes_advantages: ClassVar[bool] = True
+    seeks: ClassVar[Direction | None] = "level"
 
     form: Form
     target: float

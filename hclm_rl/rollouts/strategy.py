@@ -53,7 +53,8 @@ class RolloutStrategy:
         """Raises ValueError where it cannot make so many responses to a prompt."""
 
     def term(self) -> Term | None:
-        """What it asks of rewards and advantages: a term that runs before the run's own, under the rollout's name."""
+        """What it asks of rewards and advantages: a term under the rollout's name, which runs before the run's own, or
+        behind them where it shapes advantages."""
         return None
 
     def __call__(self, asked: Asked) -> Sequence[Response]:

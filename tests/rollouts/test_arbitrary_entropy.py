@@ -9,7 +9,7 @@ import torch
 from hclm_rl.recipe.rollout import build_rollout
 from hclm_rl.rollouts.arbitrary_entropy import ArbitraryEntropy, AuxiliaryRows
 from hclm_rl.types import Rollout
-from tests.tiny import make
+from tests.tiny import largest_difference, make, weights_of
 
 
 def rollout_of(
@@ -137,6 +137,50 @@ def test_a_run_measures_h_and_moves_the_temperature(form: str, policy: str, tmp_
     assert first["arbitrary_entropy/temperature"] == pytest.approx(1.0 if form == "weigh" else 1.2)
     assert second["arbitrary_entropy/temperature"] == pytest.approx(0.8)  # far above the target
     assert 0 <= second["arbitrary_entropy/right"] <= 1 and second["rollout/share_trained"] == 1
+
+
+def test_terms_shape_the_ordinary_rows_alone(policy: str, tmp_path: Path):
+    """Advantages that MaxRL makes anew are those of the ordinary rows; an all-right auxiliary group has 1, not 0."""
+    seen = []
+
+    def always_right(completions: list[str], is_auxiliary: list[bool], **_) -> list[float]:
+        return [1.0 if aux else len(text) % 2 for aux, text in zip(is_auxiliary, completions, strict=True)]
+
+    trainer = make(policy, tmp_path, rollout="arbitrary_entropy", terms=["max_rl"], max_steps=1)
+    trainer.reward_funcs = [always_right]
+    assert [link.name for link in trainer._hclm.chain.links] == ["max_rl", "arbitrary_entropy"]
+    stage = AuxiliaryRows.on_rollout
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(
+            AuxiliaryRows,
+            "on_rollout",
+            lambda self, *given: seen.append((given[0], stage(self, *given))) or seen[-1][1],
+        )
+        trainer.train()
+    [(rollout, effect)] = seen
+    auxiliary = torch.tensor([row["is_auxiliary"] for row in rollout.rows])
+    lengths = rollout.mask.sum(dim=1)
+    torch.testing.assert_close(effect.advantages[auxiliary], lengths.sum() / 64 / (4 * lengths[auxiliary]))
+    ordinary = ~auxiliary
+    success = rollout.rewards[ordinary].mean()
+    made = (rollout.rewards[ordinary] - success) / success * lengths.sum() / lengths[ordinary].sum()
+    torch.testing.assert_close(effect.advantages[ordinary], made)
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
+def test_a_resumed_run_is_the_run(algorithm: str, policy: str, tmp_path: Path):
+    """H, which sets the next temperature, is in the checkpoint."""
+    settings = {
+        "algorithm": algorithm,
+        "rollout": {"arbitrary_entropy": {"target": 2.0, "right_at": 0.5, "alpha": 1.0}},
+    }
+    settings |= {"max_steps": 3, "save_strategy": "steps", "save_steps": 1}
+    trainer = make(policy, tmp_path, **settings)
+    trainer.train()
+    assert len({entry["arbitrary_entropy/temperature"] for entry in trainer.state.log_history if "loss" in entry}) > 1
+    resumed = make(policy, tmp_path / "resumed", **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert largest_difference(weights_of(trainer), weights_of(resumed)) == 0
 
 
 @pytest.mark.parametrize(
