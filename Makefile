@@ -12,7 +12,7 @@ CPU_INDEX := https://download.pytorch.org/whl/cpu
 # One worker a file, so that what a file's tests share is made once; files in the order of tests/conftest.py.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow and not gpu'
 
-.PHONY: quickstart test test-newest check bench mutants install lock docs
+.PHONY: quickstart test test-newest test-trl-matrix check bench mutants install lock docs
 
 install: $(VENV)/.installed
 
@@ -36,6 +36,26 @@ test: install
 test-newest:
 	rm -rf .venv-newest
 	$(MAKE) test VENV=.venv-newest LOCK=
+
+# What leans on TRL's private names, with the newest patch of each minor version of TRL that pyproject.toml allows, each in
+# an environment of its own (.venv-trl-1.16); all else as locked. One of them: make test-trl-1.15.
+TRLS ?= 1.15 1.16
+TRL_TESTS := tests/trainer/test_seam.py tests/trainer/test_identity.py tests/trainer/test_invariance.py \
+	tests/trainer/test_numbers.py tests/trainer/test_resume.py tests/trainer/test_score.py tests/trainer/test_states.py \
+	tests/trainer/test_vllm.py tests/chain tests/commands/test_launch.py tests/sft
+
+test-trl-matrix: $(TRLS:%=test-trl-%)
+
+test-trl-%: .venv-trl-%/lock.txt
+	$(MAKE) install VENV=.venv-trl-$* LOCK=$<
+	.venv-trl-$*/bin/python -m pip install --quiet --upgrade 'trl~=$*.0' --constraint $<
+	.venv-trl-$*/bin/python -c 'import importlib.metadata as m; print("TRL", m.version("trl"))'
+	$(subst $(BIN),.venv-trl-$*/bin,$(PYTEST)) $(TRL_TESTS)
+
+.PRECIOUS: .venv-trl-%/lock.txt
+.venv-trl-%/lock.txt: requirements.lock
+	mkdir -p $(@D)
+	grep -v '^trl==' $< > $@
 
 lock:
 	$(PYTHON) -m venv .venv-lock

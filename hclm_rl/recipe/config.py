@@ -23,8 +23,12 @@ from ..types import Term
 from ..watch.trace import Trace
 from .refusals import refuse_order, refuse_two_controls
 from .rollout import ROLLOUT_HELP, as_words, build_rollout, refuse_settings, with_its_term
+from .trl_range import other_trl
 from .values import fits, options_of, shown, stored, written
 from .written_out import as_recipe
+
+if sentence := other_trl():
+    raise ImportError(sentence)
 
 ENTROPY_TERMS_HELP = (
     "Entropy-control terms, from left to right: a list of names, each alone or with its hyper-parameters, "

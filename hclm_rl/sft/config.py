@@ -8,8 +8,12 @@ from typing import Any
 import trl
 
 from ..recipe.named import class_name, filled, named_entry, refuse_unknown
+from ..recipe.trl_range import other_trl
 from .em_ft import EmFt
 from .method import SftMethod
+
+if sentence := other_trl():
+    raise ImportError(sentence)
 
 METHODS = ("curio_sft", "em_ft", "entropy_sft", "mix_ce")
 

@@ -6,13 +6,10 @@ model, `scoring.py` scores other texts, `step.py` ends a step, `evaluation.py` e
 `reset.py` is a callback of its own, which resets the reference model.
 """
 
-import trl
-from packaging.version import Version
+from ..recipe.trl_range import other_trl
 
-if not Version("1.16") <= Version(trl.__version__) < Version("1.17"):
-    raise ImportError(
-        f"hclm_rl works with trl>=1.16,<1.17, and trl {trl.__version__} is installed: pip install 'trl>=1.16,<1.17'"
-    )
+if sentence := other_trl():
+    raise ImportError(sentence)
 
 from .evaluation import Responses
 from .grpo import GRPOTrainer

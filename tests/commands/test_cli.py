@@ -70,12 +70,22 @@ def test_all_methods_are_listed_with_paper_and_needs(capsys: pytest.CaptureFixtu
     assert shown["log_det"] == ["HCLM, Tran, 2026, arXiv:2605.22940", "loss", "scoring pass, hidden states"]
 
 
-def test_another_trl_is_refused_in_one_sentence():
-    code = "import sys, trl; trl.__version__ = '1.17.0'; from hclm_rl.commands import cli; sys.exit(cli.main(['grpo']))"
+@pytest.mark.parametrize(
+    ("version", "line"),
+    [
+        ("1.17.0", "from hclm_rl.commands import cli; sys.exit(cli.main(['grpo']))"),
+        ("1.14.2", "from hclm_rl import GRPOConfig"),
+        ("1.9.0", "from hclm_rl import SFTConfig"),
+    ],
+)
+def test_another_trl_is_refused_in_one_sentence(version: str, line: str):
+    code = f"import sys, trl; trl.__version__ = '{version}'; {line}"
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
-    assert done.returncode == 2
-    sentence = "hclm_rl works with trl>=1.16,<1.17, and trl 1.17.0 is installed: pip install 'trl>=1.16,<1.17'"
-    assert done.stderr.strip() == f"hclm-rl: {sentence}"
+    sentence = f"hclm_rl works with trl>=1.15,<1.17, and trl {version} is installed: pip install 'trl>=1.15,<1.17'"
+    if "cli" in line:
+        assert (done.returncode, done.stderr.strip()) == (2, f"hclm-rl: {sentence}")
+    else:
+        assert done.stderr.strip().endswith(f"ImportError: {sentence}")
 
 
 @pytest.mark.parametrize("name", KINDS)

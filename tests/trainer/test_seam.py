@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 import subprocess
 import sys
 from dataclasses import fields
@@ -14,6 +15,7 @@ from packaging.version import Version
 from transformers import PreTrainedModel, Trainer
 
 import hclm_rl
+from hclm_rl.recipe.trl_range import BELOW, LOWEST
 from hclm_rl.trainer.mixin import EntropyTermsMixin
 
 TRAINERS = [trl.GRPOTrainer, trl.RLOOTrainer]
@@ -22,7 +24,10 @@ OURS = {trl.GRPOTrainer: hclm_rl.GRPOTrainer, trl.RLOOTrainer: hclm_rl.RLOOTrain
 
 
 def test_the_version_of_trl():
-    assert Version("1.16") <= Version(trl.__version__) < Version("1.17")
+    assert Version(LOWEST) <= Version(trl.__version__) < Version(BELOW)
+    assert f'"trl>={LOWEST},<{BELOW}"' in (ROOT / "pyproject.toml").read_text()
+    tested = re.search(r"^TRLS \?= (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert tested is not None and tested[1].split() == ["1.15", "1.16"]  # every minor version of the range
 
 
 @pytest.mark.parametrize("trainer", TRAINERS)
