@@ -32,9 +32,10 @@ ZERO = {
 }
 
 
-def run_by_two(module: str, *arguments: str) -> None:
-    """Runs `python -m module arguments` on two processes on gloo, to its end."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", module]
+def run_by_two(module: str, *arguments: str, processes: int = 2) -> None:
+    """Runs `python -m module arguments` on two processes (or so many) on gloo, to its end."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command += ["-m", module]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
     done = subprocess.run([*command, *arguments], env=environment, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -48,7 +49,10 @@ def leave() -> None:
 
 
 def start(kind: str, folder: Path) -> dict[str, Any]:
-    """Before any trainer, by each process of "ddp", "fsdp2", "zero2" or "zero3"; gives the settings that runs need."""
+    """Before any trainer, by each process of "ddp", "fsdp2", "zero2" or "zero3"; gives the settings that runs need.
+
+    "terms" is "ddp" on as many processes as were started.
+    """
     gc.freeze()  # every training starts with a collection, see conftest.py
     if kind.startswith("zero"):
         stage = int(kind[-1])
@@ -80,7 +84,7 @@ def start(kind: str, folder: Path) -> dict[str, Any]:
                     fsdp_plugin.set_mixed_precision(self._mixed_precision)
 
         accelerates.AcceleratorState.__init__ = init  # type: ignore[method-assign]
-    assert PartialState(cpu=True).num_processes == 2
+    assert PartialState(cpu=True).num_processes == (int(os.environ["WORLD_SIZE"]) if kind == "terms" else 2)
     return {}
 
 

@@ -24,7 +24,7 @@ PAGES += sorted((ROOT / "docs" / "howto").glob("*.md"))
 MORE = [ROOT / "docs" / f"{name}.md" for name in ("evaluation", "extending", "forces", "forecast", "command_line")]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
 NEEDS_GPU = "Needs a GPU"
-OUTSIDE = ("pip", "make", "uv", "python3", ".venv/bin/python", ".venv/bin/accelerate", "accelerate")
+OUTSIDE = ("pip", "make", "uv", "python3", ".venv/bin/python", ".venv/bin/accelerate", "accelerate", "trl")
 RECIPE = """\
 task: coins
 task_kwargs: {prompts: 8, eval_prompts: 2}
@@ -62,7 +62,8 @@ def lines(page: Path) -> Iterator[tuple[list[str], bool]]:
     """The words of each command, without comments and what the shell does with its status."""
     for code, needs_gpu in blocks(page, "", "shell", "bash"):
         for line in code.splitlines():
-            if words := shlex.split(line.partition("||")[0], comments=True):
+            words = shlex.split(line.partition("||")[0], comments=True)
+            if words := words[sum(word.startswith("CUDA_VISIBLE_DEVICES=") for word in words[:1]) :]:
                 yield words, needs_gpu
 
 
@@ -81,7 +82,9 @@ def test_there_are_commands_and_none_is_of_an_unknown_kind():
 
 def shown(page: Path) -> Iterator[list[str]]:
     """Its lines of ours, whatever block they stand in."""
-    for line in re.findall(r"^(?: {4})?(hclm-rl .*)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE):
+    for line in re.findall(
+        r"^(?: {4}|CUDA_VISIBLE_DEVICES=\S+ )?(hclm-rl .*)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE
+    ):
         yield shlex.split(line.partition("||")[0], comments=True)
 
 

@@ -4,11 +4,14 @@ import ast
 import importlib
 import importlib.util
 import json
+import os
+import subprocess
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import yaml
+from accelerate.commands.launch import launch_command_parser
 
 from hclm_rl.recipe.arguments import make_parser, parse
 
@@ -40,6 +43,57 @@ def test_the_script_differs_from_one_of_trls_by_two_lines_and_trains(tmp_path: P
     ]
     trainer = example("trl_script").main(max_steps=1, output_dir=str(tmp_path))
     assert trainer.state.global_step == 1 and (tmp_path / "log.jsonl").is_file()
+
+
+# what a cluster has: `scontrol` names the nodes; `srun` says what it was asked for, and runs what comes after its own
+# flags where that is bash, as the second of the training nodes would; the server goes on until it is ended
+STANDINS = {
+    "scontrol": "printf 'a1\\na2\\na3\\n'",
+    "curl": "exit 0",
+    "accelerate": 'printf "%s\\n" accelerate "$@" > "$SAID/trainer"',
+    "srun": """printf "%s\\n" "$@" > "$SAID/srun_$(echo "$*" | grep -c vllm-serve)"
+while [[ $1 == --* ]]; do shift; done
+if [[ $1 == trl ]]; then exec sleep 60; fi
+SLURM_PROCID=1 exec "$@\"""",
+}
+
+
+def test_the_script_for_slurm_starts_a_server_and_the_trainers(tmp_path: Path):
+    for name, body in STANDINS.items():
+        (file := tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        file.chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SAID": str(tmp_path)}
+    environment |= {"SLURM_JOB_NODELIST": "a[1-3]", "SLURM_JOB_ID": "7"}
+    line = ["bash", str(EXAMPLES / "slurm.sh"), "r.yaml", "org/model", "--output_dir", "runs/with space"]
+    done = subprocess.run(line, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
+    server, trainers, launched = (
+        (tmp_path / name).read_text().splitlines() for name in ("srun_1", "srun_0", "trainer")
+    )
+    assert server[:3] == ["--nodes=1", "--ntasks=1", "--nodelist=a3"] and trainers[2] == "--nodelist=a1,a2"
+    assert server[4:] == [
+        "trl",
+        "vllm-serve",
+        "--model",
+        "org/model",
+        "--tensor_parallel_size",
+        "8",
+        "--host",
+        "0.0.0.0",
+        "--port",
+        "8000",
+    ]
+    read = launch_command_parser().parse_args(launched[2:])  # behind `accelerate launch`
+    assert (read.num_machines, read.num_processes, read.machine_rank) == (2, 16, 1)
+    assert (read.main_process_ip, read.module, read.training_script) == ("a1", True, "hclm_rl")
+    assert Path(read.config_file) == Path("recipes/accelerate/fsdp2.yaml")
+    ours = read.training_script_args
+    assert ours[:3] == ["grpo", "--config", "r.yaml"] and ours[-2:] == ["--output_dir", "runs/with space"]
+    assert not {word for word in ours if word.startswith("--")} - {
+        *make_parser("grpo")._option_string_actions,
+        "--config",
+    }
+    assert ours[ours.index("--vllm_server_base_url") + 1] == "http://a3:8000"
 
 
 @pytest.mark.parametrize("name", GPUS)

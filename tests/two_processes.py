@@ -39,11 +39,14 @@ def evaluated(policy: str, out: Path, responses_at_once: int) -> dict[str, float
 
 
 def main(policy: str, out: Path, cases: dict[str, dict], kind: str) -> None:
-    half = {"per_device_train_batch_size": 4, **start(kind, out)}
+    given = start(kind, out)
+    half = {"per_device_train_batch_size": 8 // PartialState().num_processes, **given}
     runs = {
         term: {"terms": [{term: given}], "loss_type": "dapo", "beta": beta_of(term)} for term, given in cases.items()
     }
     runs = {term: run | {"fixed": "turns" if term in WITH_TOOLS else True} for term, run in runs.items()}
+    if kind == "terms":
+        return train_each(runs, policy, out, half)
     runs["remembers"] = {"terms": ["tests.own_terms.Remembers"], "fixed": True, "loss_type": "dapo"}
     without_kl = [{term: given} for term, given in cases.items() if not beta_of(term)]
     runs["nothing on one"] = {"terms": without_kl, **NOTHING_ON_ONE}
@@ -87,6 +90,17 @@ def main(policy: str, out: Path, cases: dict[str, dict], kind: str) -> None:
         launch("grpo", parse("grpo", [*line, "--use_cpu", str(kind == "fsdp2")]))  # it takes the group down
     else:
         leave()
+
+
+def train_each(runs: dict[str, dict], policy: str, out: Path, half: dict[str, Any]) -> None:
+    """The terms' cases alone, by any number of processes."""
+    for name, run in runs.items():
+        trainer: Any = make(policy, out / name, **half, **run)
+        trainer.train()
+        weights = whole_weights(trainer, "ddp")
+        if PartialState().is_main_process:
+            save_file(weights, out / f"{name}.safetensors")
+    leave()
 
 
 def read_head(trainer: Any, weights: dict[str, torch.Tensor]) -> None:

@@ -190,11 +190,11 @@ def test_rloo_micro_batches_of_an_added_loss(policy: str, tmp_path: Path):
     assert largest_difference(whole, weights_after(policy, tmp_path / "3", algorithm="rloo", **WHOLE)) > 100 * ROUNDING
 
 
-def trained_by_two(policy: str, out: Path, kind: str, terms: list[str]) -> Path:
-    """Folder with the weights of every case, trained by two processes on gloo."""
+def trained_by_two(policy: str, out: Path, kind: str, terms: list[str], processes: int = 2) -> Path:
+    """Folder with the weights of every case, trained by two processes (or so many) on gloo."""
     cases = {term: STRONG.get(term, {}) for term in all_terms_in_order(beta=0.04) if term in terms}
     (out / "launched.yaml").write_text(LAUNCHED)
-    run_by_two("tests.two_processes", policy, str(out), json.dumps(cases), kind)
+    run_by_two("tests.two_processes", policy, str(out), json.dumps(cases), kind, processes=processes)
     return out
 
 
@@ -271,6 +271,17 @@ def test_zero_is_one_process(kind: str, whole: Callable, policy: str, tmp_path: 
 def test_two_processes_are_one(term: str, whole: Callable, two_processes: Path, fsdp2: Path):
     for out in (two_processes, fsdp2):
         assert largest_difference(whole(term), load_file(out / f"{term}.safetensors")) < ROUNDING, out.name
+
+
+@pytest.fixture(scope="module")
+def four_processes(policy: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained_by_two(policy, tmp_path_factory.mktemp("four"), "terms", known_terms(), processes=4)
+
+
+@pytest.mark.slow  # four processes, two responses of the eight each: half a group
+@pytest.mark.parametrize("term", known_terms())
+def test_four_processes_are_one(term: str, whole: Callable, four_processes: Path):
+    assert largest_difference(whole(term), load_file(four_processes / f"{term}.safetensors")) < ROUNDING
 
 
 @pytest.mark.parametrize("kind", ["two_processes", "fsdp2"])
