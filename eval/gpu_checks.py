@@ -358,7 +358,7 @@ def vllm_server(machine: Machine) -> str:
 
 def answers(port: int) -> bool:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health/", timeout=2) as reply:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2) as reply:
             return reply.status == 200
     except (urllib.error.URLError, OSError):
         return False

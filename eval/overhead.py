@@ -8,11 +8,11 @@
 
 `make bench` runs the first two. In on-policy, off-policy and accumulated all trainers live in one process and take
 turns, one optimiser step each in a random order, so that the machine's ups and downs hit all alike. The ratio is of the
-medians; beside it stand the quartiles of the ratios to stock TRL's step of the same round; CPU seconds are steadier
-on a shared machine. Completions are fixed (no generation), so the step is shorter and the ratios stricter than in a
-real run. Where the step is cut into micro-batches, statistics of the whole step take a scoring pass first: the row "scoring
-pass" has that pass and nothing else (with the hidden states kept: "with states"), and "own" is what a term takes beyond
-its row, in units of stock TRL's step. Peak memory is that of a process of its own per row.
+medians; beside it stand the quartiles of the ratios to stock TRL's step of the same round; CPU seconds are steadier on
+a shared machine. Completions are fixed (no generation), so the step is shorter and the ratios stricter than in a real
+run. Where the step is cut into micro-batches, statistics of the whole step take a scoring pass first: the row "scoring
+pass" has that pass and nothing else ("with states": the hidden states kept), and "own" is what a term takes beyond its
+row, in units of stock TRL's step. Peak memory is that of a process of its own per row.
 """
 
 import argparse
@@ -33,7 +33,14 @@ import trl
 from phases import shares_of_the_quickstart
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM, TrainerCallback
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PrinterCallback,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    TrainerCallback,
+)
 from usual_way import beside_the_usual_way
 
 import hclm_rl
@@ -110,14 +117,14 @@ class Shape:
         return Qwen2ForCausalLM(
             Qwen2Config(
                 hidden_size=self.width, vocab_size=self.vocab, num_hidden_layers=self.layers,
-                intermediate_size=self.mlp, num_attention_heads=self.heads, num_key_value_heads=2, max_position_embeddings=2048, pad_token_id=0,
-                eos_token_id=1, bos_token_id=None, tie_word_embeddings=True,
+                intermediate_size=self.mlp, num_attention_heads=self.heads, num_key_value_heads=2,
+                max_position_embeddings=2048, pad_token_id=0, eos_token_id=1, bos_token_id=None, tie_word_embeddings=True,
             )
         )  # fmt: skip
 
 
 SHAPES = {
-    # Qwen2.5-0.5B with 2 of its 24 layers: terms add to what comes after the last, so the ratios are stricter than its own
+    # Qwen2.5-0.5B with 2 of its 24 layers: terms add to what comes after the last, so its own ratios are lower
     "half_b": Shape(width=896, vocab=151_936, layers=2, heads=14, mlp=4864, tokens=512),
     "toy": Shape(width=64, vocab=512, layers=2, heads=2, mlp=128, tokens=8),
 }
@@ -209,7 +216,7 @@ def build(name: str, subject: Subject, model: Any, setting: str, steps: int, out
         **changes,
     )
     trainer = trl.GRPOTrainer if terms is None else hclm_rl.GRPOTrainer
-    return trainer(
+    made = trainer(
         model=model,
         reward_funcs=every_other,
         args=args,
@@ -217,6 +224,8 @@ def build(name: str, subject: Subject, model: Any, setting: str, steps: int, out
         processing_class=subject.tokenizer(),
         rollout_func=subject.responses,
     )
+    made.remove_callback(PrinterCallback)  # the tables are what is printed
+    return made
 
 
 def take_turns(names: list[str], subject: Subject, setting: str, rounds: int, out: Path) -> dict[str, list]:
@@ -350,7 +359,8 @@ def main() -> None:
         print(own_peak(args.memory_of, subject, args.only[0], args.out))
         return
     names = [name for name in CHAINS if name in ("stock TRL", *args.rows)]  # with which the others are compared
-    console, found = Console(), {}
+    # as wide as the tables where nobody watches
+    console, found = Console(width=None if sys.stdout.isatty() else 140), {}
     for setting in settings:
         seconds = take_turns(names, subject, setting, args.rounds, args.out)
         peaks = {} if args.no_memory else {name: peak_memory(name, subject, setting, args.out) for name in names}

@@ -77,7 +77,7 @@ def entropy_change(rows: Tensor, head: Head, ours: bool) -> Tensor:
     """The gradient of the entropy at the head's weight: what `entropy_flow` with `through: head` takes."""
     if ours:
         return entropy_by_head(rows, head)
-    weight = head.weight.requires_grad_()
+    weight = head.weight.detach().requires_grad_()
     shannon((rows @ weight.T).log_softmax(dim=-1)).sum().backward()
     assert weight.grad is not None
     return weight.grad
@@ -96,8 +96,8 @@ def measure(name: str, ours: bool, width: int, vocab: int, tokens: int, device: 
     torch.manual_seed(0)
     rows = torch.randn(tokens, width, device=device)
     head = Head(weight=torch.randn(vocab, width, device=device) * width**-0.5)
+    WAYS[name](rows[:2].clone(), head, ours)  # what libraries load at their first use
     if device == "cuda":
-        WAYS[name](rows[:2].clone(), head, ours)
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated() / 2**20
@@ -148,7 +148,9 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     args = parser.parse_args()
     if args.name is None:
-        beside_the_usual_way(args.width, args.vocab, args.tokens, args.device, Console())
+        beside_the_usual_way(
+            args.width, args.vocab, args.tokens, args.device, Console(width=None if sys.stdout.isatty() else 140)
+        )
         return
     print(json.dumps(measure(args.name, args.way == "ours", args.width, args.vocab, args.tokens, args.device)))
 
