@@ -118,13 +118,14 @@ class Shape:
             Qwen2Config(
                 hidden_size=self.width, vocab_size=self.vocab, num_hidden_layers=self.layers,
                 intermediate_size=self.mlp, num_attention_heads=self.heads, num_key_value_heads=2,
-                max_position_embeddings=2048, pad_token_id=0, eos_token_id=1, bos_token_id=None, tie_word_embeddings=True,
+                max_position_embeddings=2048, pad_token_id=0, eos_token_id=1, bos_token_id=None,
+                tie_word_embeddings=True,
             )
         )  # fmt: skip
 
 
 SHAPES = {
-    # Qwen2.5-0.5B with 2 of its 24 layers: terms add to what comes after the last, so its own ratios are lower
+    # Qwen2.5-0.5B with 2 of its 24 layers: terms add to what comes after the last, so its own are lower
     "half_b": Shape(width=896, vocab=151_936, layers=2, heads=14, mlp=4864, tokens=512),
     "toy": Shape(width=64, vocab=512, layers=2, heads=2, mlp=128, tokens=8),
 }
