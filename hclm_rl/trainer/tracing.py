@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 from torch import Tensor
 
 from ..chain.metrics import token_values
@@ -48,10 +47,6 @@ def open_trace(trainer: Any, inputs: Mapping[str, Any], batch: TokenBatch, advan
 
 
 def write_trace(trainer: Any, step: int) -> None:
-    """The step's trace, written by the main process; every process calls it."""
-
-    def to_main(tables: list) -> list:
-        everything = gather_object(tables) if trainer.accelerator.num_processes > 1 else tables
-        return everything if trainer.accelerator.is_main_process else []
-
-    trainer._hclm.trace.write(step, trainer._tokenizer, to_main)
+    """The step's trace: each process writes its own part."""
+    accelerator = trainer.accelerator
+    trainer._hclm.trace.write(step, trainer._tokenizer, accelerator.process_index, accelerator.num_processes)

@@ -1,4 +1,4 @@
-"""What happened to every response token in chosen optimiser steps: one parquet table a step.
+"""What happened to every response token in chosen optimiser steps: one parquet table a step, or one part a process.
 
 A row is a token that counts. Its columns: `prompt` and `response` (numbers in the generation batch of all processes),
 `position`, `id`, `token` (text), `prompt_text`, `reward` (of the response, before any term), `logp` and `old_logp`
@@ -30,24 +30,49 @@ class Decoder(Protocol):
     def decode(self, token_ids: list[int]) -> str: ...
 
 
-def file_of(folder: Path, step: int) -> Path:
-    """Where the run in `folder` keeps the trace of an optimiser step."""
-    return Path(folder) / FOLDER / f"step-{step:05d}.parquet"
+def file_of(folder: Path, step: int, part: int = 0, of: int = 1) -> Path:
+    """Where the run in `folder` keeps the trace of an optimiser step: that of one of several processes, or all."""
+    name = f"step-{step:05d}" if of == 1 else f"step-{step:05d}.part-{part:05d}-of-{of:05d}"
+    return Path(folder) / FOLDER / f"{name}.parquet"
+
+
+def parts_of(folder: Path, step: int) -> dict[int, list[Path]]:
+    """The files of an optimiser step that are there, by the number of processes of the run that wrote them."""
+    whole = file_of(folder, step)
+    found = {1: [whole]} if whole.is_file() else {}
+    for file in sorted(whole.parent.glob(f"{whole.stem}.part-*-of-*.parquet")):
+        found.setdefault(int(file.stem.rpartition("-")[2]), []).append(file)
+    return found
+
+
+def files_of(folder: Path, step: int) -> list[Path]:
+    """All files of an optimiser step; none where one of them is missing."""
+    whole = [files for count, files in parts_of(folder, step).items() if len(files) == count]
+    return whole[0] if whole else []
 
 
 def traced_steps(folder: Path) -> list[int]:
-    """The optimiser steps, counted from 1 as in the log, of which the run in `folder` has a trace."""
-    numbers = [file.stem.removeprefix("step-") for file in (Path(folder) / FOLDER).glob("step-*.parquet")]
-    return sorted(int(number) for number in numbers if number.isdecimal())
+    """The optimiser steps, counted from 1 as in the log, of which the run in `folder` has a whole trace."""
+    names = {file.stem.partition(".")[0] for file in (Path(folder) / FOLDER).glob("step-*.parquet")}
+    numbers = [name.removeprefix("step-") for name in names]
+    return sorted(int(number) for number in numbers if number.isdecimal() and files_of(folder, int(number)))
 
 
 def read_trace(folder: Path, step: int) -> pa.Table:
     """The tokens of one optimiser step of the run in `folder`, by response and position; `.to_pandas()` from here."""
-    file = file_of(folder, step)
-    if not file.is_file():
+    files = files_of(folder, step)
+    if not files:
         known = ", ".join(map(str, traced_steps(folder))) or "none"
-        raise ValueError(f"{folder} has no trace of step {step}; traced steps: {known}")
-    return pq.read_table(file)
+        there = " and ".join(f"{len(own)} of {count} parts" for count, own in parts_of(folder, step).items())
+        but = f" but {there}: the rest was cut off, or is on another machine" if there else ""
+        raise ValueError(f"{folder} has no trace of step {step}{but}; traced steps: {known}")
+    return in_order([pq.read_table(file) for file in files])
+
+
+def in_order(tables: Sequence[pa.Table]) -> pa.Table:
+    """One table, by response and position; a metric that was given in some only is empty in the others."""
+    whole = pa.concat_tables(tables, promote_options="default").unify_dictionaries()
+    return whole.sort_by([("response", "ascending"), ("position", "ascending")])
 
 
 def token_texts(
@@ -115,19 +140,23 @@ class Trace:
         kept = values[mask].cpu()
         self._parts[-1][name] = kept.float() if kept.is_floating_point() else kept
 
-    def write(self, step: int, tokenizer: Decoder, from_all: Callable[[list[pa.Table]], list[pa.Table]]) -> None:
-        """Writes and forgets the step; every process calls it. `from_all`: the tables of all, and none but on one."""
+    def write(self, step: int, tokenizer: Decoder, process: int = 0, processes: int = 1) -> None:
+        """Writes and forgets the step's tokens of this process, the first of which also takes away older files of it.
+
+        Older files are of a run that was cut off, or of another number of processes.
+        """
         parts, self._parts, self._masks = self._parts, [], []
         prompts, self._prompts = self._prompts, {}
-        tables = from_all([table_of(part, prompts, tokenizer) for part in parts])
-        if not tables:
+        file = file_of(self.folder, step, process, processes)
+        if process == 0:
+            for count, older in parts_of(self.folder, step).items():
+                for each in older if count != processes else ():
+                    each.unlink()
+        if not parts:
             return
-        # a metric that was given in some micro-batches only is empty in the others
-        whole = pa.concat_tables(tables, promote_options="default").unify_dictionaries()
-        file = file_of(self.folder, step)
         file.parent.mkdir(parents=True, exist_ok=True)
         unfinished = file.with_suffix(".unfinished")
-        pq.write_table(whole.sort_by([("response", "ascending"), ("position", "ascending")]), unfinished)
+        pq.write_table(in_order([table_of(part, prompts, tokenizer) for part in parts]), unfinished)
         unfinished.replace(file)
 
 

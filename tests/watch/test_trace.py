@@ -121,11 +121,16 @@ def test_a_step_without_a_trace_is_named(tmp_path: Path):
         read_trace(tmp_path, 10)
 
 
-def test_a_metric_of_some_micro_batches_is_empty_in_the_others(tmp_path: Path):
-    trace = Trace(folder=tmp_path, every=5)
-    assert not trace.wants(4) and trace.wants(5) and trace.is_on
+class Words:
+    def decode(self, token_ids: list[int]) -> str:
+        return " ".join(map(str, token_ids))
+
+
+def told(folder: Path, numbers: list[int]) -> Trace:
+    """A trace of these micro-batches, of two responses each; the second tells a metric that the first does not."""
+    trace = Trace(folder=folder, every=5)
     mask = torch.tensor([[True, True], [True, False]])
-    for i in range(2):
+    for i in numbers:
         rows = torch.tensor([2 * i, 2 * i + 1])
         columns = {"prompt": rows // 2, "response": rows, "reward": rows.float()}
         columns |= {name: torch.full((2, 2), float("nan")).masked_fill(mask, 1.0) for name in ("advantage", "entropy")}
@@ -134,17 +139,36 @@ def test_a_metric_of_some_micro_batches_is_empty_in_the_others(tmp_path: Path):
         trace.start(mask, columns, [(i, [i])])
         if i == 1:
             trace.add("late/told", torch.tensor([[1.0, 2.0], [3.0, float("nan")]]))
+    return trace
 
-    class Words:
-        def decode(self, token_ids: list[int]) -> str:
-            return " ".join(map(str, token_ids))
 
-    trace.write(5, Words(), lambda tables: tables)
+def test_a_metric_of_some_micro_batches_is_empty_in_the_others(tmp_path: Path):
+    trace = told(tmp_path, [0, 1])
+    assert not trace.wants(4) and trace.wants(5) and trace.is_on
+    trace.write(5, Words())
     of = traced(tmp_path, 5)
     assert of["late/told"] == [None, None, None, 1.0, 2.0, 3.0]
     assert of["token"] == ["7", " 8", "9"] * 2 and of["prompt_text"] == ["0"] * 3 + ["1"] * 3
     assert of["weight"] == [None, None, 0.5] * 2 and of["entropy"] == [1.0] * 6
     assert isinstance(read_trace(tmp_path, 5), pa.Table)
+
+
+def test_each_process_writes_its_part_and_a_step_counts_when_all_are_there(tmp_path: Path):
+    told(tmp_path / "one", [0, 1]).write(5, Words())
+    whole, folder = traced(tmp_path / "one", 5), tmp_path / "two"
+    told(folder, [0]).write(5, Words())  # one process, of a run that was cut off and goes on with two
+    told(folder, [1]).write(5, Words(), process=1, processes=2)
+    assert traced_steps(folder) == [5] and len(traced(folder, 5)["id"]) == 3
+    told(folder, [0]).write(5, Words(), process=0, processes=2)
+    assert traced(folder, 5) == whole
+    assert sorted(file.name for file in (folder / "trace").iterdir()) == [
+        "step-00005.part-00000-of-00002.parquet",
+        "step-00005.part-00001-of-00002.parquet",
+    ]
+    told(folder, [0, 1]).write(5, Words(), process=0, processes=4)  # and with four, of which one has written
+    assert traced_steps(folder) == []
+    with pytest.raises(ValueError, match=r"no trace of step 5 but 1 of 4 parts: .*; traced steps: none"):
+        read_trace(folder, 5)
 
 
 def test_tokens_keep_their_spaces_and_their_halves():
