@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..equations.selections import largest
 from .method import Losses, SftBatch, SftMethod
 
 ROUNDING = 1e-9  # 0.29 * 100 is 28.999... in floating point, and means 29
@@ -38,12 +39,8 @@ class EntropySft(SftMethod):
         return max(1, math.floor(self.ratio * labels + ROUNDING))
 
     def __call__(self, batch: SftBatch) -> Losses:
-        delta = (-batch.logps - self.coef * batch.entropy).detach()[batch.mask]
-        is_kept = torch.zeros_like(batch.mask)
-        if len(delta):
-            chosen = torch.zeros_like(delta, dtype=torch.bool)
-            chosen[delta.topk(self.kept(len(delta))).indices] = True
-            is_kept = is_kept.masked_scatter(batch.mask, chosen)
+        delta = -batch.logps - self.coef * batch.entropy
+        is_kept = largest(delta, batch.mask, self.kept(int(batch.mask.sum())))
         # the trainer divides by the labels of the step, the method by those it keeps of them
         scale = batch.tokens / self.kept(batch.tokens)
         kept = is_kept.sum().clamp(min=1)

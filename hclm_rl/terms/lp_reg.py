@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..equations.functional import per_token
-from ..equations.selections import below_quantile
+from ..equations.selections import below_quantile, smallest
 from ..types import Direction, Effect, Rollout, RolloutEffect, Term, TokenBatch
 
 LARGEST_GAP = 20.0  # nats; far beyond where k3 reaches its bound, so that exp cannot overflow
@@ -119,11 +119,7 @@ class LpReg(Term):
         if self.population == "all":
             return is_negative & below_quantile(logps.exp(), mask, self.rho)
         quota = int(self.rho * int(is_negative.sum()))
-        is_selected = torch.zeros_like(mask).flatten()
-        if quota > 1:
-            ranked = torch.where(is_negative, logps, math.inf).flatten()
-            is_selected[ranked.topk(quota, largest=False).indices] = True
-        return is_selected.view_as(mask)
+        return smallest(logps, is_negative, quota if quota > 1 else 0)
 
 
 def reaches(logps: Float[Tensor, "*S"], largest: Float[Tensor, "*#S"], kappa: float) -> Bool[Tensor, "*S"]:

@@ -118,7 +118,7 @@ def best_of_k(groups: Float[Tensor, "P G"], k: int, form: Form) -> Float[Tensor,
         if n < k + (form == "loo"):
             continue
         rows = (counts == n).nonzero().squeeze(1)
-        ordered, order = in_double(groups[rows]).sort(dim=1)  # NaN last
+        ordered, order = in_double(groups[rows]).sort(dim=1, stable=True)  # NaN last
         s = torch.zeros_like(ordered)
         s[:, :n] = (n / k) * of_sorted(ordered[:, :n], k, form)
         found[rows] = torch.zeros_like(s).scatter(1, order, s)

@@ -53,6 +53,12 @@ def test_entropy_sft_as_on_its_card(ratio: float, wanted: float, kept: list[int]
     assert slope.nonzero().flatten().tolist() == kept
 
 
+def test_entropy_sft_keeps_the_first_of_equal_labels():
+    logps = torch.full((60,), -0.5).requires_grad_()
+    loss(EntropySft(ratio=0.5), batch(logps)).backward()
+    assert logps.grad is not None and logps.grad.nonzero().flatten().tolist() == list(range(30))
+
+
 def test_a_share_that_floating_point_misses_by_a_hair_is_meant():
     assert EntropySft(ratio=0.29).kept(100) == 29  # 0.29 * 100 = 28.999999999999996
 

@@ -106,6 +106,14 @@ def test_the_quota_is_a_floor_and_one_alone_is_none(rho, selected, statistics):
 
 
 @BOTH
+def test_of_equal_probabilities_the_first_are_selected(statistics):
+    # 60 tokens alike, as where a policy is certain: a partial sort takes any 30 of them
+    card_of_60 = card(policy=[D1] * 60, tokens=[2] * 60, advantages=[-1.0] * 60)
+    _, metrics = added(LpReg(rho=0.5, statistics=statistics), *card_of_60)
+    assert metrics["link/selected"][0].tolist() == [1] * 30 + [0] * 30
+
+
+@BOTH
 def test_the_papers_population_is_all_tokens(statistics):
     # probabilities 0.014, 0.02, 0.02, 0.3, 0.8 sorted; the quantile 0.375 of five lies at index 1.5: 0.02, and strict
     _, metrics = added(LpReg(rho=0.375, population="all", statistics=statistics), *card())
