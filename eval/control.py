@@ -2,6 +2,7 @@
 
     python eval/control.py --train --jobs 2 --out runs/control
     python eval/control.py --table --out runs/control
+    python eval/control.py --train --table --task coins_noisy --out runs/control_noisy     # a folder a task
 
 Plain GRPO and force_reweight at each floor (a share of the entropy at the start), the same seeds, settings of
 recipes/quickstart.yaml, 384 held-out prompts. Over the second half of the run: the mean absolute error of the training
@@ -26,14 +27,18 @@ from rich.console import Console
 from rich.table import Table
 
 PLAIN = "plain"
+TASKS = ("coins", "coins_noisy", "products")
 PROMPTS, SAMPLES = 384, 64
 MEANS_OVER, WINDOW = 10, 20  # optimiser steps
 MEASURED = ("token_entropy", "pass@1", "pass@8", "pass@32", "distinct_correct")
 DIGITS = 6
 
 
-def jobs(floors: Sequence[float], seeds: Sequence[int], steps: int, prompts: int, samples: int) -> list[Job]:
+def jobs(
+    floors: Sequence[float], seeds: Sequence[int], steps: int, prompts: int, samples: int, task: str = TESTBED["task"]
+) -> list[Job]:
     own = {
+        "task": task,
         "max_steps": steps,
         "task_kwargs": {**TESTBED["task_kwargs"], "eval_prompts": prompts, "eval_split": "test"},
         "eval_samples": samples,
@@ -242,6 +247,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="judge the runs that are there")
     parser.add_argument("--out", type=Path, default=Path("runs/control"), help="folder of the runs")
     parser.add_argument("--jobs", type=int, default=1, help="processes, one thread each")
+    parser.add_argument("--task", choices=TASKS, default=TESTBED["task"], help="and with it the start")
     parser.add_argument("--floors", type=float, nargs="+", default=[0.4, 0.5, 0.7], help="shares of the start")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument("--steps", type=int, default=400, help="optimiser steps of a run")
@@ -249,7 +255,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=SAMPLES, help="responses for each")
     options = parser.parse_args()
     if options.train:
-        wanted = jobs(options.floors, options.seeds, options.steps, options.prompts, options.samples)
+        wanted = jobs(options.floors, options.seeds, options.steps, options.prompts, options.samples, options.task)
         for failed in run_all(make, wanted, options.out, options.jobs):
             print(f"Failed: {failed.file(options.out).with_suffix('.out')}")
     if options.table:

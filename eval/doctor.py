@@ -8,10 +8,13 @@ The recipes: each surrogate's term at its default strength on the testbed, a log
 updates a rollout, LoRA, several turns with a tool, an entropy bonus alone, and SmolLM2 where models/smollm2-135m is. A
 sentence is confirmed by the change of the surrogate on responses that the step was not made from:
 
-    change       predicted, to first order, and realised differ by at most 30 % of the larger of the recipe's and the
-                 plain step's change
-    sign         "a step changes it", "without a term it falls": where told from 0, realised with that sign
-    critical     at the critical coefficient, where told, less than 35 % of the plain step's change is left
+    change       predicted, to first order, and the odd part of what was realised, half of the difference between the
+                 step and the opposite one, differ by at most 5 % of the larger of the recipe's and the plain step's;
+                 the even part is told beside it as the step's bend
+    sign         "to first order a step changes it", "without a term it falls": where told from 0, realised with that
+                 sign
+    critical     at the critical coefficient, where told, less than 35 % of the plain step's change is left, and of its
+                 first order no more than two errors of the coefficient allow
     regime       dominant: the term's part of the change of its surrogate is larger than the rest's; healthy: it pushes
                  its way; weak: it is no larger than what a step does anyway; dead: it is not told from 0
 """
@@ -81,7 +84,7 @@ RECIPES: Mapping[str, str] = {
     "smollm2": f"{SMOLLM2}entropy_terms: [log_det]\n",
 }
 NEEDS = {"multi_turn": "models/hidden_number", "smollm2": "models/smollm2-135m"}  # folders
-CLOSE = 0.3  # of the larger change, by which a first-order prediction may be off
+CLOSE = 0.05  # of the larger change, by which a first-order prediction may be off
 LEFT = 0.35  # of the plain step's change, at the critical coefficient
 
 
@@ -117,32 +120,49 @@ def sentences(force: Force) -> list[Sentence]:
     """Every claim on the surrogate that a step can confirm."""
     whole, without = of_kind(force, "the recipe's"), of_kind(force, "without its term")
     assert whole is not None
-    plain, critical = without or whole, of_kind(force, "at the critical coef")
-    size = max(abs(whole.realised), abs(plain.realised))
+    plain = without or whole
+    size = max(abs(whole.straight), abs(plain.straight))
     found = [
         Sentence(
             surrogate=force.surrogate,
             kind="change",
-            said=f"{each.what}: {each.predicted:.3g}, realised {each.realised:.3g}",
-            is_confirmed=abs(each.predicted - each.realised) <= CLOSE * size,
+            said=f"{each.what}: {each.predicted:.3g}, realised {each.straight:.3g} and a bend of {each.bend:.3g}",
+            is_confirmed=abs(each.predicted - each.straight) <= CLOSE * size,
         )
         for each in force.tried
     ]
     if abs(force.change) > CLEAR * force.change_error and is_seen(whole):
-        said = f"a step changes it by {force.change:.3g} ± {force.change_error:.1g}, realised {whole.realised:.3g}"
-        is_so = force.change * whole.realised > 0
-        found.append(Sentence(surrogate=force.surrogate, kind="sign", said=said, is_confirmed=is_so))
-    is_told = force.critical_coef is not None and abs(force.critical_coef) > CLEAR * force.critical_coef_error
-    if is_told and force.critical_coef is not None and is_seen(plain):
-        way = "falls" if force.critical_coef > 0 else "rises"
-        said = f"without a term it {way}, realised {plain.realised:.3g}"
-        is_so = (plain.realised < 0) == (way == "falls")
-        found.append(Sentence(surrogate=force.surrogate, kind="sign", said=said, is_confirmed=is_so))
-        if critical is not None:
-            left = abs(critical.realised / plain.realised)
-            said = f"at {critical.coef:.3g} it stands still: {100 * left:.0f} % of the plain step's change is left"
-            found.append(Sentence(surrogate=force.surrogate, kind="critical", said=said, is_confirmed=left < LEFT))
-    return [*found, *regime_sentences(force, whole, without)]
+        told = f"{force.change:.3g} ± {force.change_error:.1g}, realised {whole.straight:.3g}"
+        is_so = force.change * whole.straight > 0
+        found.append(
+            Sentence(surrogate=force.surrogate, kind="sign", said=f"a step changes it by {told}", is_confirmed=is_so)
+        )
+    return [*found, *critical_sentences(force, plain), *regime_sentences(force, whole, without)]
+
+
+def critical_sentences(force: Force, plain: Tried) -> list[Sentence]:
+    """Of a critical coefficient that is told; `plain`: the step without a term of the surrogate's."""
+    coef, error, critical = force.critical_coef, force.critical_coef_error, of_kind(force, "at the critical coef")
+    if coef is None or not abs(coef) > CLEAR * error or not is_seen(plain):
+        return []
+    way = "falls" if coef > 0 else "rises"
+    said = f"without a term it {way}, realised {plain.realised:.3g}"
+    is_so = (plain.realised < 0) == (way == "falls")
+    found = [Sentence(surrogate=force.surrogate, kind="sign", said=said, is_confirmed=is_so)]
+    if critical is not None:
+        left, of_first, allowed = *left_at(critical, plain), error / abs(coef)
+        said = (
+            f"at {coef:.3g} it stands still: {100 * left:.0f} % of the plain step's change is left, "
+            f"{100 * of_first:.0f} % of its first order, ± {100 * allowed:.0f} %"
+        )
+        is_so = left < LEFT and of_first <= CLEAR * allowed
+        found.append(Sentence(surrogate=force.surrogate, kind="critical", said=said, is_confirmed=is_so))
+    return found
+
+
+def left_at(critical: Tried, plain: Tried) -> tuple[float, float]:
+    """What is left of the plain step's change: of all of it, and of its first order."""
+    return abs(critical.realised / plain.realised), abs(critical.straight / plain.straight)
 
 
 def is_seen(of: Tried) -> bool:
@@ -184,16 +204,25 @@ def row(name: str, of: Diagnosis) -> str:
     for what in ("the recipe's", "without its term"):
         tried = [each for force in shown if (each := of_kind(force, what))]
         cells.append(", ".join(f"{each.predicted:.2g} / {each.realised:.2g}" for each in tried) or "-")
-    off = [
-        abs(each.predicted - each.realised) / max(abs(step.realised) for step in force.tried)
-        for force in of.forces
-        for each in force.tried
-    ]
-    cells.append(f"{100 * statistics.median(off):.0f} % ({100 * max(off):.0f} %)")
-    left = [float(each.said.split(": ")[1].split(" %")[0]) for each in every if each.kind == "critical"]
-    cells.append(", ".join(f"{each:.0f} %" for each in left) or "none told")
+    off, bends = [], []
+    for force in of.forces:
+        largest = max(abs(each.straight) for each in force.tried)
+        off += [abs(each.predicted - each.straight) / largest for each in force.tried]
+        bends += [abs(each.bend) / largest for each in force.tried]
+    cells += [f"{100 * statistics.median(each):.0f} % ({100 * max(each):.0f} %)" for each in (off, bends)]
+    cells.append(", ".join(lefts(force) for force in of.forces if lefts(force)) or "none told")
     confirmed = sum(each.is_confirmed for each in every)
     return f"| {name} | {regimes} | {' | '.join(cells)} | {confirmed} of {len(every)} |"
+
+
+def lefts(force: Force) -> str:
+    """What is left at the critical coefficient, of it of first order, and what the coefficient's error allows."""
+    plain, critical = of_kind(force, "without its term") or force.tried[0], of_kind(force, "at the critical coef")
+    if critical is None or not any(each.kind == "critical" for each in critical_sentences(force, plain)):
+        return ""
+    left, of_first = left_at(critical, plain)
+    allowed = force.critical_coef_error / abs(critical.coef)
+    return f"{100 * left:.0f} % ({100 * of_first:.0f} ± {100 * allowed:.0f})"
 
 
 def again(found: Mapping) -> Diagnosis:

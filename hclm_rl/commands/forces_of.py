@@ -11,9 +11,9 @@ from ..recipe.config import GRPOConfig, RLOOConfig
 from .diagnosis import Force, balance, change_of_this, force_of
 from .dry_run import HALVED_FROM, DryRun, memory_of, preconditioner
 from .mistakes import strengths_of, surrogate_of
-from .pulled_back import Pulled, own_forces, pulled, rows_of, side
+from .pulled_back import Pulled, own_forces, pulled, rows_of, side, values
 from .replay import Gradients, with_more
-from .trial import Tried, changes, tried
+from .trial import AS_IT_IS, Tried, changes, tried
 
 
 def present_coefs(chain: Chain, log: list[dict]) -> dict[Surrogate, float]:
@@ -65,13 +65,15 @@ def forces_of(run: DryRun, chain: Chain, config: GRPOConfig | RLOOConfig, tries:
 
 def try_out(run: DryRun, seen: list[Pulled], present: Mapping[Surrogate, float]) -> dict[Surrogate, list[Tried]]:
     """The recipe's step; for each surrogate one at its critical coefficient and one without its term, if it has any."""
-    as_it_is = changes(run, run.gradients, {of.surrogate: of.memory for of in seen})
+    memories = {of.surrogate: of.memory for of in seen}
+    before = values(run, run.others, memories), values(run, run.own, memories)
+    as_it_is = changes(run, run.gradients, memories, before)
     memory, rate = memory_of(run), run.recipe_rate
     found: dict[Surrogate, list[Tried]] = {}
     for of in seen:
         name, coef, told = of.surrogate, present.get(of.surrogate, 0.0), balance(of)
         predicted = change_of_this(of.with_all, None, 0.0, rate, memory)
-        found[name] = [tried("the recipe's", coef, predicted, as_it_is[name])]
+        found[name] = [tried(AS_IT_IS, coef, predicted, as_it_is[name])]
         critical = told.critical()
         others: dict[str, tuple[float, Tensor, Tensor | None]] = {}
         if coef:
@@ -80,7 +82,7 @@ def try_out(run: DryRun, seen: list[Pulled], present: Mapping[Surrogate, float])
             others["at the critical coef"] = (critical.value, of.critical_rest, of.critical_own)
         forces = own_forces(run, name, of.memory) if others else []
         for what, (at, with_g, with_own) in others.items():
-            realised = changes(run, with_more(run, forces, at - coef).each, {name: of.memory})[name]
+            realised = changes(run, with_more(run, forces, at - coef).each, {name: of.memory}, before)[name]
             predicted = change_of_this(with_g, with_own, of.kept * at, rate, memory)
             found[name].append(tried(what, at, predicted, realised))
     return found

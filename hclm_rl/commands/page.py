@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .diagnosis import Diagnosis, Force
-from .trial import Tried
+from .trial import AS_IT_IS, Tried
 
 
 def with_error(value: float, error: float) -> str:
@@ -17,14 +17,22 @@ def with_error(value: float, error: float) -> str:
 
 def sentences(of: Force) -> list[str]:
     """What is said of one surrogate below the table, each a claim of its own."""
-    told = [f"{of.regime}; {of.reason}", f"a step changes it by {with_error(of.change, of.change_error)}"]
+    told = [
+        f"{of.regime}; {of.reason}",
+        f"to first order a step changes it by {with_error(of.change, of.change_error)}",
+    ]
     if of.change_without is not None:
         told[-1] += f", without its term by {of.change_without:.2g}"
+    told += [bent(each) for each in of.tried if each.what == AS_IT_IS and each.is_bent]
     if of.critical_coef is not None and not math.isnan(of.critical_coef_error):
         if abs(of.critical_coef) <= 2 * of.critical_coef_error:
             told.append("whether it falls or rises without a term is not told")
         else:
-            told.append(f"without a term it {'falls' if of.critical_coef > 0 else 'rises'}")
+            share = 100 * of.critical_coef_error / abs(of.critical_coef)
+            told.append(
+                f"without a term it {'falls' if of.critical_coef > 0 else 'rises'}, and at the critical coef it stands "
+                f"still to first order, give or take {share:.0f} % of that"
+            )
     if of.above_eps is not None and of.above_eps < 0.5:
         below = f"{100 * (1 - of.above_eps):.0f} % of the variances"
         told.append(f"eps lies above {below}, and there this surrogate acts as the variance does")
@@ -34,6 +42,14 @@ def sentences(of: Force) -> list[str]:
         )
         told.append(part if of.drift_noise is None else f"{part} (two batches of this policy: {of.drift_noise:.2g})")
     return told
+
+
+def bent(of: Tried) -> str:
+    """Where first order does not say what the step does."""
+    return (
+        f"the step is so large that it bends: realised {of.realised:.2g}, of which {of.straight:.2g} is of first order "
+        f"and {of.bend:.2g} of second"
+    )
 
 
 def forces_table(of: Diagnosis) -> Table:
@@ -55,7 +71,7 @@ def forces_table(of: Diagnosis) -> Table:
 
 def tried_table(of: Diagnosis) -> Table:
     table = Table(title="The step tried out, and put back", title_justify="left")
-    for column in ("surrogate", "step", "coef", "predicted", "realised", "on its own responses"):
+    for column in ("surrogate", "step", "coef", "to first order", "realised", "of it bend", "on its own responses"):
         table.add_column(column, no_wrap=column == "surrogate", overflow="fold")
     for force in of.forces:
         for each in force.tried:
@@ -69,7 +85,7 @@ def row(of: Tried) -> list[str]:
         with_error(of.predicted, of.predicted_error),
         with_error(of.realised, of.realised_error),
     )
-    return [of.what, f"{of.coef:.2g}", predicted, realised, f"{of.realised_own:.2g}"]
+    return [of.what, f"{of.coef:.2g}", predicted, realised, f"{of.bend:.2g}", f"{of.realised_own:.2g}"]
 
 
 def show(console: Console, of: Diagnosis) -> None:

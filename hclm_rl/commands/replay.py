@@ -40,9 +40,9 @@ def with_more(run: DryRun, forces: Sequence[Vector], more: float) -> Gradients:
 
 
 @contextmanager
-def step_taken(run: DryRun, gradients: Sequence[Vector], rate: float) -> Iterator[None]:
+def step_taken(run: DryRun, gradients: Sequence[Vector], rate: float) -> Iterator[Vector]:
     """A fresh optimiser sees the gradients one by one, the last at this learning rate; inside, the parameters are those
-    after that step. Everything is put back at the end.
+    after that step, and what is given are those before it. Everything is put back at the end.
     """
     optimizer = optimizer_of(run)
     before = [each.detach().clone() for each in run.parameters]
@@ -57,9 +57,16 @@ def step_taken(run: DryRun, gradients: Sequence[Vector], rate: float) -> Iterato
             optimizer.step()
         for each in run.parameters:
             each.grad = None
-        yield
+        yield before
     finally:
         optimizer.state = state
         for group, own in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = own
         restored(run.parameters, before)
+
+
+@torch.no_grad()
+def turned(parameters: Sequence[torch.nn.Parameter], before: Vector) -> None:
+    """Makes of a step the opposite one."""
+    for each, old in zip(parameters, before, strict=True):
+        each.copy_(2 * old - each)

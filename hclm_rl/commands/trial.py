@@ -9,12 +9,16 @@ from ..equations.expectations import Estimate, Vector
 from ..equations.forces import Surrogate
 from .dry_run import DryRun
 from .pulled_back import values
-from .replay import step_taken
+from .replay import step_taken, turned
+
+AS_IT_IS = "the recipe's"  # step
+BENT = 0.2  # of the change, from which its bend is said
+Values = Mapping[Surrogate, Tensor]  # H on each generation batch
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tried:
-    """The change of a surrogate by one step, predicted and realised."""
+    """The change of a surrogate by one step, predicted to first order and realised."""
 
     what: str
     coef: float
@@ -22,18 +26,44 @@ class Tried:
     predicted_error: float
     realised: float  # on other responses than those that the step was made from
     realised_error: float
+    bend: float  # the even part of it, (H(x + d) + H(x - d)) / 2 - H(x): of second order in the step d
     realised_own: float  # on those that it was made from
+
+    @property
+    def straight(self) -> float:
+        """(H(x + d) - H(x - d)) / 2, which the prediction is of; what is beyond it is of third order."""
+        return self.realised - self.bend
+
+    @property
+    def is_bent(self) -> bool:
+        """Whether the step is too large for its first order to say what it does."""
+        return abs(self.bend) > BENT * abs(self.straight)
+
+
+@dataclass(frozen=True)
+class Change:
+    """Of a surrogate by a step."""
+
+    others: Estimate
+    bend: float
+    own: float
 
 
 def changes(
-    run: DryRun, gradients: Sequence[Vector], memories: Mapping[Surrogate, dict]
-) -> dict[Surrogate, tuple[Estimate, float]]:
-    """Of each surrogate by the step: on other responses, with the error of their mean, and on the step's own."""
-    before = values(run, run.others, memories), values(run, run.own, memories)
-    with step_taken(run, gradients, run.recipe_rate):
-        after = values(run, run.others, memories), values(run, run.own, memories)
+    run: DryRun, gradients: Sequence[Vector], memories: Mapping[Surrogate, dict], before: tuple[Values, Values]
+) -> dict[Surrogate, Change]:
+    """Of each surrogate by the step; `before`: its values on other responses, and on the step's own."""
+    others, own = before
+    with step_taken(run, gradients, run.recipe_rate) as start:
+        after, after_own = values(run, run.others, memories), values(run, run.own, memories)
+        turned(run.parameters, start)
+        opposite = values(run, run.others, memories)
     return {
-        name: (estimate(after[0][name] - before[0][name]), (after[1][name] - before[1][name]).mean().item())
+        name: Change(
+            others=estimate(after[name] - others[name]),
+            bend=((after[name] + opposite[name]) / 2 - others[name]).mean().item(),
+            own=(after_own[name] - own[name]).mean().item(),
+        )
         for name in memories
     }
 
@@ -44,15 +74,15 @@ def estimate(of: Tensor) -> Estimate:
     return Estimate(of.mean().item(), error)
 
 
-def tried(what: str, coef: float, predicted: Estimate, realised: tuple[Estimate, float]) -> Tried:
+def tried(what: str, coef: float, predicted: Estimate, realised: Change) -> Tried:
     """A row of the table."""
-    others, own = realised
     return Tried(
         what=what,
         coef=coef,
         predicted=predicted.value,
         predicted_error=predicted.error,
-        realised=others.value,
-        realised_error=others.error,
-        realised_own=own,
+        realised=realised.others.value,
+        realised_error=realised.others.error,
+        bend=realised.bend,
+        realised_own=realised.own,
     )

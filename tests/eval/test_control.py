@@ -112,4 +112,6 @@ def test_jobs_are_paired_and_build():
     assert arguments.task_kwargs == {"prompts": 256, "eval_prompts": 384, "eval_split": "test"}
     assert (config.steps_per_generation, config.per_device_train_batch_size) == (2, 128)
     [link] = build_chain(config.entropy_terms).links
-    assert link.term.floor == 0.7
+    assert link.term.floor == 0.7 and arguments.task == "coins"
+    noisy = jobs([0.5], [1], steps=400, prompts=384, samples=64, task="coins_noisy")[0]
+    assert parse("grpo", [*recipe(noisy), *flags(QUIET)])[0].task == "coins_noisy"
