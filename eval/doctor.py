@@ -9,8 +9,8 @@ updates a rollout, LoRA, several turns with a tool, an entropy bonus alone, and 
 sentence is confirmed by the change of the surrogate on responses that the step was not made from:
 
     change       predicted, to first order, and the odd part of what was realised, half of the difference between the
-                 step and the opposite one, differ by at most 5 % of the larger of the recipe's and the plain step's;
-                 the even part is told beside it as the step's bend
+                 step and the opposite one, differ by at most 5 % of the larger of the recipe's and the plain step's
+                 and of the even part, which is told beside it as the step's bend: what bends much has a third order too
     sign         "to first order a step changes it", "without a term it falls": where told from 0, realised with that
                  sign
     critical     at the critical coefficient, where told, less than 35 % of the plain step's change is left, and of its
@@ -84,7 +84,7 @@ RECIPES: Mapping[str, str] = {
     "smollm2": f"{SMOLLM2}entropy_terms: [log_det]\n",
 }
 NEEDS = {"multi_turn": "models/hidden_number", "smollm2": "models/smollm2-135m"}  # folders
-CLOSE = 0.05  # of the larger change, by which a first-order prediction may be off
+CLOSE = 0.05  # of the larger change and of the bend, by which a first-order prediction may be off
 LEFT = 0.35  # of the plain step's change, at the critical coefficient
 
 
@@ -127,7 +127,7 @@ def sentences(force: Force) -> list[Sentence]:
             surrogate=force.surrogate,
             kind="change",
             said=f"{each.what}: {each.predicted:.3g}, realised {each.straight:.3g} and a bend of {each.bend:.3g}",
-            is_confirmed=abs(each.predicted - each.straight) <= CLOSE * size,
+            is_confirmed=abs(each.predicted - each.straight) <= CLOSE * (size + abs(each.bend)),
         )
         for each in force.tried
     ]

@@ -2,6 +2,7 @@
 
     python eval/early_warning.py --train --jobs 2 --out runs/early_warning
     python eval/early_warning.py --table --out runs/early_warning
+    python eval/early_warning.py --logs runs --by-entry --out runs/early_warning   # of any runs: every log.jsonl below
 
 Truth: a run collapses at the first optimiser step T at which its entropy, mean over the last 10 steps, is under 20 %
 of its start, the mean over the first 5. An alarm is a step at which the detector begins to say `collapsing` (or, on
@@ -16,6 +17,7 @@ lie in both; `--halves settings` alternates through settings, so that the second
 
 import argparse
 import itertools
+import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -30,6 +32,7 @@ from hclm_rl.watch.collapse import CollapseDetector, Verdict
 
 COLLAPSED = 0.2  # share of the start
 SMOOTH, START = 10, 5  # optimiser steps
+LEAST_ENTRIES = 60  # of a log that is read from elsewhere
 LEVELS = {"collapsing": ("collapsing", "collapsed"), "warning": ("warning", "collapsing", "collapsed")}
 GRID = {
     "warning_below": (0.4, 0.5, 0.6),
@@ -252,6 +255,16 @@ def lowest(log: Log) -> float:
     return min(means) / start if means else float("nan")
 
 
+def logs_below(folder: Path) -> dict[str, Log]:
+    """The log of every run below; those of fewer than 60 entries say nothing of a detector."""
+    found = {}
+    for file in sorted(folder.rglob("log.jsonl")):
+        log = [entry for line in file.read_text().splitlines() if "entropy" in (entry := json.loads(line))]
+        if len(log) >= LEAST_ENTRIES:
+            found[str(file.parent.relative_to(folder))] = log
+    return found
+
+
 def numbered(log: Log) -> list[dict]:
     """The entries counted from 1, whatever steps they are of."""
     return [{**entry, "step": i} for i, entry in enumerate(log, 1)]
@@ -261,6 +274,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--train", action="store_true", help="make the runs that are not there yet")
     parser.add_argument("--table", action="store_true", help="judge the runs that are there")
+    parser.add_argument("--logs", type=Path, help="judge the log.jsonl of any runs below this folder")
     parser.add_argument("--out", type=Path, default=Path("runs/early_warning"), help="folder of the runs")
     parser.add_argument("--jobs", type=int, default=1, help="processes, one thread each")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
@@ -274,8 +288,9 @@ def main() -> None:
         wanted = [job for job in jobs(options.seeds, options.steps) if job.name in (options.only or [job.name])]
         for failed in run_all(make, wanted, options.out, options.jobs):
             print(f"Failed: {failed.file(options.out)}")
-    if options.table:
-        runs = {name: found["h"] for name, found in read([options.out]).items() if found["h"]}
+    if options.table or options.logs:
+        own = {name: found["h"] for name, found in read([options.out]).items() if found["h"]}
+        runs = own if options.logs is None else logs_below(options.logs)
         if options.by_entry:
             runs = {name: numbered(log) for name, log in runs.items()}
         table, notes = tabulate(runs, options.halves, options.most_false)

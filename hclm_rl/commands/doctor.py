@@ -151,7 +151,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--algorithm", choices=("grpo", "rloo"), default="grpo")
     parser.add_argument("--prompts", type=int, default=8, help="most of a dry step, where the recipe's has more")
     parser.add_argument("--steps", type=int, default=8, help="dry steps; more of them narrow what is told")
-    parser.add_argument("--try", dest="tries", action="store_true", help="take the step in a copy: predicted, realised")
+    parser.add_argument(
+        "--try", dest="tries", action="store_true", help="take the step in a copy: first order, realised, bend"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of the page")
     options, line = parser.parse_known_args(arguments)
     if options.prompts < 1 or options.steps < 1:

@@ -58,6 +58,15 @@ def test_collapse_counts_optimiser_steps_where_only_every_second_is_logged():
     assert collapse_step(log_of((1.0, 2), (4.0, 1), (0.41, 20), every=2)) is None
 
 
+def test_logs_of_any_runs_are_read_where_they_are_long_enough(tmp_path):
+    for name, entries in (("a/seed-1", 60), ("a/seed-2", 59)):
+        (tmp_path / name).mkdir(parents=True)
+        lines = [json.dumps(entry) for entry in [{"loss": 1.0}, *log_of((1.0, entries), every=5)]]
+        (tmp_path / name / "log.jsonl").write_text("\n".join(lines) + "\n")
+    found = early_warning.logs_below(tmp_path)
+    assert list(found) == ["a/seed-1"] and [entry["step"] for entry in found["a/seed-1"]][:2] == [1, 6]
+
+
 def test_how_near_to_collapse():
     # five of ten steps at 0.25: (5 + 1.25) / 10
     assert lowest(log_of((1.0, 20), (0.25, 5), (1.0, 20))) == pytest.approx(0.625)
