@@ -65,7 +65,7 @@ def forces_of(run: DryRun, chain: Chain, config: GRPOConfig | RLOOConfig, tries:
 
 def try_out(run: DryRun, seen: list[Pulled], present: Mapping[Surrogate, float]) -> dict[Surrogate, list[Tried]]:
     """The recipe's step; for each surrogate one at its critical coefficient and one without its term, if it has any."""
-    memories = {of.surrogate: of.memory for of in seen}
+    memories: dict[Surrogate, dict] = {of.surrogate: of.memory for of in seen}
     before = values(run, run.others, memories), values(run, run.own, memories)
     as_it_is = changes(run, run.gradients, memories, before)
     memory, rate = memory_of(run), run.recipe_rate
