@@ -75,6 +75,11 @@ def in_order(tables: Sequence[pa.Table]) -> pa.Table:
     return whole.sort_by([("response", "ascending"), ("position", "ascending")])
 
 
+def prompts_in(folder: Path, step: int) -> set[str]:
+    """The texts of the prompts that the run in `folder` traced at this step."""
+    return set(pq.read_table(file_of(folder, step), columns=["prompt_text"])["prompt_text"].unique().to_pylist())
+
+
 def token_texts(
     ids: Sequence[int] | np.ndarray, decode: Callable[[list[int]], str], is_first: np.ndarray | None = None
 ) -> list[str]:

@@ -16,16 +16,19 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from matplotlib.figure import Figure
 
 from hclm_rl.watch.report import read_run, write_report
 from hclm_rl.watch.report.command import main, named
 from hclm_rl.watch.report.figures import shown_range, smoothed
+from hclm_rl.watch.report.hover import strips
 from hclm_rl.watch.report.levels import levels_of
-from hclm_rl.watch.report.page import TURNS
+from hclm_rl.watch.report.ranked import ranked
 from hclm_rl.watch.report.runs import Run, read_log
 from hclm_rl.watch.report.sections import agreement, bar_series, curves, stretches
 from hclm_rl.watch.report.table import at_equal_steps, changes, compare, value_of
-from hclm_rl.watch.report.tokens import Scale, scales_of, spread
+from hclm_rl.watch.report.text import TURNS
+from hclm_rl.watch.report.tokens import Scale, scales_of, spread, to_follow, tokens
 from hclm_rl.watch.trace import file_of
 
 from ..synthetic_run import HOSTILE, write_full_run, write_trace
@@ -331,6 +334,69 @@ def test_colours_of_a_signed_quantity_and_of_a_weight():
 
 def test_steps_shown_are_the_ends_and_the_middle():
     assert spread([1, 2]) == [1, 2] and spread([1, 5, 20, 30, 90]) == [1, 20, 90]
+
+
+def test_the_steps_of_a_prompt_that_came_again_are_shown():
+    # "b" was asked at 10, 30 and 40; its first, middle and last steps are these three
+    assert to_follow({10: {"a", "b"}, 20: {"c"}, 30: {"b"}, 40: {"b", "d"}, 50: {"e"}}) == [10, 30, 40]
+    # asked twice: 20 and 50, and of the first, middle and last step the first one that is not yet there
+    assert to_follow({10: {"a"}, 20: {"b"}, 30: {"c"}, 40: {"d"}, 50: {"b"}}) == [10, 20, 50]
+    assert to_follow({10: {"a"}, 20: {"b"}, 30: {"c"}, 40: {"d"}, 50: {"e"}}) == [10, 30, 50]
+    assert to_follow({10: {"a"}, 20: set()}) == [10, 20]
+
+
+def test_a_prompt_is_followed_from_step_to_step(tmp_path: Path):
+    folder = write_full_run(tmp_path / "run", steps=40)
+    for step in (1, 20, 40):
+        table = pq.read_table(file_of(folder, step))
+        # the first prompt is another one at every step, the second the same at 20 and 40
+        texts = [f"first at {step}" if n == 0 else "again" if step > 1 else "once" for n in table["prompt"].to_pylist()]
+        at = table.column_names.index("prompt_text")
+        pq.write_table(table.set_column(at, "prompt_text", [texts]), file_of(folder, step))
+    shown = tokens([read_run("run", folder)])
+    assert shown is not None and shown.is_followed
+    at = {step: [(p.text, p.elsewhere) for p in prompts] for step, [(_, prompts)] in shown.steps}
+    assert at[20] == [("again", [(40, "prompt-0-40-1")]), ("first at 20", [])]
+    assert at[40] == [("again", [(20, "prompt-0-20-1")]), ("first at 40", [])]
+    text = write_report({"run": folder}, tmp_path / "report.html").read_text()
+    assert '<a href="#prompt-0-40-1">step 40</a>' in text and 'id="prompt-0-40-1"' in text
+
+
+def test_tokens_stand_in_the_order_of_a_quantity():
+    rows = [{"x": value, "token": f"t{value}", "position": 0, "reward": 1.0} for value in range(30)]
+    rows.append({"x": None, "token": "none", "position": 0, "reward": 1.0})
+    found = ranked({"a": {1: rows[:20]}, "b": {7: rows[20:]}}, "x")
+    # 30 have a value, 12 at either end are shown: 29 to 18, and 11 to 0; six between
+    assert [row[0] for row in found.rows] == [str(n) for n in (*range(29, 17, -1), *range(11, -1, -1))]
+    assert found.left_out == 6 and found.rows[0] == ("29", "'t29'", "b", 7, 0, "1")
+    assert ranked({"a": {1: rows[:20]}}, "x").left_out == 0
+
+
+def test_a_curve_says_its_values_at_a_step(tmp_path: Path):
+    runs = [read_run(name, write_run(tmp_path / str(i))) for i, name in enumerate(["plain", "a <b>"])]
+    section = curves(runs)
+    assert section is not None
+    # write_run logs steps 5, 10, 15, 20 with entropy .4 - step / 100 and reward step / 20: two panels of four strips
+    svg = section.svg()
+    assert svg.count('class="at"') == 8 and svg.endswith("</svg>\n")
+    assert svg.count(">step 10</tspan>") == 2 and svg.count(">plain 0.3</tspan>") == 1
+    assert svg.count(">a &lt;b&gt; 0.5</tspan>") == 1 and "<b>" not in svg
+    shown = section.numbers()
+    assert shown is not None and shown.steps == [5, 10, 15, 20]
+    assert shown.rows[0] == ("token entropy (nats)", "plain", ["0.35", "0.3", "0.25", "0.2"])
+    assert shown.rows[3] == ("mean reward", "a <b>", ["0.25", "0.5", "0.75", "1"])
+
+
+def test_a_strip_lies_over_its_step():
+    figure = Figure(figsize=(10, 5))  # 720 x 360 points
+    axes = figure.add_axes((0.1, 0.2, 0.5, 0.6))
+    axes.plot([0, 10], [1.0, 2.0], label="run")
+    axes.set_xlim(0, 10)
+    first, last = strips(axes, 720, 360)
+    # the panel goes from 72 to 432 across and, from the top, from 72 to 288; half way between the steps is 252
+    assert '<rect class="strip" x="72.0" y="72.0" width="180.0" height="216.0"/>' in first
+    assert '<rect class="strip" x="252.0" y="72.0" width="180.0" height="216.0"/>' in last
+    assert '<line x1="432.0" x2="432.0" y1="72.0" y2="288.0"/>' in last and ">run 2</tspan>" in last
 
 
 def test_a_trace_cut_off_is_one_sentence_beside_the_other_steps(tmp_path: Path):

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
+from .hover import Numbers, numbers, with_hover
 from .runs import Run
 from .table import by_group, group_of
 
@@ -57,7 +58,10 @@ class Section:
     caption: str
 
     def svg(self) -> str:
-        return svg_of(self.figure)
+        return with_hover(svg_of(self.figure), self.figure)
+
+    def numbers(self) -> Numbers | None:
+        return numbers(self.figure)
 
     def png(self, file: Path) -> Path:
         with rc_context(STYLE):
@@ -99,25 +103,46 @@ def shown_range(values: Sequence[float], middles: Sequence[float], outer: float)
     return min(*middles, ordered[left_out]), max(*middles, ordered[len(ordered) - 1 - left_out])
 
 
-def draw_curve(axes: Axes, run: Run, key: str, colour: str, line: str, is_ratio: bool) -> tuple[float, float] | None:
-    """The logged values faintly, and smoothed; a few of them one by one. Gives the range to show."""
+def draw_curve(
+    axes: Axes, run: Run, key: str, colour: str, line: str, is_ratio: bool, name: str
+) -> tuple[float, float] | None:
+    """The logged values faintly, and smoothed; a few of them one by one. Gives the range to show.
+
+    The logged values carry `name`, by which hover.py finds them.
+    """
     steps, values = run.curve(key)
     if not values:
         return None
     if len(values) < FEW:
-        axes.plot(steps, values, color=colour, linestyle=line, linewidth=1.4, marker="o", markersize=3)
+        axes.plot(steps, values, color=colour, linestyle=line, linewidth=1.4, marker="o", markersize=3, label=name)
         return min(values), max(values)
     middles = smoothed(values, middle=statistics.median if is_ratio else statistics.fmean)
-    axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
+    axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8, label=name)
     axes.plot(steps, middles, color=colour, linestyle=line, linewidth=1.8)
     return shown_range(values, middles, OUTER_RATIOS if is_ratio else OUTER)
+
+
+def curve_name(run: Run, key: str, keys: Sequence[str]) -> str:
+    """The run's name, and of several quantities in a panel what tells this one from the others."""
+    if len(keys) == 1:
+        return run.name
+    link, _, metric = key.partition("/")
+    return f"{run.name}, {link if len({each.partition('/')[0] for each in keys}) > 1 else metric}"
 
 
 def draw_panel(axes: Axes, runs: Sequence[Run], panel: Panel) -> None:
     """All runs' curves; from 0 where nothing is below it, else with a line at 0."""
     palette = colours(runs)
     drawn = [
-        draw_curve(axes, run, key, palette[group_of(run.name)], LINES[i % len(LINES)], panel.is_ratio)
+        draw_curve(
+            axes,
+            run,
+            key,
+            palette[group_of(run.name)],
+            LINES[i % len(LINES)],
+            panel.is_ratio,
+            curve_name(run, key, panel.keys),
+        )
         for i, key in enumerate(panel.keys)
         for run in runs
     ]

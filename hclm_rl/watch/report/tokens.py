@@ -1,17 +1,23 @@
-"""Completions of the trace, token by token: each in the colour of a quantity, its numbers in the hover text."""
+"""Completions of the trace, token by token: each in the colour of a quantity, its numbers in the hover text.
 
-from collections.abc import Sequence
+Shown are prompts that were traced at several steps, where there are any, so that one can be followed.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..trace import read_trace, traced_steps
+from ..trace import prompts_in, read_trace, traced_steps
+from .ranked import Ranked, ranked
 from .runs import Run, is_number
 from .table import by_group
 
 STEPS, PROMPTS, RESPONSES, TOKENS = 3, 2, 4, 400  # shown at most: a run, a step, a prompt, a response
+LOOKED_AT = 100  # traced steps of which the prompts are read, to find one that was asked again
 QUANTITIES = 10  # to choose from, at most
 LOW, HIGH = (213, 94, 0), (0, 114, 178)  # the colour of little or negative, and that of much
 OWN = {"entropy": "entropy", "weight": "weight", "advantage": "advantage"}  # column -> its name on the page
@@ -60,6 +66,8 @@ class Response:
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
     text: str
+    place: str  # to link to
+    elsewhere: list[tuple[int, str]]  # the other steps that show it, and its place there
     responses: list[Response]
 
 
@@ -69,7 +77,13 @@ class Tokens:
 
     scales: list[Scale]
     steps: list[tuple[int, list[tuple[str, list[Prompt]]]]]
+    ranked: list[Ranked]  # one a quantity
     problems: list[tuple[str, str]]
+
+    @property
+    def is_followed(self) -> bool:
+        """Whether some prompt is shown at several steps."""
+        return any(prompt.elsewhere for _, of_runs in self.steps for _, prompts in of_runs for prompt in prompts)
 
 
 def spread(steps: Sequence[int], count: int = STEPS) -> list[int]:
@@ -79,13 +93,25 @@ def spread(steps: Sequence[int], count: int = STEPS) -> list[int]:
     return [steps[round(i * (len(steps) - 1) / (count - 1))] for i in range(count)]
 
 
-def first_rows(table: pa.Table) -> list[dict]:
-    """The tokens of the first responses to the first prompts."""
-    kept: list[int] = []
-    for prompt in sorted(table["prompt"].unique().to_pylist())[:PROMPTS]:
+def to_follow(asked: Mapping[int, set[str]]) -> list[int]:
+    """The steps to show of {step: prompts}: those of the prompt that was asked at most steps, and others evenly."""
+    steps = sorted(asked)
+    often = Counter(text for texts in asked.values() for text in sorted(texts))
+    text, count = max(often.items(), key=lambda each: each[1], default=("", 0))
+    own = spread([step for step in steps if text in asked[step]]) if count > 1 else []
+    return sorted([*own, *(step for step in spread(steps) if step not in own)][:STEPS])
+
+
+def first_rows(table: pa.Table, often: Mapping[str, int]) -> list[dict]:
+    """The tokens of the first responses to the first prompts, of those first that the shown steps have most `often`."""
+    numbers = dict(zip(table["prompt"].to_pylist(), table["prompt_text"].to_pylist(), strict=True))
+    shown = sorted(numbers, key=lambda number: (-often.get(numbers[number], 0), number))[:PROMPTS]
+    rows = []
+    for prompt in shown:
         of_prompt = table.filter(pc.field("prompt") == prompt)
-        kept += sorted(of_prompt["response"].unique().to_pylist())[:RESPONSES]
-    return table.filter(pc.field("response").isin(kept)).to_pylist()
+        responses = sorted(of_prompt["response"].unique().to_pylist())[:RESPONSES]
+        rows += of_prompt.filter(pc.field("response").isin(responses)).to_pylist()
+    return rows
 
 
 def scales_of(rows: Sequence[dict]) -> list[Scale]:
@@ -114,12 +140,35 @@ def token_of(row: dict, scales: Sequence[Scale]) -> Token:
     return Token(text=row["token"].replace("\n", "\u21b5\n"), hover=hover, style=style)
 
 
-def prompts_of(rows: Sequence[dict], scales: Sequence[Scale]) -> list[Prompt]:
+def places_of(rows: Mapping[str, Mapping[int, Sequence[dict]]]) -> dict[tuple[str, int, int], tuple[str, str]]:
+    """{(run, step, number of the prompt): (its place on the page, its text)}"""
+    return {
+        (name, step, row["prompt"]): (f"prompt-{i}-{step}-{row['prompt']}", row["prompt_text"])
+        for i, (name, of) in enumerate(rows.items())
+        for step, each in of.items()
+        for row in each
+    }
+
+
+def prompts_of(
+    name: str,
+    step: int,
+    rows: Sequence[dict],
+    scales: Sequence[Scale],
+    places: Mapping[tuple[str, int, int], tuple[str, str]],
+) -> list[Prompt]:
     by_prompt: dict[int, dict[int, list[dict]]] = {}
     for row in rows:
         by_prompt.setdefault(row["prompt"], {}).setdefault(row["response"], []).append(row)
     prompts = []
-    for responses in by_prompt.values():
+    for number, responses in by_prompt.items():
+        place, text = places[name, step, number]
+        # where two prompts of a step have one text, the first of them
+        same = {
+            at: there
+            for (run, at, _), (there, said) in reversed(places.items())
+            if run == name and at != step and said == text
+        }
         shown = [
             Response(
                 reward=f"{of[0]['reward']:.3g}",
@@ -128,16 +177,27 @@ def prompts_of(rows: Sequence[dict], scales: Sequence[Scale]) -> list[Prompt]:
             )
             for of in responses.values()
         ]
-        prompts.append(Prompt(text=next(iter(responses.values()))[0]["prompt_text"], responses=shown))
+        prompts.append(Prompt(text=text, place=place, elsewhere=sorted(same.items()), responses=shown))
     return prompts
 
 
-def read_rows(folder: Path, steps: Sequence[int]) -> tuple[dict[int, list[dict]], str | None]:
+def asked_at(folder: Path, steps: Sequence[int]) -> dict[int, set[str]]:
+    """{step: texts of its prompts}; none of a file that cannot be read."""
+    found: dict[int, set[str]] = {}
+    for step in spread(steps, LOOKED_AT):
+        try:
+            found[step] = prompts_in(folder, step)
+        except (pa.ArrowException, OSError, KeyError):
+            found[step] = set()
+    return found
+
+
+def read_rows(folder: Path, steps: Sequence[int], often: Mapping[str, int]) -> tuple[dict[int, list[dict]], str | None]:
     """{step: tokens} as far as the files can be read, and a sentence if one cannot."""
     rows, broken = {}, []
     for step in steps:
         try:
-            rows[step] = first_rows(read_trace(folder, step))
+            rows[step] = first_rows(read_trace(folder, step), often)
         except (pa.ArrowException, OSError, KeyError):
             broken.append(str(step))
     return rows, f"The trace of step {', '.join(broken)} is incomplete and left out." if broken else None
@@ -153,12 +213,20 @@ def tokens(runs: Sequence[Run]) -> Tokens | None:
     rows: dict[str, dict[int, list[dict]]] = {}
     problems = []
     for run in traced:
-        rows[run.name], problem = read_rows(run.folder, spread(sorted(shared) or traced_steps(run.folder)))
+        asked = asked_at(run.folder, sorted(shared) or traced_steps(run.folder))
+        steps = to_follow(asked)
+        if shared and run is not traced[0]:  # all runs at the steps of the first
+            steps = sorted(rows[traced[0].name]) or steps
+        often = Counter(text for step in steps for text in asked.get(step, ()))
+        rows[run.name], problem = read_rows(run.folder, steps, often)
         if problem:
             problems.append((run.name, problem))
     scales = scales_of([row for of in rows.values() for each in of.values() for row in each])
-    steps = sorted({step for of in rows.values() for step in of})
+    places = places_of(rows)
     shown = [
-        (step, [(name, prompts_of(of[step], scales)) for name, of in rows.items() if step in of]) for step in steps
+        (step, [(name, prompts_of(name, step, of[step], scales, places)) for name, of in rows.items() if step in of])
+        for step in sorted({step for of in rows.values() for step in of})
     ]
-    return Tokens(scales=scales, steps=shown, problems=problems)
+    return Tokens(
+        scales=scales, steps=shown, ranked=[ranked(rows, scale.column) for scale in scales], problems=problems
+    )

@@ -1,0 +1,15 @@
+"""Text of others on a page: a completion, a name, a key of a log."""
+
+import unicodedata
+
+# the characters of Unicode's bidirectional algorithm: marks, embeddings, overrides, isolates
+TURNS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def visible(text: str) -> str:
+    """Characters that turn the order of what follows, or that control anything else, as `\\u202e`: a completion may
+    not rearrange the page, nor hide in it."""
+    return "".join(
+        f"\\u{ord(each):04x}" if each in TURNS or (unicodedata.category(each) == "Cc" and each not in "\n\t") else each
+        for each in text
+    )
