@@ -34,6 +34,7 @@ class Result:
     comparison: Comparison | None
     verdict: Verdict | None
     samples: dict[str, list[Samples]] = field(repr=False)  # "model", "base" -> per problem
+    prompts: dict[str, str] = field(default_factory=dict, repr=False)  # problem -> the text that both were given
 
     def as_json(self) -> dict:
         """Plain numbers, lists and text; what is not defined is null."""
@@ -223,4 +224,5 @@ def evaluate(  # long: half of it is signature, docstring and the fields of Resu
         if base
         else None,
         samples=samples,
+        prompts={problem.id: prompt for problem, prompt in zip(kept, prompts, strict=True)},
     )

@@ -6,8 +6,11 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 from rich.table import Table
 
+from hclm_rl.watch.report.text import shown as text_shown
+
 from .compare import budgets
 from .counted import CountedResult
+from .lost import SHOWN, lost_problems, next_steps
 from .statistics import Estimate, Support
 
 if TYPE_CHECKING:  # imports transformers, which counts do without
@@ -118,6 +121,7 @@ def pass_curves(curves: dict[str, list[Estimate]], ks: list[int]) -> str:
     from matplotlib.figure import Figure
 
     from hclm_rl.watch.report.figures import BEFORE_COLOUR, COLOURS, STYLE, svg_of
+    from hclm_rl.watch.report.hover import with_hover
 
     with rc_context(STYLE):
         figure = Figure(figsize=(7, 3.8), layout="constrained")
@@ -135,13 +139,14 @@ def pass_curves(curves: dict[str, list[Estimate]], ks: list[int]) -> str:
         axes.set_xlabel("k responses")
         axes.set_ylabel("pass@k")
         axes.legend(frameon=False, loc="lower right")
-        return svg_of(figure)
+        return with_hover(svg_of(figure), figure, unit="k =")
 
 
 def write_page(result: "Result", out: Path) -> Path:
     """One HTML page: no network, no script, nothing beside it. Needs the extra `report`."""
     ks, comparison = budgets(result.sampling.samples), result.comparison
     models = {"base": comparison.base, "trained": result.trained} if comparison else {"model": result.trained}
+    lost = lost_problems(result.samples["base"], result.samples["model"], result.prompts) if comparison else []
     return render(
         out,
         curves={role: [of[f"pass@{k}"] for k in ks] for role, of in models.items()},
@@ -157,6 +162,9 @@ def write_page(result: "Result", out: Path) -> Path:
         rows=rows(result),
         settings=settings_line(result),
         support=support_line(comparison.support) if comparison else None,
+        lost=lost[:SHOWN],
+        more_lost=max(len(lost) - SHOWN, 0),
+        next_steps=next_steps(result.verdict, result.trained, result.sampling.samples),
     )
 
 
@@ -178,6 +186,10 @@ def write_counted_page(result: CountedResult, out: Path) -> Path:
         rows=counted_rows(result),
         settings=counted_settings(result),
         support=found if isinstance(found, str) else support_line(found),
+        lost=[],
+        more_lost=0,
+        lost_names=result.moved.get("lost", []),
+        next_steps=next_steps(result.verdict, {}, result.most),
     )
 
 
@@ -190,10 +202,13 @@ def render(out: Path, curves: dict[str, list[Estimate]], ks: list[int], **shown:
         figure = pass_curves(curves, ks)
     except ImportError as error:
         raise ValueError(f"the page needs {error.name}: pip install 'hclm-rl[report]'") from error
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    template = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined).get_template(
-        TEMPLATE
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=text_shown,
     )
+    page = environment.get_template(TEMPLATE).render(figure=markupsafe.Markup(figure), **shown)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(template.render(figure=markupsafe.Markup(figure), **shown), encoding="utf-8")
+    out.write_text(page, encoding="utf-8", errors="replace")
     return out

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -13,7 +14,7 @@ from .text import visible
 STRIPS, LINES, NAME = 40, 10, 34  # shown at most: steps a panel, values a step, characters of a name
 COLUMNS = 6  # steps in the table
 POINTS = 72  # an inch, in the units of matplotlib's SVG
-LINE_HEIGHT, LETTER = 11.0, 4.9  # of the text in a box, in points
+LINE_HEIGHT, LETTER = 11.0, 5.2  # of the text in a box, in points
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +34,10 @@ class Numbers:
 def curves_on(axes: Axes) -> list[Curve]:
     """The curves that were drawn with a name; matplotlib gives the others names of its own."""
     named = [line for line in axes.lines if not str(line.get_label()).startswith("_child")]
-    return [
-        Curve(name=str(line.get_label()), values=dict(zip(map(float, xs), map(float, ys), strict=True)))
-        for line in named
-        for xs, ys in [line.get_data()]
+    drawn = [
+        (str(line.get_label()), *(np.asarray(part, dtype=float).tolist() for part in line.get_data())) for line in named
     ]
+    return [Curve(name=name, values=dict(zip(xs, ys, strict=True))) for name, xs, ys in drawn]
 
 
 def spaced(steps: Sequence[float], count: int) -> list[float]:
@@ -51,11 +51,11 @@ def steps_of(curves: Sequence[Curve], count: int) -> list[float]:
     return spaced(sorted({step for curve in curves for step in curve.values}), count)
 
 
-def said_at(step: float, curves: Sequence[Curve]) -> list[str]:
+def said_at(step: float, curves: Sequence[Curve], unit: str) -> list[str]:
     """The lines of the box at a step."""
     known = [f"{visible(each.name)[:NAME]} {each.values[step]:.4g}" for each in curves if step in each.values]
     more = [f"and {len(known) - LINES} more"] if len(known) > LINES else []
-    return [f"step {step:g}", *known[:LINES], *more]
+    return [f"{unit} {step:g}", *known[:LINES], *more]
 
 
 def box(x: float, top: float, width: float, lines: Sequence[str]) -> str:
@@ -72,14 +72,15 @@ def box(x: float, top: float, width: float, lines: Sequence[str]) -> str:
     )
 
 
-def strips(axes: Axes, width: float, height: float) -> list[str]:
+def strips(axes: Axes, width: float, height: float, unit: str = "step") -> list[str]:
     """One invisible strip a step over the panel, with the box that it shows; for a figure of this size in points."""
     curves = curves_on(axes)
     steps = steps_of(curves, STRIPS)
-    place, (low, high) = axes.get_position(), axes.get_xlim()
+    place = axes.get_position()
     left, right, top = place.x0 * width, place.x1 * width, (1 - place.y1) * height
     tall = place.height * height
-    xs = [left + (step - low) / (high - low) * (right - left) for step in steps]
+    shares = axes.transAxes.inverted().transform(axes.transData.transform([(step, 1.0) for step in steps]))[:, 0]
+    xs = [left + float(share) * (right - left) for share in shares]
     edges = [left, *((a + b) / 2 for a, b in pairwise(xs)), right]
     found = []
     for step, x, (start, end) in zip(steps, xs, pairwise(edges), strict=True):
@@ -87,15 +88,15 @@ def strips(axes: Axes, width: float, height: float) -> list[str]:
             f'<g class="at" tabindex="-1"><rect class="strip" x="{start:.1f}" y="{top:.1f}" '
             f'width="{max(end - start, 0):.1f}" height="{tall:.1f}"/><g class="said">'
             f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top:.1f}" y2="{top + tall:.1f}"/>'
-            f"{box(x, top + 2, width, said_at(step, curves))}</g></g>"
+            f"{box(x, top + 2, width, said_at(step, curves, unit))}</g></g>"
         )
     return found
 
 
-def with_hover(svg: str, figure: Figure) -> str:
-    """The drawn figure, with a strip a step over every panel that has named curves."""
+def with_hover(svg: str, figure: Figure, unit: str = "step") -> str:
+    """The drawn figure, with a strip a step (or what else `unit` counts) over every panel that has named curves."""
     width, height = (POINTS * float(side) for side in figure.get_size_inches())
-    over = "".join(strip for axes in figure.axes if curves_on(axes) for strip in strips(axes, width, height))
+    over = "".join(strip for axes in figure.axes if curves_on(axes) for strip in strips(axes, width, height, unit))
     before, end, rest = svg.rpartition("</svg>")
     return f"{before}{over}{end}{rest}"
 

@@ -10,15 +10,10 @@ from pathlib import Path
 from ..secrets import hide, hide_in_line, hide_in_yaml
 from .runs import STATE, Run, read_run
 from .table import LOGGED, at_equal_steps, changes, compare
-from .text import visible
+from .text import shown, visible
 from .tokens import tokens
 
 TEMPLATE = "page.html.j2"
-
-
-def shown(value: object) -> object:
-    """What the page prints of a value, before jinja escapes what is no markup yet."""
-    return type(value)(visible(value)) if isinstance(value, str) else value
 
 
 def overrides_of(run: Run) -> str:

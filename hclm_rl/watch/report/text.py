@@ -13,3 +13,8 @@ def visible(text: str) -> str:
         f"\\u{ord(each):04x}" if each in TURNS or (unicodedata.category(each) == "Cc" and each not in "\n\t") else each
         for each in text
     )
+
+
+def shown(value: object) -> object:
+    """What the page prints of a value, before jinja escapes what is no markup yet."""
+    return type(value)(visible(value)) if isinstance(value, str) else value

@@ -166,7 +166,7 @@ def prompts_of(
         # where two prompts of a step have one text, the first of them
         same = {
             at: there
-            for (run, at, _), (there, said) in reversed(places.items())
+            for (run, at, _), (there, said) in reversed(list(places.items()))
             if run == name and at != step and said == text
         }
         shown = [
