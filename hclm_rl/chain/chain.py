@@ -127,10 +127,11 @@ class Chain:
     """The links of a run, in order.
 
     Metrics:
-        <link>/coef (coefficient): strength of the link at this step, as its number, schedule or controller has it
-        <link>/affected (share): of the response tokens that the link changed. Healthy: above 0, but for gauges and for
-            floors that hold. Else: after 50 steps at 0 you are warned: the method does nothing in this setting, as
-            several published ones do with one update per rollout
+        <link>/coef (coefficient): strength of the link at this step, as its number, schedule or controller has it; a
+            gauge has none
+        <link>/affected (share): of the response tokens that the link changed; not logged of a gauge. Healthy: above 0,
+            but for floors that hold. Else: after 50 steps at 0 you are warned: the method does nothing in this setting,
+            as several published ones do with one update per rollout
     """
 
     links: tuple[Link, ...] = ()

@@ -30,6 +30,7 @@ from ..trainer.folder import PACKAGES, note, write_whole
 from ..trainer.reset import refuse_reset
 from ..watch.report.runs import SUMMARY_NAME
 from ..watch.secrets import hide, hide_in_line, secrets_in, secrets_in_yaml, without
+from ..watch.trackers import TellTrackers, tell_trackers
 from .callbacks import FolderOpener, MeasureAtStart, UntrainedTeller, reset_of
 from .loading import TESTBED, build_trainer
 from .lock import RunLock
@@ -187,7 +188,7 @@ def callbacks_of(
     folder: Path, recipe: Path | None, arguments: RunArguments, config: GRPOConfig | RLOOConfig
 ) -> list[TrainerCallback]:
     """What opens the run's folder, what tells of a run that trains nothing, and what resets its reference."""
-    return [FolderOpener(folder, recipe), UntrainedTeller(), *resets_of(arguments, config)]
+    return [FolderOpener(folder, recipe), UntrainedTeller(), TellTrackers(), *resets_of(arguments, config)]
 
 
 def resets_of(arguments: RunArguments, config: GRPOConfig | RLOOConfig) -> list[TrainerCallback]:
@@ -228,6 +229,8 @@ def prepare(
                 "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
             }
             leave_behind(trainer, settings, folder, summary, secrets)
+            if trainer.accelerator.is_main_process:
+                tell_trackers(trainer.callback_handler.callbacks, folder, before, after, trainer.state.global_step)
         finally:
             lock.release()
         let_go(trainer)

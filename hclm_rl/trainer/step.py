@@ -33,13 +33,17 @@ def end_step(trainer: Any) -> None:
             name.removeprefix(f"{link.name}/"): metrics[name] for name in metrics if name.startswith(f"{link.name}/")
         }
         link.term.on_step(own, run.state.memory[link.name])
-        metrics[f"{link.name}/coef"] = coef
+        affected = metrics[f"{link.name}/affected"]
+        if link.term.is_diagnostic:  # a gauge has no strength and changes no token: nothing to log
+            del metrics[f"{link.name}/affected"]
+        else:
+            metrics[f"{link.name}/coef"] = coef
         # a controller that gates by the entropy at sampling moves by the same one
         measured = sampled if link.coef.needs_entropy and sampled is not None else entropy
         if math.isfinite(measured):
             before = run.state.controller[link.name]
             run.state.controller[link.name] = moved(link.coef, link.name, measured, before, now.step)
-        is_idle = metrics[f"{link.name}/affected"] == 0 and coef != 0 and not link.term.is_diagnostic
+        is_idle = affected == 0 and coef != 0 and not link.term.is_diagnostic
         run.state.idle_steps[link.name] = run.state.idle_steps[link.name] + 1 if is_idle else 0
         if run.state.idle_steps[link.name] == IDLE_STEPS_BEFORE_WARNING and trainer.accelerator.is_main_process:
             logger.warning(

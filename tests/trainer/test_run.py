@@ -287,7 +287,9 @@ def test_affected_shares(policy: str, tmp_path: Path):
         assert 0.3 < float(entry["forking_tokens/affected"]) <= 0.8
         assert float(entry["forking_tokens/kept"]) == pytest.approx(0.2, abs=0.05)
         assert float(entry["entropy_bonus/affected"]) == 0.0
-        assert float(entry["information_force/affected"]) == 0.0
+        # a gauge changes no token and has no strength: neither is logged
+        assert not {"information_force/affected", "information_force/coef"} & entry.keys()
+        assert "information_force/force_norm" in entry
 
 
 def test_tokens_that_a_tool_wrote_are_left_out(policy: str, tmp_path: Path):
