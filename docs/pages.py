@@ -36,7 +36,8 @@ COMMAND_LINE = """\
 # Command line
 
 Written by `python docs/pages.py` from the commands themselves; `hclm-rl COMMAND --help` says the same. A mistake is one
-sentence on stderr and exit code 2.
+sentence on stderr and exit code 2. `--quiet` with any command: no progress, no log lines, no warnings; what you asked for
+and mistakes are still printed, and files written.
 
 ## hclm-rl grpo, hclm-rl rloo
 
@@ -44,6 +45,7 @@ sentence on stderr and exit code 2.
     hclm-rl grpo --task coins --entropy_terms '["entropy_flow"]'
 
 They train. `--config` names a recipe, every other flag overrides one of its keys: [recipe keys](recipe_keys.md).
+`--help` shows the most used, `--help_all` all of them.
 `--accelerate_config NAME|FILE` starts several processes, `--num_processes` so many of them:
 [several GPUs](howto/gpus.md).
 

@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from ..responses.names import nearest_first
+from ..responses.names import nearest
 from .anchored import Aer
 from .schedules import Coefficient, Constant, Cosine, Linear, Schedule, State, require_number, require_numbers
 
@@ -253,11 +253,11 @@ def coefficient_from(spec: object) -> Coefficient:
     settings = {name: value for name, value in spec.items() if name != "kind"}
     kind = spec.get("kind")
     if not isinstance(kind, str) or kind not in KINDS:
-        raise ValueError(f"coef needs a known kind, got {kind!r}; known: {', '.join(nearest_first(str(kind), KINDS))}")
+        raise ValueError(f"coef needs a known kind, got {kind!r}; known: {nearest(kind, KINDS)}, ...")
     known = inspect.signature(KINDS[kind]).parameters
     for name in settings:
         if name not in known:
-            raise ValueError(f"a {kind} coef has no {name!r}; it has: {', '.join(nearest_first(str(name), known))}")
+            raise ValueError(f"a {kind} coef has no {name!r}; it has: {nearest(name, known)}")
     missing = [name for name, p in known.items() if p.default is p.empty and name not in settings]
     if missing:
         raise ValueError(f"a {kind} coef needs {', '.join(missing)}; got {settings}")

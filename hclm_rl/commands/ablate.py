@@ -4,7 +4,6 @@ One optimiser step of the recipe is taken whole and then once more without each 
 score; the entropy is measured on rollouts of other prompts. The model and the optimiser are put back each time.
 """
 
-import argparse
 import json
 import tempfile
 from collections.abc import Sequence
@@ -14,10 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ..recipe.arguments import recipe_of, with_recipe_apart
-from .ablation import SCORES, Ablation, ablated, prepared
+from .ablation import Ablation, ablated, prepared
 from .doctor import DEFAULT, as_flags
-
-PARTS = 10
+from .helps import of_ablate
 
 
 def show(console: Console, of: Ablation) -> None:
@@ -42,19 +40,7 @@ def show(console: Console, of: Ablation) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Exit code 0; a recipe that cannot run is a sentence."""
-    parser = argparse.ArgumentParser(
-        prog="hclm-rl ablate",
-        allow_abbrev=False,  # a shortened flag of the recipe's would be taken for one of these
-        description="One step of the recipe, without its terms, taken without each tenth of its tokens. Further flags "
-        "override the recipe.",
-    )
-    parser.add_argument("--algorithm", choices=("grpo", "rloo"), default="grpo")
-    parser.add_argument("--score", choices=tuple(SCORES), default="logits", help="by which tokens are sorted (logits)")
-    parser.add_argument("--parts", type=int, default=PARTS, help="of equally many tokens (10)")
-    parser.add_argument("--prompts", type=int, default=16, help="of the step (16)")
-    parser.add_argument("--batches", type=int, default=4, help="the last is the step, the others are held out (4)")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
-    options, line = parser.parse_known_args(arguments)
+    options, line = of_ablate().parse_known_args(arguments)
     if options.parts < 2 or options.prompts < 2 or options.batches < 2:
         raise ValueError(
             f"--parts, --prompts and --batches must be at least 2, got {options.parts}, {options.prompts} and "

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..responses.names import nearest_first
+from ..responses.names import nearest
 from ..trainer.folder import write_whole
 from ..trainer.reset import ResetReference
 from ..watch.report.runs import RECIPE_NAME, SUMMARY_NAME
@@ -92,5 +92,5 @@ def reset_of(given: dict) -> ResetReference:
     known = inspect.signature(ResetReference).parameters
     for name in given:
         if name not in known:
-            raise ValueError(f"reset_reference has no {name!r}; it has: {', '.join(nearest_first(str(name), known))}")
+            raise ValueError(f"reset_reference has no {name!r}; it has: {nearest(name, known)}, ...")
     return ResetReference(**given)

@@ -7,6 +7,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,9 @@ from rich.table import Table
 from hclm_rl.recipe.shipped import shipped_folder
 from hclm_rl.responses.names import look_here, nearest
 
+from .helps import ALL, HELPS
 from .metrics import METRIC, Metric, metrics_of, read_docstring
+from .quiet import QUIET, is_asked, quiet
 
 ALGORITHMS: Final = ("grpo", "rloo")
 # command -> (the module whose main(arguments) runs it, imported when called for; what it does)
@@ -200,8 +203,8 @@ def accelerate_file(name: str) -> Path:
     for candidate in (Path(name), *(folder / f"{name}.yaml" for folder in folders)):
         if candidate.is_file():
             return candidate
-    names = sorted({file.stem for folder in folders for file in folder.glob("*.yaml")})
-    raise ValueError(f"no accelerate configuration '{name}': give a file or one of {', '.join(names)}")
+    names = {file.stem for folder in folders for file in folder.glob("*.yaml")}
+    raise ValueError(f"no accelerate configuration '{name}': give a file or one of {nearest(name, sorted(names))}, ...")
 
 
 def launch(algorithm: Literal["grpo", "rloo"], arguments: Sequence[str]) -> int:
@@ -228,8 +231,36 @@ def launch(algorithm: Literal["grpo", "rloo"], arguments: Sequence[str]) -> int:
     return subprocess.run([*command, "--module", "hclm_rl", algorithm, *rest]).returncode
 
 
+def train(algorithm: Literal["grpo", "rloo"], line: Sequence[str]) -> int:
+    """TRL 1.16 uses transformers' old names, which a user of either can do nothing about."""
+    warnings.filterwarnings("ignore", message="`(is_)?gradient_checkpointing", category=FutureWarning)
+    return launch(algorithm, line)
+
+
+def run_verb(line: Sequence[str]) -> int:
+    """What a verb does with its arguments; a plain --help needs no torch."""
+    verb, rest = line[0], ["--help" if each == ALL else each for each in line[1:]]
+    if verb in HELPS and line[1:] in (["--help"], ["-h"]):
+        HELPS[verb]().print_help()
+        return 0
+    for algorithm in ALGORITHMS:
+        if verb == algorithm:
+            return train(algorithm, rest)
+    return importlib.import_module(COMMANDS[verb][0]).main(rest)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
+    line = list(sys.argv[1:] if arguments is None else arguments)
+    if not is_asked(line):
+        return answer(line)
+    verb = next((each for each in line if each != QUIET), "")
+    with quiet(hides_output=verb in (*ALGORITHMS, "sft")):
+        return answer([each for each in line if each != QUIET])
+
+
+def answer(line: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="hclm-rl", description="Entropy control in RL fine-tuning on top of TRL.")
+    parser.add_argument(QUIET, action="store_true", help="with any command: no progress, no log lines, no warnings")
     parser.add_argument("--version", action="store_true", help="print the versions of hclm-rl and TRL")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for algorithm in ALGORITHMS:
@@ -239,13 +270,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         commands.add_parser(command, help=about, add_help=False)
     methods = commands.add_parser("methods", help="list the entropy-control methods, or show one")
     methods.add_argument("name", nargs="?", help="a method's name, or the dotted path of a class")
-    line = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        for algorithm in ALGORITHMS:
-            if line[:1] == [algorithm]:
-                return launch(algorithm, line[1:])
-        if line[:1] and line[0] in COMMANDS:
-            return importlib.import_module(COMMANDS[line[0]][0]).main(line[1:])
+        if line and line[0] in (*ALGORITHMS, *COMMANDS):
+            return run_verb(line)
+        if line and not line[0].startswith("-") and line[0] not in commands.choices:
+            close = nearest(line[0], commands.choices)
+            raise ValueError(f"unknown command '{line[0]:.80}'; the nearest are {close}; `hclm-rl --help` lists all")
         options = parser.parse_args(line)
         if options.version:
             from importlib.metadata import version

@@ -4,7 +4,6 @@ A dry run of a few optimiser steps at learning rate 0 on the recipe's own model,
 then each surrogate's force, pulled back to the parameters. Nothing is written but what is asked for.
 """
 
-import argparse
 import json
 import statistics
 import tempfile
@@ -25,6 +24,7 @@ from . import size_page
 from .diagnosis import Diagnosis
 from .dry_run import OTHERS, DryRun, Sizes, dry_run, dry_settings, generators_put_back, sizes
 from .forces_of import forces_of
+from .helps import of_doctor
 from .loading import build_trainer, load_rows, refuse_batch_larger_than_data
 from .mistakes import (
     chain_mistakes,
@@ -143,19 +143,7 @@ def main(arguments: Sequence[str]) -> int:
     """Exit code 1 where the recipe has a mistake, one of its forces is not healthy, or none could be measured."""
     if any(each.split("=")[0] == ASKED for each in arguments):
         return size_page.main(arguments)
-    parser = argparse.ArgumentParser(
-        prog="hclm-rl doctor",
-        allow_abbrev=False,  # a shortened flag of the recipe's would be taken for one of these
-        description="Forces, regimes and mistakes of a recipe before training. Further flags override the recipe.",
-    )
-    parser.add_argument("--algorithm", choices=("grpo", "rloo"), default="grpo")
-    parser.add_argument("--prompts", type=int, default=8, help="most of a dry step, where the recipe's has more")
-    parser.add_argument("--steps", type=int, default=8, help="dry steps; more of them narrow what is told")
-    parser.add_argument(
-        "--try", dest="tries", action="store_true", help="take the step in a copy: first order, realised, bend"
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON instead of the page")
-    options, line = parser.parse_known_args(arguments)
+    options, line = of_doctor().parse_known_args(arguments)
     if options.prompts < 1 or options.steps < 1:
         raise ValueError(f"--prompts and --steps must be at least 1, got {options.prompts} and {options.steps}")
     line = with_recipe_apart(line)

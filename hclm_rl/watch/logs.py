@@ -21,6 +21,7 @@ NAMES: Names = {  # ours -> those of others, the first that a log has is taken
     "learning_rate": ("learning_rate", "train/learning_rate", "actor/lr"),
     "max_steps": ("max_steps", "training/total_steps"),
 }
+LATEST = 3  # runs of a database that a sentence names
 VERL_LINE = re.compile(r"\bstep:(\d+) - (.*)")
 VERL_PAIR = re.compile(
     r"([\w./@-]+):(?:np\.\w+\()?([-+]?(?:\d[\d.]*(?:e[-+]?\d+)?|nan|inf))\)?(?= - |$)", re.IGNORECASE
@@ -132,7 +133,9 @@ def trackio_rows(path: Path, run: str | None) -> list[Entry]:
                 name for (name,) in database.execute("SELECT run_name FROM metrics GROUP BY run_name ORDER BY max(id)")
             ]
             if run is not None and run not in known:
-                raise ValueError(f"{path.name} has no run '{run}'; it has {', '.join(known) or 'none'}")
+                latest = ", ".join(known[-LATEST:]) or "none"
+                more = f", the latest of {len(known)}" if len(known) > LATEST else ""
+                raise ValueError(f"{path.name} has no run '{run}'; it has {latest}{more}")
             rows = database.execute(
                 "SELECT step, metrics FROM metrics WHERE run_name = ? ORDER BY id", (run or (known or [""])[-1],)
             ).fetchall()

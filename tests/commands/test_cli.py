@@ -1,15 +1,19 @@
 """`hclm-rl`: the list of methods, and how training is started."""
 
 import dataclasses
+import logging
+import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 
 import hclm_rl.commands.launch
 from hclm_rl import __version__, known_terms
-from hclm_rl.commands import cli, metrics
+from hclm_rl.commands import cli, helps, metrics
+from hclm_rl.commands.helps import HELPS
 from hclm_rl.recipe.config import find_term
 
 ROOT = Path(__file__).parents[2]
@@ -182,3 +186,71 @@ def test_an_accelerate_configuration_starts_the_job_through_accelerate(name: str
 def test_python_dash_m_is_the_same_program():
     done = subprocess.run([sys.executable, "-m", "hclm_rl", "--version"], capture_output=True, text=True, cwd=ROOT)
     assert (done.returncode, done.stdout.split()[:2]) == (0, ["hclm-rl", __version__])
+
+
+def test_an_unknown_command_names_three(capsys: pytest.CaptureFixture):
+    assert cli.main(["repot", "runs/a"]) == 2
+    assert capsys.readouterr().err == (
+        "hclm-rl: unknown command 'repot'; the nearest are report, grpo, recipes; `hclm-rl --help` lists all\n"
+    )
+    assert cli.main(["grpo", "--accelerate_config", "cpus"]) == 2
+    err = capsys.readouterr().err
+    assert err.count(",") == 3 and "cpu, " in err and err.endswith(", ...\n")
+
+
+@pytest.mark.parametrize("verb", [*cli.ALGORITHMS, *cli.COMMANDS, "methods"])
+def test_the_help_of_a_verb_fits_a_screen(verb: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    try:
+        assert cli.main([verb, "--help"]) == 0
+    except SystemExit as end:  # as argparse ends
+        assert end.code == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"usage: hclm-rl {verb}") and said.count("\n") <= 60
+    if verb in HELPS:
+        assert "--config" in said
+
+
+def test_the_short_help_names_flags_that_are_there():
+    from hclm_rl.commands import generate
+    from hclm_rl.commands.ablation import SCORES
+    from hclm_rl.recipe.arguments import make_parser
+
+    assert tuple(SCORES) == helps.SCORES
+    there = {each for action in make_parser("grpo")._actions for each in action.option_strings}
+    there |= {"--quiet", "--help_all", "--accelerate_config", "--num_processes", "--config", "-h"}
+    for verb in ("grpo", "rloo"):
+        assert {each for action in HELPS[verb]()._actions for each in action.option_strings} <= there
+    own = {f"--{each.name}" for each in dataclasses.fields(generate.GenerateArguments)} | {"--config", "--help", *there}
+    assert {each for action in HELPS["generate"]()._actions for each in action.option_strings} <= own
+
+
+def test_plain_words_need_no_torch():
+    """Each of them must answer in a second: they may not import torch, TRL or transformers."""
+    code = (
+        "import sys; from hclm_rl.commands import cli\n"
+        "for line in ([], ['grpo', '--help'], ['doctor', '--help'], ['methods', 'qae'], ['recipes'], ['nothing']):\n"
+        "    cli.main(line)\n"
+        "assert not {'torch', 'transformers', 'trl', 'datasets'} & sys.modules.keys(), sys.modules.keys()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "\x1b" not in done.stdout + done.stderr  # no colours where no terminal is
+
+
+def test_quiet_leaves_the_answer_and_the_mistakes(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    def noisy(algorithm: str, line: list[str]) -> int:
+        print("{'loss': 1}")
+        logging.getLogger("hclm_rl").warning("a warning")
+        warnings.warn("another", stacklevel=1)
+        print("hclm-rl grpo: a mistake", file=sys.stderr)
+        assert os.environ["TQDM_DISABLE"] == "1" and line == ["--seed", "1"]
+        return 2
+
+    monkeypatch.setattr(hclm_rl.commands.launch, "main", noisy)
+    assert cli.main(["grpo", "--quiet", "--seed", "1"]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err == "hclm-rl grpo: a mistake\n"
+    assert "TQDM_DISABLE" not in os.environ and logging.root.manager.disable == 0
+    assert cli.main(["recipes", "--quiet"]) == 0
+    assert "quickstart" in capsys.readouterr().out  # it was asked for
