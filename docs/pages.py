@@ -36,8 +36,8 @@ COMMAND_LINE = """\
 # Command line
 
 Written by `python docs/pages.py` from the commands themselves; `hclm-rl COMMAND --help` says the same. A mistake is one
-sentence on stderr and exit code 2. `--quiet` with any command: no progress, no log lines, no warnings; what you asked for
-and mistakes are still printed, and files written.
+sentence on stderr and exit code 2. `--quiet` with any command: no progress, no log lines, no warnings; what you asked
+for and mistakes are still printed, and files written.
 
 ## hclm-rl grpo, hclm-rl rloo
 
