@@ -11,9 +11,8 @@ from transformers import AutoConfig, PretrainedConfig
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from ..chain.chain import Chain
-from ..chain.coefficients import Constant
+from .links import NOTHING
 
-NOTHING = Constant(coefficient=0.0)
 CLIPPING_LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo")
 
 
@@ -96,20 +95,6 @@ def refuse_two_controls(config: trl.GRPOConfig, chain: Chain) -> None:
         )
     if config.top_entropy_quantile < 1.0 and any(type(link.term).__name__ == "ForkingTokens" for link in chain.links):
         raise ValueError("TRL's top_entropy_quantile beside forking_tokens selects tokens twice; drop one of the two")
-
-
-def refuse_order(chain: Chain) -> None:
-    """A term that shapes rewards after one that shapes advantages, whose work it would undo; coef 0 is absence."""
-    shaper = None
-    for link in chain.links:
-        if link.coef == NOTHING:
-            continue
-        if link.term.shapes_rewards and shaper is not None:
-            raise ValueError(
-                f"'{link.name}' shapes rewards, of which the advantages are made anew, and would undo '{shaper}' "
-                f"before it: put '{link.name}' before '{shaper}'"
-            )
-        shaper = link.name if link.term.shapes_advantages else shaper
 
 
 def refuse_rewards_out_of_sight(chain: Chain, config: Any) -> None:

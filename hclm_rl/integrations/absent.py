@@ -1,0 +1,42 @@
+"""A tensor that is not there: it has a shape, and whoever reads a value of it is told why there is none."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# what may be asked of it: all that does not read a value
+SHAPELY = {
+    Tensor.shape.__get__,  # pyright: ignore[reportFunctionMemberAccess]
+    Tensor.dtype.__get__,  # pyright: ignore[reportFunctionMemberAccess]
+    Tensor.device.__get__,  # pyright: ignore[reportFunctionMemberAccess]
+    Tensor.requires_grad.__get__,  # pyright: ignore[reportFunctionMemberAccess]
+    Tensor.dim,
+    Tensor.size,
+    Tensor.numel,
+    Tensor.__len__,
+    Tensor.is_floating_point,
+    Tensor.is_complex,
+}
+
+
+class Absent(Tensor):
+    """Stands for entropies that a trainer does not hand to its loss."""
+
+    why: str
+
+    @classmethod
+    def like(cls, values: Tensor, why: str) -> "Absent":
+        made = values.detach().as_subclass(cls)
+        made.why = why
+        return made
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable, types: Sequence[type], args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in SHAPELY:
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **(kwargs or {}))
+        raise ValueError(next((each.why for each in args if isinstance(each, cls)), "this tensor is not there"))

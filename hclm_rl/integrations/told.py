@@ -1,0 +1,28 @@
+"""What stage 1, in the one process that sees the whole batch, says to stage 2 in the workers."""
+
+import zlib
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+# keys of what travels with a row
+REWARDS, GROUP_REWARDS, AFFECTED, COLUMN = "rewards", "group_rewards", "affected/", "column/"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """What stage 1 and the step say to stage 2: the same for all rows."""
+
+    step: int
+    progress: float
+    coefs: dict[str, float]
+    shared: dict[str, Tensor] = field(default_factory=dict)
+    memory: dict[str, dict] = field(default_factory=dict)
+    share: float = 1.0  # of the generation batch in one optimiser step
+    seed: int = 0
+
+
+def generator(seed: int, step: int, stage: str, link: str) -> torch.Generator:
+    """As in trainer/run.py: it depends on these alone, so it is the same everywhere."""
+    return torch.Generator().manual_seed(zlib.crc32(f"{seed}/{step}/{stage}/{link}".encode()))
