@@ -127,6 +127,7 @@ class FirstStage:
             memory=self.state.memory,
             share=share,
             seed=self.seed,
+            masks=tuple(name for name, value in rows.items() if value.dtype == torch.bool),
         )
         return Shaped(advantages=shaped, rows=rows, told=told, metrics=metrics)
 

@@ -1,6 +1,7 @@
 """What stage 1, in the one process that sees the whole batch, says to stage 2 in the workers."""
 
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -21,6 +22,17 @@ class Told:
     memory: dict[str, dict] = field(default_factory=dict)
     share: float = 1.0  # of the generation batch in one optimiser step
     seed: int = 0
+    masks: tuple[str, ...] = ()  # which of the rows' values are bool: not every trainer carries these
+
+
+def carried(rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The rows' values as any trainer can carry them."""
+    return {name: value.to(torch.uint8) if value.dtype == torch.bool else value for name, value in rows.items()}
+
+
+def arrived(rows: Mapping[str, Tensor], told: Told) -> dict[str, Tensor]:
+    """The inverse of `carried`."""
+    return {name: value.bool() if name in told.masks else value for name, value in rows.items()}
 
 
 def generator(seed: int, step: int, stage: str, link: str) -> torch.Generator:

@@ -17,7 +17,7 @@ from verl.workers.utils.padding import no_padding_2_padding, response_to_nested
 from ...chain.chain import Chain, Outcome
 from ..absent import Absent
 from ..second_stage import added, logged, second_stage, token_batch
-from ..told import Told
+from ..told import Told, arrived
 
 PREFIX = "hclm_rl/"  # of fields that travel with the rows, and of metrics
 TOLD = "hclm_rl_told"
@@ -48,6 +48,7 @@ class TermsLoss:
         wanted += ["ref_log_prob"] if "ref_log_prob" in data else []
         padded = data.select(*wanted).to_padded_tensor()
         mask, rows = padded["response_mask"].bool(), {name.removeprefix(PREFIX): padded[name] for name in names}
+        rows = arrived(rows, told)
         batch = token_batch(
             told,
             rows,

@@ -24,7 +24,7 @@ from ...chain.state import ChainState
 from ..first_stage import FirstStage, Generated, Renormalise, Shaped
 from ..groups import Decoded
 from ..recipe import chain_of_section
-from ..told import GROUP_REWARDS, Told
+from ..told import GROUP_REWARDS, Told, carried
 from .loss import PREFIX, TOLD, TermsLoss
 from .settings import RENORMALISES, at, gives, loss_mean, progress, refuse_settings, scale_of, share_of_update
 
@@ -180,8 +180,7 @@ def put(batch: Any, shaped: Shaped, response_mask: Tensor) -> Any:
     """Writes what stage 1 made where the workers read it: per token without padding, as verl has it."""
     width = response_mask.offsets().diff().max().item()
     fields = {}
-    for name, value in shaped.rows.items():
-        value = value.to(torch.uint8) if value.dtype == torch.bool else value
+    for name, value in carried(shaped.rows).items():
         is_per_token = value.dim() == 2 and value.size(1) == width and name != GROUP_REWARDS
         fields[PREFIX + name] = response_to_nested(value, response_mask) if is_per_token else value
     if shaped.advantages is not None:
