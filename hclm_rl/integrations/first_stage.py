@@ -16,6 +16,7 @@ from ..chain.metrics import StepMetrics
 from ..chain.state import ChainState
 from ..equations.functional import per_token
 from ..types import Rollout
+from .absent import Absent
 from .groups import Groups
 from .told import AFFECTED, COLUMN, GROUP_REWARDS, REWARDS, Told, generator
 
@@ -36,6 +37,7 @@ class Generated:
     scale: Float[Tensor, "N"]  # what centred rewards were divided by
     logps: Float[Tensor, "N T"] | None = None
     entropy: Float[Tensor, "N T"] | None = None
+    no_entropy: str = ""  # with log-probs and without entropies: what a term that reads these is told
     ref_logps: Float[Tensor, "N T"] | None = None
     beta: float = 0.0
     loss_mean: Literal["tokens", "sequences"] = "tokens"
@@ -146,7 +148,9 @@ def rollout_of(given: Generated, groups: Groups, *, step: int, progress: float) 
     def placed(values: Tensor | None) -> Tensor | None:
         return None if values is None else groups.placed(values, 0)
 
-    rewards = groups.placed(given.rewards, torch.nan)
+    rewards, logps, entropy = groups.placed(given.rewards, torch.nan), placed(given.logps), placed(given.entropy)
+    if logps is not None and entropy is None:
+        entropy = Absent.like(logps, given.no_entropy)
     number = groups.number
     return Rollout(
         ids=groups.placed(given.ids, 0),
@@ -157,8 +161,8 @@ def rollout_of(given: Generated, groups: Groups, *, step: int, progress: float) 
         group_rewards=rewards.view(-1, groups.size)[number],
         group=number,
         reward_scale=groups.placed(given.scale, 1),
-        logps=placed(given.logps),
-        entropy=placed(given.entropy),
+        logps=logps,
+        entropy=entropy,
         ref_logps=placed(given.ref_logps),
         beta=given.beta,
         loss_mean=given.loss_mean,

@@ -74,3 +74,16 @@ class Groups:
         is_row, result = self.row >= 0, instead.clone()
         result[self.row[is_row].to(result.device)] = values[is_row.to(values.device)].to(result)
         return result
+
+
+def scale_of(rewards: Tensor, uid: Sequence[Hashable], counts: Sequence[bool], epsilon: float | None) -> Tensor:
+    """What GRPO divides each row's centred reward by: its group's deviation plus `epsilon`; 1 where that is None."""
+    scale = torch.ones_like(rewards)
+    if epsilon is None:
+        return scale
+    groups = Groups.of(uid, counts)
+    for rows in groups.row.view(-1, groups.size):
+        rows = rows[rows >= 0]
+        if len(rows) > 1:
+            scale[rows] = rewards[rows].std() + epsilon
+    return scale

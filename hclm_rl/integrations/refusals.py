@@ -13,8 +13,8 @@ class Gives:
 
     where: str  # as in "under verl's trainer"
     instead: str  # what to do about it
-    scores: bool  # log-probs and entropies of the sampling policy, before the update
-    entropy: bool  # entropies with gradient in the loss
+    scores: bool  # log-probs of the sampling policy, before the update
+    entropies: bool  # and its entropies
     columns: bool  # whether what stage 1 attaches to a row reaches stage 2
     rewards: bool  # rewards and groups
     reference: bool  # log-probs of the frozen model of the KL penalty
@@ -31,9 +31,9 @@ def lacks(link: Link, gives: Gives) -> str | None:
         (term.needs_attention, "attention entropies"),
         (type(term).on_step is not Term.on_step, "what a whole optimiser step measured, to set itself by it"),
         (term.needs_reference and not gives.reference, "log-probs of a frozen model, which this run does not make"),
-        (term.needs_scores and not gives.scores, "log-probs and entropies of the whole rollout before the update"),
+        (term.needs_scores and not gives.scores, "log-probs of the whole rollout before the update"),
         (has_first_stage(term) and not gives.rewards, "the whole rollout, with its rewards and groups"),
-        (link.coef.needs_entropy and not gives.scores, "the rollout's entropy, by which its coefficient is set"),
+        (link.coef.needs_entropy and not gives.entropies, "the rollout's entropy, by which its coefficient is set"),
         (has_both_stages(term) and not gives.columns, "in the loss what it found in the whole rollout"),
     ]
     return next((what for does, what in needs if does), None)

@@ -40,8 +40,8 @@ def token_batch(
     ref_logps: Float[Tensor, "B T"] | None = None,
 ) -> TokenBatch:
     """The micro-batch as terms see it. `rows`: what travelled with its rows; `clips`: whether the loss clips tokens."""
-    empty = logps.new_full((len(mask),), torch.nan)
-    device = logps.device
+    empty = advantages.new_full((len(mask),), torch.nan)
+    device = advantages.device
     return TokenBatch(
         ids=ids,
         mask=mask,

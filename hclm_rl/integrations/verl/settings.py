@@ -4,12 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from ...chain.chain import Chain
 from ...recipe.links import NOTHING
-from ..groups import Groups
 from ..refusals import Gives, refuse_what_is_lacking
 
 RENORMALISES = ("grpo", "grpo_vectorized", "rloo", "rloo_vectorized")  # advantages of a response's reward and group
@@ -36,7 +32,7 @@ def gives(config: Any) -> Gives:
         where="under verl with algorithm.rollout_correction.bypass_mode" if bypasses else "under verl's trainer",
         instead="leave that mode off" if bypasses else "train it with hclm_rl.GRPOTrainer, or take another term",
         scores=not bypasses,  # the pass for old log-probs, which gives entropies too, is left out there
-        entropy=True,
+        entropies=not bypasses,
         columns=True,
         rewards=True,
         reference=has_reference(config),
@@ -101,19 +97,11 @@ def refuse_ratios_out_of_reach(mode: str, chain: Chain) -> None:
         raise ValueError(f"{names}: needs a loss that clips each token's own ratio, and {mode} does not: use vanilla")
 
 
-def scale_of(rewards: Tensor, uid: list, counts: list[bool], config: Any) -> Tensor:
-    """What verl divides each row's centred reward by."""
+def epsilon(config: Any) -> float | None:
+    """What verl adds to the deviation by which it divides; None where it does not divide."""
     estimator = str(at(config, "algorithm.adv_estimator", "gae"))
-    scale = torch.ones_like(rewards)
-    if estimator not in DIVIDES or not at(config, "algorithm.norm_adv_by_std_in_grpo", True):
-        return scale
-    groups = Groups.of(uid, counts)
-    for place in range(0, len(groups.row), groups.size):
-        rows = groups.row[place : place + groups.size]
-        rows = rows[rows >= 0]
-        if len(rows) > 1:
-            scale[rows] = rewards[rows].std() + EPSILON
-    return scale
+    divides = estimator in DIVIDES and at(config, "algorithm.norm_adv_by_std_in_grpo", True)
+    return EPSILON if divides else None
 
 
 def share_of_update(config: Any) -> float:

@@ -22,11 +22,11 @@ from verl.workers.utils.padding import response_to_nested
 
 from ...chain.state import ChainState
 from ..first_stage import FirstStage, Generated, Renormalise, Shaped
-from ..groups import Decoded
+from ..groups import Decoded, scale_of
 from ..recipe import chain_of_section
 from ..told import GROUP_REWARDS, Told, carried
 from .loss import PREFIX, TOLD, TermsLoss
-from .settings import RENORMALISES, at, gives, loss_mean, progress, refuse_settings, scale_of, share_of_update
+from .settings import RENORMALISES, at, epsilon, gives, loss_mean, progress, refuse_settings, share_of_update
 
 logger = logging.getLogger("hclm_rl")
 
@@ -141,7 +141,7 @@ def generated(data: Any, batch: Any, config: Any, tokenizer: Any) -> Generated:
         advantages=padded["advantages"],
         uid=uid,
         counts=counts,
-        scale=scale_of(rewards, uid, counts, config),
+        scale=scale_of(rewards, uid, counts, epsilon(config)),
         logps=padded["old_log_probs"] if has_scores else None,
         entropy=padded["entropy"] if has_scores else None,
         ref_logps=padded.get("ref_log_prob"),
@@ -170,7 +170,7 @@ def renormaliser(given: Generated, config: Any) -> Renormalise:
             config=config.algorithm,
             **of_grpo,
         )
-        scale = scale_of(rewards, list(index), [True] * len(rewards), config)
+        scale = scale_of(rewards, list(index), [True] * len(rewards), epsilon(config))
         return advantages.squeeze(1), scale
 
     return renormalise
