@@ -63,6 +63,20 @@ A recipe is a YAML file of keys; each is a flag on the command line too (`max_st
 are those of TRL's [GRPOConfig](https://huggingface.co/docs/trl/grpo_trainer#trl.GRPOConfig), RLOOConfig, ModelConfig
 and ScriptArguments, plus these (written by `python docs/pages.py`). An unknown key is refused with the nearest ones.
 """
+INTEGRATIONS_TERMS = """\
+# Which terms work under verl and SkyRL
+
+Written by `python docs/pages.py` from what each term declares that it reads and from what it does on a small batch with
+its default values; do not edit it by hand. [integrations.md](integrations.md) says how to switch terms on.
+
+A cell says "yes", or what the term reads and does not get there: such a run is refused in a sentence, before its first
+update. "verl" is `trainer_mode=hclm_rl_sync` and its asynchronous forms, "verl, loss alone" is `loss_mode=hclm_rl`,
+"SkyRL" is `override_entrypoint=hclm_rl.integrations.skyrl`. Where a term reads log-probs of a frozen model, "yes" is
+meant with verl's or SkyRL's `use_kl_loss`.
+
+"yes" says that a term can be run. The gradients of `clip_cov`, `kl_cov`, `max_rl`, `forking_tokens`, `entropy_bonus`
+and `unlikeliness` under verl, and of `clip_cov` and `max_rl` under SkyRL, are compared with those under TRL.
+"""
 SCHEDULES = """\
 ## Schedules: what `coef` may be
 
@@ -308,6 +322,17 @@ def recipe_keys_page() -> str:
     return page(parts)
 
 
+def integrations_page() -> str:
+    from hclm_rl.integrations.works import table
+
+    return page(
+        [
+            INTEGRATIONS_TERMS,
+            rows(("term", "verl", "verl, loss alone", "SkyRL"), [(f"`{name}`", *cells) for name, *cells in table()]),
+        ]
+    )
+
+
 def index_page() -> str:
     """The README, seen from docs/."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -324,6 +349,7 @@ KEPT: Mapping[str, Callable[[], str]] = {
     "metrics.md": metrics_page,
     "command_line.md": command_line_page,
     "recipe_keys.md": recipe_keys_page,
+    "integrations_terms.md": integrations_page,
 }
 
 if __name__ == "__main__":

@@ -37,8 +37,8 @@ with warnings.catch_warnings():
 from hclm_rl.integrations.verl import seam, settings
 from hclm_rl.integrations.verl import trainer as adapter
 from hclm_rl.integrations.verl.loss import PREFIX, TOLD, TermsLoss
-from hclm_rl.integrations.verl.policy_loss import VARIABLE, chain_from, compute_policy_loss_hclm_rl
-from hclm_rl.integrations.verl.settings import TAKES_TOKEN_ADVANTAGES
+from hclm_rl.integrations.verl.policy_loss import chain_from, compute_policy_loss_hclm_rl
+from hclm_rl.integrations.verl.settings import TAKES_TOKEN_ADVANTAGES, VARIABLE
 
 PROMPT = 3  # tokens of every prompt
 
@@ -310,7 +310,7 @@ def test_the_policy_loss_is_verls_plain_one_on_the_advantages_that_the_terms_lea
 @pytest.mark.parametrize(
     ("terms", "sentence"),
     {
-        "[clip_cov]": "reads log-probs and entropies of the whole rollout before the update, which it does not get in",
+        "[clip_cov]": "reads log-probs of the whole rollout before the update, which it does not get in",
         "[max_rl]": "reads the whole rollout, with its rewards and groups",
         "[{forking_tokens: {statistics: micro_batch}}]": "verl hands no entropies to a policy loss: use trainer",
         "[{position_advantage: {coef: {kind: linear, start: 1.0, end: 0.0}}}]": "changes over time",

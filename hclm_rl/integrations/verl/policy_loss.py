@@ -19,22 +19,10 @@ from ...chain.chain import Chain
 from ...chain.coefficients import Constant
 from ..absent import Absent
 from ..recipe import chain_of_file
-from ..refusals import Gives, refuse_what_is_lacking
+from ..refusals import refuse_what_is_lacking
 from ..second_stage import added, logged, second_stage, token_batch
 from ..told import Told
-
-VARIABLE = "HCLM_RL_TERMS"
-TRAINER = "use trainer.v1.trainer_mode=hclm_rl_sync with +hclm_rl.recipe"
-GIVES = Gives(
-    where="in a policy loss of verl",
-    instead=TRAINER,
-    scores=False,
-    entropies=False,
-    columns=False,
-    rewards=False,
-    reference=False,
-)
-NO_ENTROPY = f"verl hands no entropies to a policy loss: {TRAINER}"
+from .settings import NO_ENTROPY, OF_THE_LOSS, TRAINER, VARIABLE
 
 
 @functools.cache
@@ -46,7 +34,7 @@ def chain_from(path: str | None) -> Chain:
             f"+ray_kwargs.ray_init.runtime_env.env_vars.{VARIABLE}=/path/to/terms.yaml"
         )
     chain = chain_of_file(path)
-    refuse_what_is_lacking(chain, GIVES)
+    refuse_what_is_lacking(chain, OF_THE_LOSS)
     for link in chain.links:
         if not isinstance(link.coef, Constant):
             raise ValueError(

@@ -15,6 +15,20 @@ EPSILON = 1e-6
 TAKES_TOKEN_ADVANTAGES = ("vanilla", "dppo_tv", "dppo_kl", "gspo", "sapo", "gpg", "cispo")
 ACTOR = "actor_rollout_ref.actor"
 
+# the light way, a policy loss
+VARIABLE = "HCLM_RL_TERMS"
+TRAINER = "use trainer.v1.trainer_mode=hclm_rl_sync with +hclm_rl.recipe"
+OF_THE_LOSS = Gives(
+    where="in a policy loss of verl",
+    instead=TRAINER,
+    scores=False,
+    entropies=False,
+    columns=False,
+    rewards=False,
+    reference=False,
+)
+NO_ENTROPY = f"verl hands no entropies to a policy loss: {TRAINER}"
+
 
 def at(config: Any, path: str, default: Any = None) -> Any:
     """A value of nested mappings by its dotted path."""
