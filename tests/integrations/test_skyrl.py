@@ -6,14 +6,16 @@ Run by `make test-integrations`, which has SkyRL. Nothing here trains on a GPU o
 import functools
 import importlib.util
 import json
+import shlex
 import sys
 import typing
+from pathlib import Path
 
 import pytest
 import torch
 import typing_extensions
 
-from hclm_rl.integrations.skyrl.arguments import TAKES_TOKEN_ADVANTAGES, split
+from hclm_rl.integrations.skyrl.arguments import TAKES_TOKEN_ADVANTAGES, refuse_settings, split
 
 from .recorded import SEED, record
 from .test_stages import TERMS
@@ -35,6 +37,7 @@ from hclm_rl.integrations.skyrl import trainer as adapter
 
 WORKS = {name: TERMS[name] for name in ("clip_cov", "max_rl")}
 PROMPT = 3
+ROOT = Path(__file__).parents[2]
 
 
 def config_of(**changes):
@@ -193,3 +196,16 @@ def test_skyrl_calls_the_entry_point_with_its_command_line(tmp_path, monkeypatch
     main_base.main()
     assert [link.name for link in seen["chain"].links] == ["max_rl"] and seen["seed"] == 3
     assert seen["config"].trainer.epochs == 2
+
+
+def test_the_example_is_what_skyrl_reads_and_the_adapter_takes(monkeypatch):
+    """The words of the script's array, as bash would hand them over."""
+    monkeypatch.chdir(ROOT)
+    text = (ROOT / "examples" / "skyrl" / "gsm8k_1.5b.sh").read_text()
+    lines = text[text.index("settings=(") :].splitlines()[1:]
+    words = [word for line in lines[: lines.index(")")] for word in shlex.split(line, comments=True)]
+    chain, _, rest = split(words)
+    config = SkyRLTrainConfig.from_cli_overrides(rest)
+    assert len(rest) == len(words) - 2 and [link.name for link in chain.links] == ["clip_cov"]
+    refuse_settings(config, chain)
+    assert config.trainer.algorithm.loss_reduction == "token_mean" and config.trainer.algorithm.grpo_norm_by_std

@@ -10,10 +10,12 @@ import importlib.util
 import logging
 import pickle
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
 
+from hclm_rl.integrations.recipe import chain_of_section
 from hclm_rl.integrations.verl import plugin
 
 from .recorded import SEED, record
@@ -41,6 +43,7 @@ from hclm_rl.integrations.verl.policy_loss import chain_from, compute_policy_los
 from hclm_rl.integrations.verl.settings import TAKES_TOKEN_ADVANTAGES, VARIABLE
 
 PROMPT = 3  # tokens of every prompt
+EXAMPLES = Path(__file__).parents[2] / "examples" / "verl"
 
 
 class Queue:
@@ -370,3 +373,18 @@ def test_a_checkpoint_keeps_what_terms_remember(tmp_path, monkeypatch):
     one._save_checkpoint()
     two._load_checkpoint()
     assert two.hclm_first.state.memory["canon"] == {"seen": 5}
+
+
+def test_the_example_is_what_verl_composes_and_the_adapter_takes():
+    from hydra import compose, initialize_config_dir
+
+    with initialize_config_dir(str(EXAMPLES), version_base=None):
+        config = compose("gsm8k_7b")
+        by_flags = compose("gsm8k_7b", ["hclm_rl.entropy_terms=[max_rl,{clip_cov:{ratio:0.02}}]", "+hclm_rl.seed=3"])
+    chain, _ = chain_of_section(OmegaConf.to_container(config.hclm_rl), "+hclm_rl")
+    assert [link.name for link in chain.links] == ["clip_cov"]
+    settings.refuse_settings(config, chain)
+    assert config.actor_rollout_ref.actor.loss_agg_mode == "token-mean"
+    assert settings.share_of_update(config) == 0.25 and settings.epsilon(config) == 1e-6
+    chain, seed = chain_of_section(OmegaConf.to_container(by_flags.hclm_rl), "+hclm_rl")
+    assert [link.name for link in chain.links] == ["max_rl", "clip_cov"] and seed == 3
