@@ -27,7 +27,7 @@ class UnsolvedKl(Term):
     chance of what has not. A group of which nothing was scored is left alone.
 
     Args:
-        beta: strength, advantages a nat, above 0.
+        beta: strength, advantages a nat, above 0; with MaxRL's weights at 1 a nat of drift costs what a nat of success is worth.
         right_at: the reward from which a response is right; None: 1, with a warning where rewards are not 0 or 1.
 
     Metrics:
@@ -41,7 +41,7 @@ class UnsolvedKl(Term):
     needs_reference: ClassVar[bool] = True
     shapes_advantages: ClassVar[bool] = True
 
-    beta: float = 0.5
+    beta: float = 1.0
     right_at: float | None = None
 
     def __post_init__(self) -> None:
