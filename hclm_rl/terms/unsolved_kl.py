@@ -27,7 +27,8 @@ class UnsolvedKl(Term):
     chance of what has not. A group of which nothing was scored is left alone.
 
     Args:
-        beta: strength, advantages a nat, above 0; with MaxRL's weights at 1 a nat of drift costs what a nat of success is worth.
+        beta: strength, advantages a nat, above 0; with MaxRL's weights (`max_rl`, `hold_coverage`) a nat of drift costs
+            at 1 what a nat of success is worth.
         right_at: the reward from which a response is right; None: 1, with a warning where rewards are not 0 or 1.
 
     Metrics:
