@@ -134,6 +134,8 @@ def test_a_row_does_not_depend_on_its_mates(model: PreTrainedModel):
         torch.testing.assert_close(torch.tensor(one.logps), torch.tensor(other.logps))
         torch.testing.assert_close(torch.tensor(one.entropies), torch.tensor(other.entropies))
 
+
+def test_tokens_are_counted_where_they_pass(model: PreTrainedModel):
     sampler = sampler_of(model, longest=6)
     [root] = sampler.begin([[2, 3, 4]])
     # the prompt but for its last token, which gives the first draw
