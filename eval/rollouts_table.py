@@ -38,9 +38,11 @@ def rollout_of(name: str) -> dict | None:
 
     if name == PLAIN:
         return None
-    file = shipped_recipes().get(name)
-    written = yaml.safe_load(file.read_text()) if file else {}
-    return written.get("rollout") or {name: {}}
+    for file in shipped_recipes().values():
+        written = yaml.safe_load(file.read_text()).get("rollout")
+        if written and name in written:
+            return written
+    return {name: {}}
 
 
 def job_of(name: str, seed: int, board: Any, budget: int | None, most_steps: int) -> Job:

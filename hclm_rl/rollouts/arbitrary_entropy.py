@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..types import Direction, Rollout, RolloutEffect, Term
 from .branch import Branch
-from .strategy import Asked, Response, RolloutStrategy
+from .response import Response
+from .strategy import Asked, RolloutStrategy
 
 Form = Literal["weigh", "replace"]
 IS_AUXILIARY, NATS = "is_auxiliary", "nats"  # columns of a response

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 import torch
 
 from ..types import Rollout, RolloutEffect, Term
-from .strategy import Asked, Response, RolloutStrategy
+from .response import Response
+from .strategy import Asked, RolloutStrategy
 from .templates import BUILT_IN, Template, template_of
 
 NAME, SCORE = "template", "format_score"  # columns of a response
