@@ -92,8 +92,9 @@ def trained(
     machine: Machine, terms: list | None, *, trainer: dict | None = None, **changes: Any
 ) -> tuple[Weights, Any]:
     """(weights after two steps of SGD on 8 fixed responses, the trainer); terms None is TRL's own trainer."""
-    kind, config = (trl.GRPOTrainer, trl.GRPOConfig) if terms is None else (hclm_rl.GRPOTrainer, hclm_rl.GRPOConfig)
-    settings = {
+    kind: Any = trl.GRPOTrainer if terms is None else hclm_rl.GRPOTrainer
+    config: Any = trl.GRPOConfig if terms is None else hclm_rl.GRPOConfig
+    settings: dict[str, Any] = {
         "output_dir": str(machine.folder / "run"), "per_device_train_batch_size": 8, "num_generations": 4,
         "max_completion_length": 9, "max_steps": 2, "learning_rate": 0.1, "lr_scheduler_type": "constant",
         "optim": "sgd", "bf16": False, "gradient_checkpointing": False, "use_cpu": machine.device == "cpu",
@@ -304,7 +305,7 @@ def fsdp2(machine: Machine) -> str:
 def small_model(machine: Machine) -> str:
     """A model that vLLM takes: heads of 64, and a tokenizer of the testbed; not trained."""
     folder = machine.folder / "small_model"
-    tokenizer = new_tokenizer()
+    tokenizer: Any = new_tokenizer()
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=WORDS, hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4,
