@@ -15,7 +15,7 @@ from packaging.version import Version
 from transformers import PreTrainedModel, Trainer
 
 import hclm_rl
-from hclm_rl.recipe.trl_range import BELOW, LOWEST
+from hclm_rl.recipe.trl_range import BELOW, LOWEST, other_trl
 from hclm_rl.trainer.mixin import EntropyTermsMixin
 
 TRAINERS = [trl.GRPOTrainer, trl.RLOOTrainer]
@@ -28,6 +28,23 @@ def test_the_version_of_trl():
     assert f'"trl>={LOWEST},<{BELOW}"' in (ROOT / "pyproject.toml").read_text()
     tested = re.search(r"^TRLS \?= (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert tested is not None and tested[1].split() == ["1.15", "1.16"]  # every minor version of the range
+
+
+@pytest.mark.parametrize(
+    ("version", "has_triton", "said"),
+    [
+        ("1.14.2", True, "hclm_rl works with trl>=1.15,<1.17, and trl 1.14.2 is installed"),
+        ("1.15.0", True, None),
+        ("1.15.0", False, "trl 1.15.0 has no loss without the package triton, .*: pip install 'trl>=1.16,<1.17', or"),
+        ("1.16.3", False, None),
+        ("1.17.0", True, "hclm_rl works with trl>=1.15,<1.17, and trl 1.17.0 is installed"),
+    ],
+)
+def test_what_is_said_of_a_version(version: str, has_triton: bool, said: str | None, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(trl, "__version__", version)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if has_triton else None)
+    found = other_trl()
+    assert found is None if said is None else re.match(said, found or "")
 
 
 @pytest.mark.parametrize("trainer", TRAINERS)
