@@ -38,9 +38,8 @@ test-newest:
 	$(MAKE) test VENV=.venv-newest LOCK=
 
 # What leans on TRL's private names, with the newest patch of each minor version of TRL that pyproject.toml allows, each in
-# an environment of its own (.venv-trl-1.16); all else as locked. One of them: make test-trl-1.15. TRL 1.15 has no loss
-# without triton, which torch's CPU build does not bring.
-TRLS ?= 1.15 1.16
+# an environment of its own (.venv-trl-1.16); all else as locked. One of them: make test-trl-1.16.
+TRLS ?= 1.16
 TRL_TESTS := tests/trainer/test_seam.py tests/trainer/test_identity.py tests/trainer/test_invariance.py \
 	tests/trainer/test_numbers.py tests/trainer/test_resume.py tests/trainer/test_score.py tests/trainer/test_states.py \
 	tests/trainer/test_vllm.py tests/chain tests/commands/test_launch.py tests/sft
@@ -49,7 +48,7 @@ test-trl-matrix: $(TRLS:%=test-trl-%)
 
 test-trl-%: .venv-trl-%/lock.txt
 	$(MAKE) install VENV=.venv-trl-$* LOCK=$<
-	.venv-trl-$*/bin/python -m pip install --quiet --upgrade 'trl~=$*.0' triton --constraint $<
+	.venv-trl-$*/bin/python -m pip install --quiet --upgrade 'trl~=$*.0' --constraint $<
 	.venv-trl-$*/bin/python -c 'import importlib.metadata as m; print("TRL", m.version("trl"))'
 	$(subst $(BIN),.venv-trl-$*/bin,$(PYTEST)) $(TRL_TESTS)
 

@@ -10,6 +10,7 @@ import math
 import os
 import random
 import socket
+import statistics
 import subprocess
 import sys
 import time
@@ -379,10 +380,13 @@ def real(machine: Machine, *, with_terms: bool) -> str:
     launch("grpo", line if with_terms else [*line, "--entropy_terms", "[]"])
     entries = logged(out)
     assert len(entries) == steps, f"{len(entries)} of {steps} steps were logged"
-    tail = entries[-max(1, steps // 10) :]
-    entropy, reward = (sum(each[name] for each in tail) / len(tail) for name in ("entropy", "reward"))
+    ends = {}
+    for name in ("entropy", "reward"):  # steps without a new rollout log no reward
+        told = [each[name] for each in entries if name in each]
+        ends[name] = (told[0], statistics.mean(told[-max(1, len(told) // 10) :]))
+    entropy = ends["entropy"][1]
     said = f"{'SmolLM2-135M' if is_real else 'the testbed policy'}, {steps} steps in {time.monotonic() - began:.0f} s: "
-    said += f"entropy {entries[0]['entropy']:.3f} to {entropy:.3f}, reward {entries[0]['reward']:.3f} to {reward:.3f}"
+    said += ", ".join(f"{name} {first:.3f} to {last:.3f}" for name, (first, last) in ends.items())
     (out / "end.json").write_text(json.dumps({"entropy": entropy}))
     plain = machine.folder.parent / "real_plain" / "run" / "end.json"
     if with_terms and plain.exists():

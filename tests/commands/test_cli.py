@@ -78,14 +78,14 @@ def test_all_methods_are_listed_with_paper_and_needs(capsys: pytest.CaptureFixtu
     ("version", "line"),
     [
         ("1.17.0", "from hclm_rl.commands import cli; sys.exit(cli.main(['grpo']))"),
-        ("1.14.2", "from hclm_rl import GRPOConfig"),
+        ("1.15.0", "from hclm_rl import GRPOConfig"),
         ("1.9.0", "from hclm_rl import SFTConfig"),
     ],
 )
 def test_another_trl_is_refused_in_one_sentence(version: str, line: str):
     code = f"import sys, trl; trl.__version__ = '{version}'; {line}"
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
-    sentence = f"hclm_rl works with trl>=1.15,<1.17, and trl {version} is installed: pip install 'trl>=1.15,<1.17'"
+    sentence = f"hclm_rl works with trl>=1.16,<1.17, and trl {version} is installed: pip install 'trl>=1.16,<1.17'"
     if "cli" in line:
         assert (done.returncode, done.stderr.strip()) == (2, f"hclm-rl: {sentence}")
     else:
