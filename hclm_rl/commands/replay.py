@@ -1,21 +1,37 @@
 """The dry steps' gradients, with more or less of a term in them, and what the recipe's optimiser makes of them"""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from ..equations.expectations import Vector
-from .dry_run import DryRun, narrowed, optimizer_of, restored
+from .dry_run import DryRun, optimizer_of, restored
+
+
+class Made(Sequence[Vector]):
+    """Vectors that are made each time they are asked for: those of a large model are gigabytes together."""
+
+    def __init__(self, count: int, make: Callable[[int], Vector]) -> None:
+        self.size, self.make = count, make
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, number: int) -> Vector:  # type: ignore[override] (no slices)
+        if not 0 <= number < self.size:
+            raise IndexError(number)
+        return self.make(number)
 
 
 @dataclass(frozen=True)
 class Gradients:
     """Of each dry step, clipped, with what `max_grad_norm` left of each."""
 
-    each: list[Vector]
+    each: Sequence[Vector]
     shares: list[float]
 
     @property
@@ -29,14 +45,21 @@ def with_more(run: DryRun, forces: Sequence[Vector], more: float) -> Gradients:
 
     `forces`: F_theta of the generation batches that the steps come from.
     """
-    most, found, shares = run.trainer.args.max_grad_norm, [], []
-    for number, (gradient, share) in enumerate(zip(run.gradients, run.kept_shares, strict=True)):
-        force = forces[number // run.updates]
-        raw = [g.float() / share - more * f.float() for g, f in zip(gradient, force, strict=True)]
-        norm = torch.stack([each.norm() for each in raw]).norm().item()
+    most, kept, shares = run.trainer.args.max_grad_norm, run.kept_shares, []
+
+    def raw(number: int) -> Iterator[Tensor]:
+        """Of a step, before it is clipped."""
+        force, share = forces[number // run.updates], kept[number]
+        for g, f in zip(run.gradients[number], force, strict=True):
+            yield g.float() / share - more * f.float()
+
+    def clipped(number: int) -> Vector:
+        return [(each * shares[number]).to(run.gradients[number][0].dtype) for each in raw(number)]
+
+    for number in range(len(run.gradients)):
+        norm = torch.stack([each.norm() for each in raw(number)]).norm().item()
         shares.append(min(1.0, most / (norm + 1e-6)) if most else 1.0)
-        found.append(narrowed([each * shares[-1] for each in raw]))
-    return Gradients(found, shares)
+    return Gradients(Made(len(shares), clipped), shares)
 
 
 @contextmanager

@@ -43,9 +43,14 @@ def inner(left: Vector, right: Vector, weights: Vector | None = None) -> float:
 
 
 def products(left: Sequence[Vector], right: Sequence[Vector], weights: Vector | None = None) -> Float64[Tensor, "L R"]:
-    """Of each with each."""
-    rows = [[inner(a, b, weights) for b in right] for a in left]
-    return torch.tensor(rows, dtype=torch.float64).reshape(len(left), len(right))
+    """Of each with each. Those of `right` are asked for once; of a sequence with itself each pair is taken once."""
+    found = torch.zeros(len(left), len(right), dtype=torch.float64)
+    for column, b in enumerate(right):
+        for row in range(column + 1 if left is right else len(left)):
+            found[row, column] = inner(left[row], b, weights)
+            if left is right:
+                found[column, row] = found[row, column]
+    return found
 
 
 def of_expectations(between: Float64[Tensor, "L R"], of_left_alone: bool = False) -> Estimate:

@@ -121,6 +121,7 @@ def test_more_of_a_term_under_a_clipped_gradient():
         pytest.approx([0, 2], abs=1e-5),
         pytest.approx([0, 2], abs=1e-5),
     ]
+    assert len(found.each) == 2 and torch.equal(found.each[1][0], found.each[1][0])  # made anew each time
     assert found.shares == pytest.approx([2 / 3, 1.0], rel=1e-5) and found.kept == pytest.approx(5 / 6, rel=1e-5)
 
 

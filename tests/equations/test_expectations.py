@@ -13,6 +13,7 @@ def test_products_by_hand():
     # P = (1, 1/2, 2): 1 + 4/2 + 2 * 9 = 21; 0 + 2/2 + 2 * 3 = 7; 1/2 + 2
     weights = [torch.tensor([1.0, 0.5]), torch.tensor([[2.0]])]
     assert products(left, left, weights).tolist() == [[21.0, 7.0], [7.0, 2.5]]
+    assert products(left, [*left, left[0]], weights).tolist() == [[21.0, 7.0, 21.0], [7.0, 2.5, 7.0]]
     assert inner(left[0], left[0]) == 14.0
 
 
