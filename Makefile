@@ -12,7 +12,7 @@ CPU_INDEX := https://download.pytorch.org/whl/cpu
 # One worker a file, so that what a file's tests share is made once; files in the order of tests/conftest.py.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow and not gpu'
 
-.PHONY: quickstart test test-newest test-trl-matrix check bench mutants install lock docs
+.PHONY: quickstart test test-newest test-trl-matrix check bench mutants install lock docs prose
 
 install: $(VENV)/.installed
 
@@ -75,6 +75,10 @@ check: install
 docs: install
 	$(BIN)/python -m pip install --quiet --editable '.[docs]' $(PINNED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# How the front pages read: docs/prose.py says the measure.
+prose: install
+	$(BIN)/python docs/prose.py
 
 bench: install
 	$(BIN)/python -m pip install --quiet --editable '.[real-model]' $(PINNED)
