@@ -58,10 +58,12 @@ class Door:
         self.rows, self.width = mask.shape
 
     def refuse(self, field: str, came: object, allowed: str) -> NoReturn:
+        """Ends the run with the term, the field, what came and what is allowed."""
         where = f"in stage {self.stage} at step {self.step}"
         raise TermRefused(f"{self.who} gave {described(came)} as {field} {where}; allowed: {allowed}")
 
     def effect(self, effect: object, kind: type) -> None:
+        """Refuses what is no effect of this stage."""
         if not isinstance(effect, kind):
             self.refuse("its effect", effect, f"{kind.__name__}(...)")
 
@@ -77,6 +79,7 @@ class Door:
             self.refuse(field, value, f"a {kind} tensor of shape {' or '.join(str(shape) for shape in shapes)}")
 
     def named_tensors(self, field: str, values: object) -> None:
+        """Refuses what is no dict of tensors by name."""
         if not isinstance(values, Mapping):
             self.refuse(field, values, "a dict of tensors by name")
         for name, value in values.items():
@@ -84,6 +87,7 @@ class Door:
                 self.refuse(f"{field} {name!r}", value, "a tensor, by a name that is text")
 
     def metrics(self, metrics: object) -> None:
+        """Refuses metrics of any other form than those of `is_metric`."""
         if not isinstance(metrics, Mapping):
             self.refuse("metrics", metrics, "a dict of metrics by name")
         for name, metric in metrics.items():
@@ -93,6 +97,7 @@ class Door:
                 self.refuse(f"the metric {name!r}", came, f"{allowed} tensors, or Quantiles of the former shape")
 
     def is_metric(self, metric: object) -> bool:
+        """A real tensor of shape (rows, width) or (), a Total of () tensors, or Quantiles of (rows, width)."""
         if isinstance(metric, Total):
             return callable(metric.form) and all(isinstance(each, Tensor) and not each.dim() for each in metric.sums)
         value = metric.values if isinstance(metric, Quantiles) else metric

@@ -9,6 +9,7 @@ from .chain import Chain
 
 
 def class_of(value: object) -> str:
+    """The dotted path of its class."""
     return f"{type(value).__module__}.{type(value).__qualname__}"
 
 

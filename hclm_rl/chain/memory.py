@@ -38,6 +38,7 @@ def plain(value: Any, link: str, where: str) -> Any:
 
 
 def refuse(link: str, where: str, came: str) -> NoReturn:
+    """Ends the run with what a term keeps that a checkpoint cannot hold."""
     raise TermRefused(
         f"the entropy term '{link}' keeps {came} in {where}, which a checkpoint cannot hold; allowed: {ALLOWED}"
     )

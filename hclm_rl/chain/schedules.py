@@ -53,12 +53,15 @@ class Schedule:
 
     @property
     def needs_entropy(self) -> bool:
+        """Never."""
         return False
 
     def initial_state(self) -> State:
+        """Nothing."""
         return {}
 
     def update(self, entropy: float, state: State) -> State:
+        """Nothing to remember."""
         return {}
 
 

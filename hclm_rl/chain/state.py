@@ -41,6 +41,7 @@ class ChainState:
 
     @classmethod
     def fresh(cls, chain: Chain) -> "ChainState":
+        """Before the first step: empty memories, controllers at their start."""
         return cls(
             memory={link.name: {} for link in chain.links},
             controller={link.name: first_state(link.coef, link.name) for link in chain.links},

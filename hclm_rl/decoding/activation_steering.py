@@ -52,6 +52,7 @@ def layers_of(model: PreTrainedModel) -> nn.ModuleList:
 
 
 def layer_of(model: PreTrainedModel, layer: int) -> nn.Module:
+    """The block of that number, from 0; a ValueError where there is none."""
     blocks = layers_of(model)
     if not 0 <= layer < len(blocks):
         raise ValueError(f"layer must be in 0 to {len(blocks) - 1}, got {layer}")
@@ -138,6 +139,7 @@ def responses_under(
     pad: int,
     use_cache: bool = True,
 ) -> list[Drawn]:
+    """The responses to `prompts` with the steering vector added at its layer, a stream and a limit each."""
     found = [Drawn() for _ in prompts]
     for rows in within_context(model, prompts, limits):
         mine = [prompts[i] for i in rows]

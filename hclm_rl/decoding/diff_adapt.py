@@ -74,6 +74,7 @@ class DiffAdapt:
         return "easy" if entropy > self.entropy_above else "normal"
 
     def strategy(self, kind: Difficulty) -> Strategy:
+        """The settings for prompts of this difficulty."""
         return {"easy": self.easy, "normal": self.normal, "hard": self.hard}[kind]
 
 
@@ -93,6 +94,7 @@ class Probe(nn.Module):
 
     @torch.no_grad()
     def kinds(self, states: Float[Tensor, "N D"]) -> list[Difficulty]:
+        """The likeliest difficulty of each row."""
         return [KINDS[i] for i in self(states.float().cpu()).argmax(dim=1).tolist()]
 
 
@@ -119,6 +121,7 @@ def fit_probe(
 
 
 def save_probe(probe: Probe, path: Path) -> None:
+    """As safetensors, for `load_probe`."""
     save_file({name: value.contiguous() for name, value in probe.state_dict().items()}, path)
 
 

@@ -43,6 +43,7 @@ class Edt(LogitsProcessor):
             raise ValueError(f"base must be in (0, 1], got {self.base}")
 
     def temperatures(self, scores: Float[Tensor, "N V"]) -> Float[Tensor, "N"]:
+        """T = base_temperature * base^(theta / H) of each row, H in nats of its next-token distribution."""
         exponent = self.theta / entropy_of(scores).clamp(min=LEAST_ENTROPY)
         return (self.base_temperature * (exponent * math.log(self.base)).exp()).clamp(min=LEAST_TEMPERATURE)
 

@@ -52,6 +52,7 @@ class Switch:
     entropies: list[float] = field(default_factory=list)  # bits
 
     def next_is_large(self, bits: float) -> bool:
+        """Whether the large model says the next token, after one of this entropy in bits."""
         self.entropies.append(bits)
         last = self.entropies[-self.of.window :]
         wants_large = sum(last) / len(last) >= self.of.threshold

@@ -58,6 +58,7 @@ class RowSampler(LogitsProcessor):
         self.rows = [Drawn() for _ in streams]
 
     def is_open(self, row: int) -> bool:
+        """Whether the row has not ended and has room for a token."""
         return not self.rows[row].is_ended and len(self.rows[row].ids) < self.limits[row]
 
     def __call__(self, input_ids: Int[Tensor, "N L"], scores: Float[Tensor, "N V"]) -> Float[Tensor, "N V"]:

@@ -96,6 +96,7 @@ class StepForce:
                 return self.values
 
     def factor(self) -> Factor:
+        """The Cholesky factor of the covariance plus eps, made here where none was given."""
         lower = factored(self.surrogate, self.moments, self.eps) if self.lower is None else self.lower
         return Factor(lower, self.moments.mean, self.moments.count, self.eps)
 

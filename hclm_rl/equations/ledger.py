@@ -30,10 +30,12 @@ class Line:
 
     @property
     def gain_error(self) -> float:
+        """Standard error of the gain."""
         return math.sqrt(self.covariance[2])
 
     @property
     def is_known(self) -> bool:
+        """Whether the gain is KNOWN_BY standard errors above 0."""
         return self.gain > KNOWN_BY * self.gain_error
 
 

@@ -22,10 +22,12 @@ NEEDS = "hclm-rl eval needs {}: pip install 'hclm-rl[eval]'"
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
+        """A mistake on the command line is a ValueError, which the command tells in one sentence."""
         raise ValueError(message)
 
 
 def parser() -> Parser:
+    """Of a model and a task."""
     found = Parser(
         prog="hclm-rl eval",
         description="pass@k, diversity and, beside a base, whether training has cost either.",
@@ -66,6 +68,7 @@ def parser() -> Parser:
 
 
 def task_kwargs(text: str) -> dict:
+    """The mapping that the JSON holds; a ValueError for anything else."""
     try:
         found = json.loads(text)
     except json.JSONDecodeError as error:
@@ -84,6 +87,7 @@ def say(verdict: "Verdict", console: Console) -> None:
 
 
 def counts_parser() -> Parser:
+    """Of two files of counts."""
     found = Parser(
         prog="hclm-rl eval --counts",
         description="pass@k, support and a verdict from how often each problem was answered right; loads no model.",
@@ -101,6 +105,7 @@ def counts_parser() -> Parser:
 
 
 def of_counts(arguments: list[str]) -> int:
+    """`hclm-rl eval --counts`: table, verdict, JSON and page of two files."""
     options = counts_parser().parse_args(arguments)
     try:
         from .counted import compare_counts
@@ -126,6 +131,7 @@ def of_counts(arguments: list[str]) -> int:
 
 
 def main(arguments: Sequence[str]) -> int:  # long: most of it hands a flag on; imports wait for the extra
+    """Table, verdict, JSON and page of a model, beside its base where one is given."""
     line = list(arguments)
     if any(each.partition("=")[0] == COUNTS for each in line):
         return of_counts(line)

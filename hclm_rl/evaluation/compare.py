@@ -41,18 +41,22 @@ class Samples:
 
     @property
     def accuracy(self) -> float:
+        """Share of right responses."""
         return sum(self.is_right) / len(self.is_right)
 
     @property
     def right(self) -> tuple[str | None, ...]:
+        """The answers of the right responses."""
         return tuple(answer for answer, right in zip(self.answers, self.is_right, strict=True) if right)
 
     @property
     def wrong(self) -> tuple[str | None, ...]:
+        """The answers of the wrong responses, None for one that could not be read."""
         return tuple(answer for answer, right in zip(self.answers, self.is_right, strict=True) if not right)
 
     @property
     def split(self) -> EntropySplit:
+        """Accuracy and the entropies, in nats, among right and among wrong answers."""
         return EntropySplit(
             accuracy=self.accuracy,
             right=answer_entropy(self.right) if self.right else None,
@@ -133,6 +137,7 @@ class Comparison:
 
 
 def check_pairs(base: Sequence[Samples], trained: Sequence[Samples]) -> None:
+    """A ValueError unless both answered the same problems in the same order, equally often."""
     if [each.problem for each in base] != [each.problem for each in trained]:
         raise ValueError("the two models must have answered the same problems, in the same order")
     if samples_of(base) != samples_of(trained):
@@ -147,11 +152,13 @@ def estimates(samples: Sequence[Samples], *, seed: int = 0) -> dict[str, Estimat
 
 
 def support_of(base: Sequence[Samples], trained: Sequence[Samples]) -> Support:
+    """Problems that both, one or none of the two ever answers right."""
     hits = [np.array([any(each.is_right) for each in of]) for of in (base, trained)]
     return support(hits[0], hits[1], samples=samples_of(base))
 
 
 def compare(base: Sequence[Samples], trained: Sequence[Samples], *, seed: int = 0) -> Comparison:
+    """Means, their changes paired by problem, and support; intervals are 95 %, bootstrap over problems."""
     check_pairs(base, trained)
     before, after = measure(base), measure(trained)
     parts = np.array([entropy_change(one.split, other.split) for one, other in zip(base, trained, strict=True)])

@@ -35,6 +35,7 @@ class CountedResult:
         return {"lost": names[before & ~after].tolist(), "gained": names[after & ~before].tolist()}
 
     def as_json(self) -> dict:
+        """Plain numbers, lists and text; what is not defined is null."""
         ratios = ("retention", "discovery", "dynamic", "net_change", "mcnemar", "detectable")
         found = {
             "model": self.trained.name,

@@ -97,6 +97,7 @@ def entries(path: Path) -> Iterator[tuple[str, dict]]:
 
 
 def form_of(entry: dict, where: str) -> str:
+    """The form of the file, told by the keys of a line; a ValueError where no form has them."""
     for form, keys in FORMS.items():
         if all(key in entry for key in keys):
             return form
@@ -105,6 +106,7 @@ def form_of(entry: dict, where: str) -> str:
 
 
 def counted(entry: dict, where: str) -> tuple[str, int, int]:
+    """(problem, responses, right ones) of a line of counts."""
     n, c = entry["n"], entry["c"]
     if type(n) is not int or type(c) is not int or n < 1 or not 0 <= c <= n:
         raise ValueError(f"{where}: n must be a whole number from 1 on and c one from 0 to n, got n={n!r}, c={c!r}")
@@ -112,6 +114,7 @@ def counted(entry: dict, where: str) -> tuple[str, int, int]:
 
 
 def name_of(given: object, where: str) -> str:
+    """A problem's name as text; a ValueError for what is neither text nor a whole number."""
     if isinstance(given, bool) or not isinstance(given, str | int) or given == "":
         raise ValueError(f"{where}: a problem is named by text or a whole number, got {given!r}")
     return str(given)
@@ -142,6 +145,7 @@ def judged(entry: dict, form: str, reading: Reading, where: str) -> tuple[str, i
 
 
 def only_metric(entry: dict, where: str) -> str:
+    """The metric of lm-eval's line; a ValueError where there are several or none."""
     names = entry.get("metrics") or [key for key in ("exact_match", "acc") if key in entry]
     if len(names) != 1:
         raise ValueError(f"{where} has the metrics {', '.join(names) or 'none'}: name one with --metric")

@@ -126,6 +126,7 @@ def cost_of_power(responses: dict[str, list[list[Response]]], names: dict[str, s
 
 
 def judged(problem: Problem, responses: Sequence[Response]) -> Samples:
+    """The responses to one problem with their answers; equal texts are judged once."""
     known = {text: problem.judge(text) for text in {response.text for response in responses}}
     entropies = [response.entropy for response in responses if response.entropy is not None]
     n = len(responses)

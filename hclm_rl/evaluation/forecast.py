@@ -59,6 +59,7 @@ def controls(run: Run) -> dict[str, int]:
 
 
 def as_text(found: "Forecast", curve: Curve, run: Run, level: float) -> str:
+    """What the command prints."""
     lines = [f"{found.fitted} points, steps {found.first_step:g} to {found.last_step:g} of {curve.last_step}"]
     if found.law:
         low, high = found.law.interval(level=level)
@@ -82,6 +83,7 @@ def as_text(found: "Forecast", curve: Curve, run: Run, level: float) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
+    """Exit code 1 where the law does not apply to the run."""
     parser = argparse.ArgumentParser(
         prog="hclm-rl forecast",
         description="The reward ceiling of a run by the entropy-performance law R = b - a exp(H), fitted to its first "

@@ -62,6 +62,8 @@ class Sampling:
 
 @dataclass(frozen=True, kw_only=True)
 class Response:
+    """A response with its cost."""
+
     text: str
     tokens: int  # end of text included
     entropy: float | None  # nats, mean over its tokens, whole distribution at temperature 1; None: not measured
@@ -77,6 +79,7 @@ class Generator(Protocol):
 
 
 def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
+    """A ValueError with the model's name where it cannot be loaded."""
     try:
         return AutoTokenizer.from_pretrained(model)
     except (OSError, ValueError) as error:
@@ -97,6 +100,8 @@ class _Entropies(LogitsProcessor):
 
 
 class TransformersGenerator:
+    """Samples with transformers, on the GPU where there is one."""
+
     def __init__(self, model: str, *, adds_special_tokens: bool = True) -> None:
         self.tokenizer = load_tokenizer(model)
         if self.tokenizer.pad_token is None:
@@ -154,6 +159,7 @@ class TransformersGenerator:
         ]
 
     def powered(self, prompts: list[str], sampling: Sampling, power: PowerSampling, seed: int) -> list[Response]:
+        """Responses by power sampling, each with what it drew and how many of its moves were accepted."""
         found = power(
             self.model,  # pyright: ignore[reportArgumentType]  (typed for a protocol)
             self.tokenizer(prompts, add_special_tokens=self.adds_special_tokens)["input_ids"],
@@ -238,6 +244,7 @@ def cache_file(folder: Path, model: str, prompts: Sequence[str], sampling: Sampl
 
 
 def hash_of(prompts: Sequence[str]) -> str:
+    """SHA-256 of the prompts in their order."""
     return hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()
 
 

@@ -151,6 +151,7 @@ class Probe:
     bias: Float[Tensor, ""]
 
     def scores(self, x: Float[Tensor, "N K"]) -> Float[Tensor, "N"]:
+        """x w + b, a logit a row."""
         return x @ self.weight + self.bias
 
 

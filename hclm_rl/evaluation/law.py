@@ -44,6 +44,7 @@ class Law:
         return self.b - self.a
 
     def reward_at(self, entropy: float) -> float:
+        """R = b - a exp(H), H in nats."""
         return self.b - self.a * math.exp(entropy)
 
     def slope_at(self, entropy: float) -> float:
@@ -55,6 +56,7 @@ class Law:
         return self._around(self.reward_at(entropy), np.array([-math.exp(entropy), 1.0]), level)
 
     def interval_of_a(self, level: float = LEVEL) -> Interval:
+        """Of the slope a, at this level of confidence."""
         return self._around(self.a, np.array([1.0, 0.0]), level)
 
     def _around(self, value: float, direction: np.ndarray, level: float) -> Interval:

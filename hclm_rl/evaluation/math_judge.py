@@ -38,6 +38,7 @@ class MathJudge:
 
     @classmethod
     def reading(cls, answer: str) -> "MathJudge | None":
+        """The judge of this reference, None where it cannot be read."""
         found = cls.of(answer)
         return None if isinstance(found, str) else found
 

@@ -41,6 +41,7 @@ def written(value: Estimate, *, is_change: bool = False) -> str:
 
 
 def columns(result: "Result") -> list[str]:
+    """The heads of the table's columns."""
     return ["base", "trained", "change"] if result.comparison else ["model"]
 
 
@@ -63,6 +64,7 @@ def rows(result: "Result") -> list[Row]:
 
 
 def support_line(found: Support) -> str:
+    """Support in a sentence."""
     covered = found.kept + found.gained + found.lost
     ratios = f"retained {found.retention:.3f}, net change {found.net_change:+.3f}, " if covered else ""
     return (
@@ -73,6 +75,7 @@ def support_line(found: Support) -> str:
 
 
 def settings_line(result: "Result") -> str:
+    """What was evaluated, in a sentence."""
     drawn = result.sampling
     return (
         f"{result.problems} problems of {result.task}, {drawn.samples} responses each, temperature {drawn.temperature}"
@@ -82,6 +85,7 @@ def settings_line(result: "Result") -> str:
 
 
 def terminal_table(result: "Result") -> Table:
+    """Every quantity, for the terminal."""
     table = Table(title=escape(settings_line(result)), title_justify="left")
     table.add_column("", no_wrap=True)
     for column in columns(result):
@@ -104,11 +108,13 @@ def counted_table(result: CountedResult) -> Table:
 
 
 def counted_rows(result: CountedResult) -> list[Row]:
+    """pass@k in each column of a comparison of counts."""
     cells = [[written(value, is_change=role == "change") for value in of] for role, of in result.curves.items()]
     return [(f"pass@{k}", list(row)) for k, *row in zip(budgets(result.most), *cells, strict=True)]
 
 
 def counted_settings(result: CountedResult) -> str:
+    """What was compared, in a sentence."""
     return (
         f"{len(result.base.problems)} problems, counts of '{result.base.name}' and '{result.trained.name}'. Bands for "
         "all k at once: 95 %, bootstrap over problems."

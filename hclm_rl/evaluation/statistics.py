@@ -82,10 +82,12 @@ class Estimate:
 
     @property
     def is_positive(self) -> bool:
+        """Whether the whole interval is above 0."""
         return self.lower > 0
 
     @property
     def is_negative(self) -> bool:
+        """Whether the whole interval is below 0."""
         return self.upper < 0
 
 
@@ -192,6 +194,7 @@ class EntropySplit:
 
     @property
     def total(self) -> float:
+        """H = h_b(p) + p H_right + (1 - p) H_wrong, in nats."""
         within = self.accuracy * (self.right or 0.0) + (1 - self.accuracy) * (self.wrong or 0.0)
         return binary_entropy(self.accuracy) + within
 

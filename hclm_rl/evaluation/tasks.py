@@ -28,6 +28,8 @@ FORMS = f"{GYM}NAME is a task of reasoning-gym, {DATASET}NAME a data set, PATH.j
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
+    """A prompt and who judges the responses to it."""
+
     id: str  # "line 3", "row 12"
     prompt: Prompt
     judge: Judge
@@ -35,6 +37,8 @@ class Problem:
 
 @dataclass(frozen=True, kw_only=True)
 class Skipped:
+    """A problem that is left out."""
+
     id: str
     why: str  # continues the sentence that the id begins
 
@@ -224,10 +228,12 @@ def problem_of(id: str, row: Mapping, source: Source) -> Problem | str:
 
 
 def is_text(prompt: object) -> bool:
+    """Whether it is text with more than spaces."""
     return isinstance(prompt, str) and bool(prompt.strip())
 
 
 def is_messages(prompt: object) -> bool:
+    """Whether it is a list of messages with role and content."""
     return (
         isinstance(prompt, list)
         and bool(prompt)

@@ -37,6 +37,8 @@ class Criteria:
 
 @dataclass(frozen=True, kw_only=True)
 class Signal:
+    """A sign of lost diversity, with its reason in numbers."""
+
     name: str
     is_given: bool | None  # None: could not be judged
     because: str
@@ -54,12 +56,14 @@ class Verdict:
 
     @classmethod
     def of(cls, signals: tuple[Signal, ...]) -> "Verdict":
+        """The verdict that these signals come to."""
         given = {signal.name for signal in signals if signal.is_given}
         is_collapsed = "answer collapse" in given and given & NARROWED
         return cls(kind="collapsed" if is_collapsed else "warning" if given else "healthy", signals=signals)
 
     @property
     def given(self) -> list[str]:
+        """Names of the signals that are given."""
         return [signal.name for signal in self.signals if signal.is_given]
 
     @property

@@ -122,6 +122,7 @@ class EntropyFields:
         return chain
 
     def to_dict(self) -> dict[str, Any]:
+        """As transformers writes it, the terms as a recipe names them."""
         inherited = super().to_dict()  # pyright: ignore[reportAttributeAccessIssue]
         return {**inherited, "entropy_terms": as_recipe(self.entropy_terms), "rollout": as_words(self.rollout)}
 

@@ -15,6 +15,7 @@ class Limit:
     is_endless: bool = False
 
     def holds(self, value: float) -> bool:
+        """Whether the value is allowed."""
         if not math.isfinite(value):
             return self.is_endless and value > 0
         return (value > self.least if self.is_open else value >= self.least) and value <= self.most

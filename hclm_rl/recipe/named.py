@@ -34,6 +34,7 @@ def class_name(name: str) -> str:
 
 
 def refuse_unknown(name: str, known: Sequence[str], key: str) -> None:
+    """A ValueError for a name that is not known; `key` is what the recipe calls it."""
     if name not in known:
         raise ValueError(f"{key}: unknown name '{name:.80}'; it must be one of {', '.join(known)}")
 

@@ -80,12 +80,14 @@ class RecipeParser(TrlParser):
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
     def parse_known_args(self, *args: Any, **kwargs: Any) -> tuple[Namespace, list[str]]:
+        """Refuses text where a mapping is meant, and puts in what a key stands for."""
         namespace, left = super().parse_known_args(*args, **kwargs)
         refuse_text_that_is_no_mapping(vars(namespace), self.known())
         vars(namespace).update({key: value for key, value in self.instead.items() if hasattr(namespace, key)})
         return namespace, left
 
     def error(self, message: str) -> NoReturn:
+        """A mistake on the command line is a ValueError, which the command tells in one sentence."""
         raise ValueError(message)
 
     def known(self) -> dict[str, object]:

@@ -15,6 +15,7 @@ class Loader(yaml.SafeLoader):
     """YAML's safe loader, which refuses a key that stands twice in one mapping."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, object]:
+        """Refuses a key that stands twice in one mapping."""
         seen: dict[object, yaml.Node] = {}
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":

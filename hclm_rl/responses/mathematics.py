@@ -36,6 +36,8 @@ CHOICE = re.compile(r"\(([A-Z])\)")
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
+    """What an answer says, as far as it can be read."""
+
     text: str  # without spaces and typography
     values: list  # math-verify's: the expression and its text; empty where only the text counts
     in_words: bool = False  # several numbers among words, or words alone
@@ -134,10 +136,12 @@ def plainly(answer: str) -> str:
 
 
 def unwrapped(plain: str) -> str:
+    """Without the wrappers of text in LaTeX, spaces made one."""
     return " ".join(TEXT.sub(r" \1 ", plain).split())
 
 
 def squeezed(plain: str) -> str:
+    """Without spaces beside signs, and without the typography of LaTeX."""
     text = re.sub(r"\\(?:left|right)(?![A-Za-z])", "", unwrapped(plain)).replace(r"\dfrac", r"\frac")
     return re.sub(r"(?<=\W) | (?=\W)", "", text)
 
@@ -158,6 +162,7 @@ def pieces(plain: str) -> list[str]:
 
 
 def has_words(plain: str) -> bool:
+    """Whether it is more than one piece."""
     return len(pieces(plain)) > 1
 
 
@@ -199,6 +204,7 @@ def parsed(plain: str) -> list:
 
 
 def times(found: re.Match) -> frozenset[int]:
+    """Seconds of the day that the time may mean: 3:30 is one of two."""
     hour, minute, second = (int(part or 0) for part in found.groups()[:3])
     hours = (
         {hour % 12 + 12 * (found[4].lower() == "p")} if found[4] else {hour, hour + 12} if 0 < hour <= 12 else {hour}
@@ -207,6 +213,7 @@ def times(found: re.Match) -> frozenset[int]:
 
 
 def is_same(gold: Reading, found: Reading) -> bool:
+    """Whether the answer found means what the reference means."""
     from math_verify import verify
 
     if gold.clock and (found.clock or not gold.values or len(gold.clock) == 1):
@@ -221,6 +228,7 @@ def is_same(gold: Reading, found: Reading) -> bool:
 
 
 def name_of(reading: Reading) -> str:
+    """One name for all spellings that were read alike."""
     if reading.clock or not reading.values:
         return reading.text
     return canonical(reading.values)
@@ -253,6 +261,7 @@ def is_swallowed(value: object) -> bool:
 
 
 def spelled(value: object) -> object:
+    """The value with decimals as fractions and worked out, where that is quick."""
     import sympy
 
     if not isinstance(value, sympy.Basic) or not all(map(is_quick, sympy.preorder_traversal(value))):

@@ -19,6 +19,7 @@ def after_thought(text: str) -> str:
 
 
 def has_box(text: str) -> bool:
+    r"""Whether it has a \boxed or \fbox."""
     return BOX.search(text) is not None
 
 

@@ -53,6 +53,7 @@ class Replay:
         return Replay(**joined)
 
     def save(self, memory: dict) -> None:
+        """Into the term's memory, for the checkpoint."""
         memory |= {PREFIX + each.name: getattr(self, each.name) for each in fields(self)}
 
 

@@ -88,6 +88,7 @@ class RightAnswers:
         return joined if stays.all() else joined.rows(stays)
 
     def save(self, memory: dict) -> None:
+        """Into the term's memory, for the checkpoint."""
         memory |= {PREFIX + each.name: getattr(self, each.name) for each in fields(self)}
 
     def bytes(self) -> int:

@@ -72,6 +72,7 @@ class CurioSft(SftMethod):
         return torch.where(entropy_of(logps) <= self.gate, self.coldest, tau)
 
     def of_teacher(self, logps: Float[Tensor, "M V"], labels: Int[Tensor, "M"]) -> dict[str, Float[Tensor, "M"]]:
+        """Log-probs of the labels under the softened teacher, and the temperatures that soften it."""
         tau = self.temperatures(logps)
         soft = (logps.float() / tau.unsqueeze(1)).log_softmax(dim=1)
         return {"softened": soft.gather(1, labels.unsqueeze(1)).squeeze(1), "temperature": tau}

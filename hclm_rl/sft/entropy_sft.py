@@ -36,6 +36,7 @@ class EntropySft(SftMethod):
             raise ValueError(f"coef must be at least 0 and finite, got {self.coef}")
 
     def kept(self, labels: int | float) -> int:
+        """How many of so many labels are trained: at least one."""
         return max(1, math.floor(self.ratio * labels + ROUNDING))
 
     def __call__(self, batch: SftBatch) -> Losses:

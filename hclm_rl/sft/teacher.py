@@ -68,4 +68,5 @@ class Teacher:
 
 
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that training moves, by name."""
     return {name: each for name, each in model.named_parameters() if each.requires_grad}

@@ -204,6 +204,7 @@ class ConditionalEntropy(Term):
 
 
 def mean_of_rows(values: Float[Tensor, "rows T"], mask: Bool[Tensor, "rows T"]) -> Float[Tensor, "rows"]:
+    """Mean over the tokens of each row that count."""
     return torch.where(mask, values, 0.0).sum(dim=1) / mask.sum(dim=1)
 
 

@@ -125,6 +125,7 @@ class Hicra(Term):
 
 
 def words_of(text: str) -> tuple[str, ...]:
+    """The words of the text, folded."""
     return tuple(folded(each) for each in WORD.findall(text))
 
 

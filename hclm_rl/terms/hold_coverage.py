@@ -78,6 +78,7 @@ class HoldCoverage(Term):
 
     @property
     def anchor(self) -> RightAnchor:
+        """The stores and replays behind it."""
         return Replays(
             source="any", share=self.share, capacity=self.capacity, right_at=self.right_at, most_gb=self.most_gb
         )

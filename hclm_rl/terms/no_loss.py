@@ -69,6 +69,7 @@ class NoLoss(Term):
 
     @property
     def anchor(self) -> RightAnchor:
+        """The stores and replays behind it."""
         return Replays(capacity=self.capacity, right_at=self.right_at, most_gb=self.most_gb)
 
     def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:

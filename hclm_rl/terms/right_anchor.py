@@ -280,4 +280,5 @@ def trimmed(text: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def ratio(part: float, whole: float) -> float:
+    """part / whole, 0 of nothing."""
     return part / whole if whole else 0.0

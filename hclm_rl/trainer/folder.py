@@ -37,6 +37,7 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def now() -> str:
+    """UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 

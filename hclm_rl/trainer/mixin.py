@@ -164,6 +164,7 @@ class EntropyTermsMixin:
     # ---- once per optimiser step, and its checkpoints
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """TRL's; at the end of an optimiser step also the terms' log, controllers and trace."""
         with before_deepspeed_steps(self):
             loss = super().training_step(*args, **kwargs)
         if self._hclm.is_on and self.accelerator.sync_gradients:
@@ -202,6 +203,7 @@ class EntropyTermsMixin:
             self.control.should_training_stop = True
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """TRL's; into a checkpoint also the state of the terms."""
         if _internal_call and output_dir is not None and is_checkpoint(output_dir):
             save_checkpoint(self, Path(output_dir))
         super().save_model(output_dir, _internal_call)
@@ -216,6 +218,8 @@ class EntropyTermsMixin:
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
+        """TRL's, with pass@k and diversity of what it sampled."""
+
         def stock() -> EvalLoopOutput:
             return super(EntropyTermsMixin, self).evaluation_loop(
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix

@@ -273,6 +273,7 @@ def weights_of_reference(trainer: Any) -> list[tuple[str, Tensor]]:
 
 
 def file_of(output: Path, step: int) -> Path:
+    """Where the reference of this step is kept."""
     return output / FOLDER / f"{STEM}{step}.safetensors"
 
 

@@ -66,6 +66,7 @@ def is_within_a_rollout(trainer: Any, micro_batches: int) -> bool:
 
 
 def rollout_file(trainer: Any, folder: Path) -> Path:
+    """Where this process keeps its buffered rollout."""
     return folder / f"rollout_{trainer.accelerator.process_index}.pt"
 
 
@@ -106,4 +107,5 @@ def resume_rollout(trainer: Any, folder: Path) -> None:
 
 
 def is_checkpoint(folder: str | None) -> bool:
+    """Whether the folder is called as checkpoints are."""
     return folder is not None and CHECKPOINT.fullmatch(Path(folder).name) is not None
