@@ -1,10 +1,13 @@
 """Every public name says what it is; an override may leave that to what it overrides."""
 
+import doctest
 import importlib
 import inspect
 import pkgutil
 from collections.abc import Iterator
 from types import ModuleType
+
+import pytest
 
 import hclm_rl
 from hclm_rl.chain.schedules import Coefficient
@@ -51,3 +54,17 @@ def undocumented(module: ModuleType) -> Iterator[str]:
 
 def test_every_public_name_has_a_docstring():
     assert [name for module in modules() for name in undocumented(module)] == []
+
+
+@pytest.mark.parametrize("name", ["equations.functional", "responses.outcomes"])
+def test_the_numbers_in_docstrings_come_out(name: str):
+    found = doctest.testmod(importlib.import_module(f"hclm_rl.{name}"))
+    assert found.attempted and not found.failed
+
+
+def test_no_example_with_numbers_is_left_unrun():
+    """Those of the trainers need a network and a model; README and docs have them in whole, and tests run these."""
+    of_trainers = {"hclm_rl.trainer.grpo", "hclm_rl.trainer.rloo", "hclm_rl.recipe.config"}
+    of_trainers |= {"hclm_rl.sft.config", "hclm_rl.sft.trainer"}
+    having = {each.__name__ for each in modules() if ">>>" in inspect.getsource(each)}
+    assert having - of_trainers == {"hclm_rl.equations.functional", "hclm_rl.responses.outcomes"}

@@ -36,7 +36,11 @@ def ratio(top: float, bottom: float) -> float:
 
 
 def masked_mean(x: Float[Tensor, "*S"], mask: Bool[Tensor, "*S"]) -> Scalar:
-    """sum_{mask} x / |mask|; 0 where the mask is empty. Differentiable in x."""
+    """sum_{mask} x / |mask|; 0 where the mask is empty. Differentiable in x.
+
+    >>> masked_mean(torch.tensor([1.0, 5.0, torch.nan]), torch.tensor([True, True, False]))
+    tensor(3.)
+    """
     return torch.where(mask, x, 0).sum() / mask.sum().clamp(min=1)
 
 
@@ -50,6 +54,9 @@ def kth_largest(values: Float[Tensor, "M"], k: int) -> Scalar:
     """The k-th largest value, k in 1..M: `values >= kth_largest(values, k)` keeps k of them, and all ties.
 
     Any M (torch.quantile stops at 2**24). A NaN counts as the largest value, as in torch.topk.
+
+    >>> kth_largest(torch.tensor([3.0, 1.0, 2.0]), 2)
+    tensor(2.)
     """
     return values.kthvalue(len(values) - k + 1).values
 
@@ -58,6 +65,9 @@ def quantile(values: Float[Tensor, "M"], level: float) -> Scalar:
     """x_(a) + (p - a) (x_(a+1) - x_(a)),  p = level (M - 1),  a = floor(p),  x_(.) sorted from 0; level in [0, 1].
 
     torch.quantile's "linear" for any M >= 1: the position is a Python float, exact where float32 has lost the index.
+
+    >>> quantile(torch.tensor([3.0, 1.0, 2.0]), 0.25)  # p = 0.5: half way from 1 to 2
+    tensor(1.5000)
     """
     position = level * (len(values) - 1)
     below = math.floor(position)

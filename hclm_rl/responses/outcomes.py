@@ -19,6 +19,9 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     """1 - C(n-c, k) / C(n, k): the chance that k of n samples, drawn without replacement, hold one of c right ones.
 
     Unbiased for the chance that k fresh samples hold a right one; k must not exceed n.
+
+    >>> pass_at_k(4, 1, 2)  # of the 6 pairs of 4 samples, 3 hold the one that is right
+    0.5
     """
     if not 0 <= c <= n:
         raise ValueError(f"c (right samples) must be in [0, n], got c={c} with n={n}")
@@ -36,6 +39,11 @@ def maj_at_k(answers: Answers, correct: Set[str], k: int) -> float:
     answer occurs more than t times and m answers exactly t times, and right_ways[s, m] the same summed over r.
     Answers that occur fewer than t times among the n cannot tie: they are drawn as one heap.
     Cost at most about n k^2; for the k <= 64 and n <= 256 of an evaluation, milliseconds.
+
+    >>> f'{maj_at_k(["4", "4", "5"], {"4"}, 1):.3f}'  # two of the three draws are right
+    '0.667'
+    >>> f'{maj_at_k(["4", "4", "5"], {"4"}, 3):.3f}'
+    '1.000'
     """
     _check_correct(correct)
     n = len(answers)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ..chain.chain import Link
 from ..chain.door import moved
 from .judging import ENTROPY, EXCESS, LOGP, judge, say_of_policy
 from .run import once, strengths
@@ -14,6 +15,15 @@ from .tracing import write_trace
 logger = logging.getLogger(__name__)
 
 IDLE_STEPS_BEFORE_WARNING = 50  # optimiser steps in which a link affected no token
+
+
+def with_strength(metrics: dict[str, float], link: Link, coef: float) -> float:
+    """Puts the link's strength beside its metrics, and gives its affected share. Of a gauge, which has no strength and
+    changes no token, neither is logged."""
+    if link.term.is_diagnostic:
+        return metrics.pop(f"{link.name}/affected")
+    metrics[f"{link.name}/coef"] = coef
+    return metrics[f"{link.name}/affected"]
 
 
 def end_step(trainer: Any) -> None:
@@ -33,11 +43,7 @@ def end_step(trainer: Any) -> None:
             name.removeprefix(f"{link.name}/"): metrics[name] for name in metrics if name.startswith(f"{link.name}/")
         }
         link.term.on_step(own, run.state.memory[link.name])
-        affected = metrics[f"{link.name}/affected"]
-        if link.term.is_diagnostic:  # a gauge has no strength and changes no token: nothing to log
-            del metrics[f"{link.name}/affected"]
-        else:
-            metrics[f"{link.name}/coef"] = coef
+        affected = with_strength(metrics, link, coef)
         # a controller that gates by the entropy at sampling moves by the same one
         measured = sampled if link.coef.needs_entropy and sampled is not None else entropy
         if math.isfinite(measured):
