@@ -12,7 +12,7 @@ CPU_INDEX := https://download.pytorch.org/whl/cpu
 # One worker a file, so that what a file's tests share is made once; files in the order of tests/conftest.py.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow and not gpu'
 
-.PHONY: quickstart test test-newest test-trl-matrix check bench mutants install lock docs prose
+.PHONY: quickstart test test-newest test-trl-matrix test-integrations check bench mutants install lock docs prose
 
 install: $(VENV)/.installed
 
@@ -56,6 +56,14 @@ test-trl-%: .venv-trl-%/lock.txt
 .venv-trl-%/lock.txt: requirements.lock
 	mkdir -p $(@D)
 	grep -v '^trl==' $< > $@
+# The adapters against verl and SkyRL themselves, on a CPU: in an environment of their own, on top of .venv.
+test-integrations: install
+	test -x .venv-integrations/bin/python || $(PYTHON) -m venv .venv-integrations
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+		> "$$(.venv-integrations/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/beneath.pth"
+	.venv-integrations/bin/python -m pip install --quiet --no-deps -r tests/integrations/packages.txt
+	.venv-integrations/bin/python -m pip install --quiet -r tests/integrations/requirements.txt
+	.venv-integrations/bin/python -m pytest -n 0 tests/integrations
 
 lock:
 	$(PYTHON) -m venv .venv-lock

@@ -7,18 +7,9 @@ import torch
 from torch import Tensor
 
 # what may be asked of it: all that does not read a value
-SHAPELY = {
-    Tensor.shape.__get__,  # pyright: ignore[reportFunctionMemberAccess]
-    Tensor.dtype.__get__,  # pyright: ignore[reportFunctionMemberAccess]
-    Tensor.device.__get__,  # pyright: ignore[reportFunctionMemberAccess]
-    Tensor.requires_grad.__get__,  # pyright: ignore[reportFunctionMemberAccess]
-    Tensor.dim,
-    Tensor.size,
-    Tensor.numel,
-    Tensor.__len__,
-    Tensor.is_floating_point,
-    Tensor.is_complex,
-}
+PROPERTIES = ("shape", "dtype", "device", "requires_grad")
+METHODS = ("dim", "size", "numel", "__len__", "is_floating_point", "is_complex")
+SHAPELY = {vars(torch._C.TensorBase)[name].__get__ for name in PROPERTIES} | {getattr(Tensor, name) for name in METHODS}
 
 
 class Absent(Tensor):

@@ -13,7 +13,7 @@ from torch import Tensor
 class Decoded(list):
     """Rows of ids that read as text. Each is decoded when it is read: that takes seconds, and few terms look."""
 
-    def __init__(self, rows: Iterable[Tensor], tokenizer: Any) -> None:
+    def __init__(self, rows: Iterable[Tensor | tuple], tokenizer: Any) -> None:
         super().__init__(rows)
         self.tokenizer = tokenizer
 

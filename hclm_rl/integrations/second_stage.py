@@ -22,7 +22,7 @@ class Kept(dict):
         raise ValueError("its stage 2 writes into its memory, which under this trainer is a copy: only stage 1 may")
 
     __setitem__ = __delitem__ = __ior__ = refuse
-    setdefault = update = pop = popitem = clear = refuse
+    setdefault = update = pop = popitem = clear = refuse  # pyright: ignore[reportAssignmentType]  (whatever they take)
 
 
 def token_batch(

@@ -54,7 +54,7 @@ class TermsTrainer(RayPPOTrainer):
         self.hclm_first.state.save(folder)
         return super().save_checkpoints()  # it says at its end that the checkpoint is whole
 
-    def load_checkpoints(self) -> tuple[int, str]:
+    def load_checkpoints(self) -> tuple[int, str | None]:
         step, folder = super().load_checkpoints()
         if folder is not None:
             own = Path(folder) / SECTION

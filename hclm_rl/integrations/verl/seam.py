@@ -4,6 +4,7 @@
 # (verl is no dependency)
 
 import inspect
+from importlib.metadata import version
 
 LEANS_ON = {  # method of verl's PPOTrainer: its parameters
     "_setup": ["self"],
@@ -17,7 +18,6 @@ LOSS = ["config", "model_output", "data", "dp_group"]
 
 def refuse_other_verl() -> None:
     """Raises one sentence that names what is not as in verl 0.9.1."""
-    import verl
     from verl.trainer.ppo.v1.trainer_base import PPOTrainer
     from verl.workers.utils.losses import ppo_loss
 
@@ -30,5 +30,5 @@ def refuse_other_verl() -> None:
         moved.append("ppo_loss")
     if moved:
         raise RuntimeError(
-            f"verl {verl.__version__} has other parameters in {', '.join(moved)} than 0.9.1, which hclm_rl knows"
+            f"verl {version('verl')} has other parameters in {', '.join(moved)} than 0.9.1, which hclm_rl knows"
         )

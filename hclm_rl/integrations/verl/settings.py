@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from ...chain.chain import Chain
 from ...recipe.links import NOTHING
@@ -124,7 +124,7 @@ def share_of_update(config: Any) -> float:
     return 1.0 if not (mini and whole) else min(1.0, mini / whole)
 
 
-def loss_mean(config: Any) -> str:
+def loss_mean(config: Any) -> Literal["tokens", "sequences"]:
     """What verl's policy loss averages, in the words of Rollout."""
     return "sequences" if at(config, f"{ACTOR}.loss_agg_mode", "token-mean") == "seq-mean-token-mean" else "tokens"
 
