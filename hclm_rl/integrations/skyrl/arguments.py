@@ -72,6 +72,17 @@ def refuse_settings(config: Any, chain: Chain) -> None:
             "trainer.algorithm.advantage_batch_normalize takes the mean off what the entropy terms leave: set it to "
             "false"
         )
+    refuse_rewards_out_of_sight(algorithm, chain)
+    for link in chain.links:
+        if link.coef != NOTHING and link.term.least_group > config.generator.n_samples_per_prompt:
+            raise ValueError(
+                f"{link.name}: needs groups of {link.term.least_group} responses or more, and "
+                f"generator.n_samples_per_prompt is {config.generator.n_samples_per_prompt}"
+            )
+
+
+def refuse_rewards_out_of_sight(algorithm: Any, chain: Chain) -> None:
+    """Terms that give rewards or replace advantages, where SkyRL's own are not made of a response's reward alone."""
     names = ", ".join(
         link.name
         for link in chain.links
@@ -84,9 +95,3 @@ def refuse_settings(config: Any, chain: Chain) -> None:
         )
     if names and algorithm.use_kl_in_reward:
         raise ValueError(f"{names}: would not see the KL that SkyRL takes off the rewards: set use_kl_in_reward false")
-    for link in chain.links:
-        if link.coef != NOTHING and link.term.least_group > config.generator.n_samples_per_prompt:
-            raise ValueError(
-                f"{link.name}: needs groups of {link.term.least_group} responses or more, and "
-                f"generator.n_samples_per_prompt is {config.generator.n_samples_per_prompt}"
-            )

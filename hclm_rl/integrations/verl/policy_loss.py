@@ -44,6 +44,7 @@ def chain_from(path: str | None) -> Chain:
     return chain
 
 
+# long: the parameters that verl gives, and those that its own loss takes
 def compute_policy_loss_hclm_rl(
     old_log_prob: Tensor,
     log_prob: Tensor,
