@@ -171,6 +171,7 @@ def worked(terms, recorded, monkeypatch, micro_batches=1, loss_mode="vanilla", *
     logps, entropy = (values.clone().requires_grad_() for values in (recorded.logps, recorded.entropy))
     tu.assign_non_tensor(data, **{TOLD: told})
     tu.assign_non_tensor(data, use_dynamic_bsz=False, micro_batch_size_per_gpu=len(logps) // micro_batches)
+    [data] = tu.make_iterator(data, mini_batch_size=len(logps), epochs=1)  # as verl's workers cut mini-batches
     loss_fn = pickle.loads(
         pickle.dumps(TermsLoss(config=actor_config(loss_mode, **actor), chain=made.hclm_first.chain))
     )
