@@ -27,8 +27,11 @@ def find_rollout(name: str) -> type[RolloutStrategy]:
     else:
         refuse_unknown(name, ROLLOUTS, "rollout")
         found = getattr(importlib.import_module(f"{rollouts.__name__}.{name}"), class_name(name))
-    is_strategy = isinstance(found, type) and issubclass(found, RolloutStrategy) and found is not RolloutStrategy
-    if not is_strategy or "__dataclass_fields__" not in vars(found):
+    if (
+        not (isinstance(found, type) and issubclass(found, RolloutStrategy))
+        or found is RolloutStrategy
+        or "__dataclass_fields__" not in vars(found)
+    ):
         raise ValueError(
             f"'{name}' is not a rollout: it must be a frozen dataclass that subclasses hclm_rl.rollouts.RolloutStrategy"
         )

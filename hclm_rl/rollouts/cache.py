@@ -27,12 +27,12 @@ class Kept:
 
 def layers_of(cache: DynamicCache, rows: Sequence[int]) -> Layers:
     """A copy of these rows."""
-    return tuple((layer.keys[list(rows)], layer.values[list(rows)]) for layer in cache.layers)  # pyright: ignore[reportOptionalSubscript]
+    return tuple((layer.keys[list(rows)], layer.values[list(rows)]) for layer in cache.layers)  # pyright: ignore[reportAttributeAccessIssue, reportOptionalSubscript]
 
 
 def select(cache: DynamicCache, rows: Sequence[int]) -> None:
     """Leaves these rows alone."""
-    cache.batch_select_indices(torch.tensor(rows, device=cache.layers[0].keys.device))  # pyright: ignore[reportOptionalMemberAccess]
+    cache.batch_select_indices(torch.tensor(rows, device=cache.layers[0].keys.device))  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
 
 
 def gathered(kept: Sequence[Kept | None], lengths: Sequence[int]) -> DynamicCache:
@@ -59,7 +59,8 @@ def gathered(kept: Sequence[Kept | None], lengths: Sequence[int]) -> DynamicCach
 
 def arguments_of(model: PreTrainedModel) -> tuple[str, frozenset[str]]:
     """What the model's forward pass calls its cache, and all that it takes."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # an adapter passes everything on
+    # an adapter passes everything on
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # pyright: ignore[reportCallIssue]
     known = frozenset(inspect.signature(type(base).forward).parameters)
     return "cache" if "cache" in known else "past_key_values", known
 

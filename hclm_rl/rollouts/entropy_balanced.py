@@ -84,8 +84,9 @@ class EntropyBalanced(RolloutStrategy):
         found, counts = [], []
         for tree in trees:
             root, *behind = tree.made[0].entropies
-            found.append((root, math.fsum(behind) / len(behind) if behind else root))
-            counts.append(fresh(tree.budget, *found[-1], self.beta))
+            tool = math.fsum(behind) / len(behind) if behind else root
+            found.append((root, tool))
+            counts.append(fresh(tree.budget, root, tool, self.beta))
             start(asked, tree, counts[-1] - 1)
 
         def branches(tree: Tree, change: float, number: float) -> bool:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -143,7 +143,7 @@ def responses_of(trees: Sequence[Tree], name: str | None = None) -> list[Respons
         for each in tree.made:
             parent = number.get(id(each.branch.parent), -1)
             columns = {} if name is None else {f"{name}_parent": parent, f"{name}_shared": each.branch.shared}
-            found.append(each.branch.response(**columns))
+            found.append(replace(each.branch.response(), columns=columns))
     return found
 
 
