@@ -60,7 +60,7 @@ def soak(name: str, steps: int, out: Path) -> dict[str, Any]:
     memory = ReadsMemory()
     trainer = (trl.GRPOTrainer if terms is None else hclm_rl.GRPOTrainer)(
         model=policy_path(),
-        reward_funcs=task.reward_funcs,
+        reward_funcs=task.reward_funcs,  # pyright: ignore[reportArgumentType] (sequences serve as lists)
         args=(trl.GRPOConfig if terms is None else hclm_rl.GRPOConfig)(
             output_dir=str(out),
             per_device_train_batch_size=8,
@@ -88,8 +88,8 @@ def growth(read: Sequence[tuple[int, float]]) -> tuple[float, float, float]:
     """MiB per 1,000 steps and its 95 % interval."""
     later = [each for each in read if each[0] > read[-1][0] / 3]
     steps, memory = zip(*later, strict=True)
-    found = stats.theilslopes(memory, [step / 1000 for step in steps])
-    return float(found.slope), float(found.low_slope), float(found.high_slope)
+    slope, _, low, high = stats.theilslopes(memory, [step / 1000 for step in steps])
+    return float(slope), float(low), float(high)
 
 
 def in_a_process(name: str, steps: int, out: Path) -> dict[str, Any]:
