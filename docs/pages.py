@@ -275,7 +275,9 @@ def written(action: argparse.Action) -> tuple[str, str]:
     elif action.option_strings and action.nargs != 0:
         name += f" {action.metavar or action.dest.upper()}"
     meaning = action.help or ""
-    if action.default not in (None, False, argparse.SUPPRESS) and "default" not in meaning:
+    if action.default not in (None, False, argparse.SUPPRESS) and not (
+        "default" in meaning or meaning.endswith(f"({action.default})")
+    ):
         meaning = f"{meaning} (default {action.default})".strip()
     return f"`{name}`", cell(meaning)
 

@@ -80,7 +80,7 @@ def of_doctor() -> argparse.ArgumentParser:
         prog="hclm-rl doctor",
         allow_abbrev=False,  # a shortened flag of the recipe's would be taken for one of these
         description="Forces, regimes and mistakes of a recipe before training. Further flags override the recipe.",
-        epilog="hclm-rl doctor --config RECIPE; with --model-size 7B: what a recipe holds and takes at that size.",
+        epilog="Needs --config RECIPE. With --model-size 7B it tells what a recipe holds and takes at that size.",
     )
     parser.add_argument("--algorithm", choices=("grpo", "rloo"), default="grpo")
     parser.add_argument("--prompts", type=int, default=8, help="most of a dry step, where the recipe's has more")
@@ -96,7 +96,7 @@ def of_ablate() -> argparse.ArgumentParser:
         allow_abbrev=False,  # a shortened flag of the recipe's would be taken for one of these
         description="One step of the recipe, without its terms, taken without each tenth of its tokens. Further flags "
         "override the recipe.",
-        epilog="hclm-rl ablate --config RECIPE",
+        epilog="Needs --config RECIPE.",
     )
     parser.add_argument("--algorithm", choices=("grpo", "rloo"), default="grpo")
     parser.add_argument("--score", choices=SCORES, default="logits", help="by which tokens are sorted (logits)")

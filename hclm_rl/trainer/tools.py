@@ -37,6 +37,7 @@ class TrlTools:
         self.calls = self.failures = 0
 
     def begin(self, branch: Branch, prompt: int) -> None:
+        """Gives a new response to a prompt (its number in the batch) one of the prompt's tools and environments."""
         trainer = self.trainer
         if not self.free[prompt]:
             raise ValueError(
@@ -52,6 +53,7 @@ class TrlTools:
         )
 
     def copy(self, branch: Branch) -> None:
+        """Gives a branch what its parent has said, and a copy of its environment."""
         assert branch.parent is not None
         talk = talk_of(branch.parent)
         try:
@@ -71,6 +73,7 @@ class TrlTools:
         )
 
     def reply(self, branches: Sequence[Branch]) -> list[list[int] | None]:
+        """The tokens of what tools said to each branch; None where it called none or has no turn left."""
         calling = []
         for branch in branches:
             talk, message = talk_of(branch), self._said(branch)
@@ -149,5 +152,6 @@ def rebound(tools: Named, old: object, new: object) -> Named:
 
 
 def talk_of(branch: Branch | Response) -> Talk:
+    """What was said in it; it must have begun."""
     assert isinstance(branch.talk, Talk)
     return branch.talk
