@@ -88,8 +88,8 @@ def growth(read: Sequence[tuple[int, float]]) -> tuple[float, float, float]:
     """MiB per 1,000 steps and its 95 % interval."""
     later = [each for each in read if each[0] > read[-1][0] / 3]
     steps, memory = zip(*later, strict=True)
-    slope, _, low, high = stats.theilslopes(memory, [step / 1000 for step in steps])
-    return float(slope), float(low), float(high)
+    found: Any = stats.theilslopes(memory, [step / 1000 for step in steps])
+    return float(found.slope), float(found.low_slope), float(found.high_slope)
 
 
 def in_a_process(name: str, steps: int, out: Path) -> dict[str, Any]:
