@@ -27,8 +27,16 @@ import hclm_rl
 from hclm_rl.testbed.policy import policy_path
 from hclm_rl.testbed.task import find_task
 
-GAUGES = ["log_det", "von_neumann", "coding_rate", "variance", "spectrum", "information_force", "feature_softmax",
-          "attention_entropy", "entropy_flow", "conditional_entropy"]  # fmt: skip
+GAUGES = [
+    "log_det",
+    "von_neumann",
+    "coding_rate",
+    "variance",
+    "spectrum",
+    "information_force",
+    "feature_softmax",
+    "entropy_flow",
+]
 ROWS: dict[str, list | None] = {
     "stock TRL": None,
     "empty chain": [],
