@@ -20,12 +20,13 @@ from ..equations.sigma_reparam import sigma_reparam
 from ..recipe.arguments import Algorithm, RunArguments, Settings, make_parser, parse, recipe_of, with_recipe_apart
 from ..recipe.config import GRPOConfig, RLOOConfig
 from ..recipe.refusals import refuse_unwritable
+from ..recipe.rollout import as_words, build_rollout
 from ..responses.answers import final_text, own_last_words
 from ..responses.names import custom_code
 from ..testbed import Evaluation, Task, evaluate
 from ..testbed.sampling import measured
 from ..trainer import GRPOTrainer, RLOOTrainer
-from ..trainer.checkpoints import find_checkpoint, terms_state
+from ..trainer.checkpoints import find_checkpoint, refuse_other_rollout, terms_state
 from ..trainer.folder import PACKAGES, note, write_whole
 from ..trainer.reset import refuse_reset
 from ..watch.report.runs import SUMMARY_NAME
@@ -106,6 +107,7 @@ def checkpoint_of(config: GRPOConfig | RLOOConfig) -> str | None:
     chain = config.checked()
     checkpoint = find_checkpoint(config.resume_from_checkpoint, config, bool(chain.links))
     terms_state(checkpoint, chain, torch.device("cpu"), config)
+    refuse_other_rollout(checkpoint, build_rollout(config.rollout), config)
     return checkpoint
 
 
@@ -146,6 +148,7 @@ def described(
         "model": model.model_name_or_path or TESTBED,
         "task": arguments.task,
         "terms": json.loads(terms) if isinstance(terms, str) else terms,
+        **({"rollout": as_words(config.rollout)} if config.rollout else {}),
         "overrides": overrides,
         "seed": config.seed,
         "steps": trainer.state.global_step,

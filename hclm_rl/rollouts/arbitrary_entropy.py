@@ -148,6 +148,7 @@ class AuxiliaryRows(Term):
         nats = torch.tensor([float(row[NATS]) for row in rollout.rows], device=device)
         counted = ~auxiliary if self.form == "weigh" else torch.ones_like(auxiliary)
         lengths = rollout.mask.sum(dim=1)
+        counted = counted & (lengths > 0)  # those that are left out of the loss have nats and no tokens
         total, tokens = rollout.total(torch.stack([nats[counted].sum(), lengths[counted].sum().to(nats)])).tolist()
         before, memory["entropy"] = memory.get("entropy", 0.0), total / max(tokens, 1)
         if self.form == "weigh":

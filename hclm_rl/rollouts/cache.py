@@ -44,7 +44,7 @@ def gathered(kept: Sequence[Kept | None], lengths: Sequence[int]) -> DynamicCach
     [first, *_] = stores.values()
     for number, (keys, _) in enumerate(first):
         shape = (len(kept), keys.shape[1], width)
-        both = [keys.new_zeros(*shape, first[number][part].shape[-1]) for part in (0, 1)]
+        both = [of.new_zeros(*shape, of.shape[-1]) for of in first[number]]  # under autocast of two dtypes
         for name, layers in stores.items():
             rows = [i for i, each in enumerate(kept) if each is not None and id(each.layers) == name]
             places = [kept[i] for i in rows]

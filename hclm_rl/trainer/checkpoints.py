@@ -18,9 +18,14 @@ from safetensors import SafetensorError, safe_open
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..chain.chain import Chain
+from ..chain.manifest import plain, text
 from ..chain.state import ALLOW, FILE_NAME, ChainState
+from ..recipe.rollout import as_words
+from ..rollouts.strategy import RolloutStrategy
 
 logger = logging.getLogger(__name__)
+
+ROLLOUT_NAME = "rollout.json"  # in a checkpoint, where the run has a rollout
 
 STATE_NAME = "trainer_state.json"
 CHECKPOINT = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
@@ -124,6 +129,25 @@ def terms_state(checkpoint: str | None, chain: Chain, device: torch.device, args
                 f"{ALLOW}"
             )
     return state
+
+
+def refuse_other_rollout(checkpoint: str | None, rollout: RolloutStrategy | None, args: Any) -> None:
+    """Refuses a checkpoint whose run had another rollout or other values of it, unless that is allowed."""
+    if checkpoint is None:
+        return
+    file = Path(checkpoint) / ROLLOUT_NAME
+    was, now = file.read_text(encoding="utf-8") if file.exists() else "", rollout_in_words(rollout)
+    if was == now:
+        return
+    said = f"{checkpoint} was written with the rollout {was or 'of TRL'}, and this run has {now or 'that of TRL'}"
+    if not getattr(args, "allow_changed_terms", False):
+        raise ValueError(f"{said}; resume with the same, or {ALLOW}")
+    logger.warning("%s", said)
+
+
+def rollout_in_words(rollout: RolloutStrategy | None) -> str:
+    """Its name and all its values, as JSON; empty without one."""
+    return "" if rollout is None else text(plain(as_words(rollout)))
 
 
 def epochs_done(checkpoint: str | None) -> int:

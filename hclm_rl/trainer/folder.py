@@ -15,6 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ..chain.chain import Chain
 from ..chain.state import settle
+from ..recipe.rollout import without_its_term
 from ..recipe.written_out import as_recipe
 from ..watch.callback import CollapseCallback
 from ..watch.report.runs import LOG_NAME, RECIPE_NAME, REPORT_NAME, RUN_NAME, SUMMARY_NAME, read_log
@@ -151,7 +152,8 @@ def writing_a_run(trainer: Any, given: dict[str, Any]) -> Iterator[None]:
     has_log = getattr(config, "run_log", True)
     if has_log:
         name = model if isinstance(model, str) else getattr(getattr(model, "config", None), "_name_or_path", "")
-        before.append(RunWriter(type(trainer).__name__, trainer._hclm.chain, name or type(model).__name__))
+        chain = without_its_term(trainer._hclm.chain, trainer._hclm.rollout)
+        before.append(RunWriter(type(trainer).__name__, chain, name or type(model).__name__))
     given["callbacks"] = [*before, *own, *([LogWriter()] if has_log else [])]
     yield
     trainer._hclm.watcher = before[0] if before and is_watch(before[0]) else None

@@ -10,7 +10,15 @@ import torch
 
 from ..chain.state import settle
 from ..watch.trace import Trace
-from .checkpoints import CHECKPOINT, STATE_NAME, newest_first, terms_state
+from .checkpoints import (
+    CHECKPOINT,
+    ROLLOUT_NAME,
+    STATE_NAME,
+    newest_first,
+    refuse_other_rollout,
+    rollout_in_words,
+    terms_state,
+)
 from .reset import attach
 from .run import Run
 
@@ -24,6 +32,7 @@ def begin_run(trainer: Any, checkpoint: str | None) -> None:
     """
     before, device = trainer._hclm, trainer.accelerator.device
     state = terms_state(checkpoint, before.chain, device, trainer.args)
+    refuse_other_rollout(checkpoint, before.rollout, trainer.args)
     if trainer.accelerator.is_main_process:
         for sentence in state.changed:
             logger.warning("%s", sentence)
@@ -79,6 +88,11 @@ def save_checkpoint(trainer: Any, folder: Path) -> None:
         (folder / STATE_NAME).unlink(missing_ok=True)
         if run.chain.links:
             run.state.save(folder)
+        (folder / ROLLOUT_NAME).unlink(missing_ok=True)
+        if run.rollout is not None:
+            unfinished = folder / f"{ROLLOUT_NAME}.unfinished"
+            unfinished.write_text(rollout_in_words(run.rollout), encoding="utf-8")
+            settle(unfinished, folder / ROLLOUT_NAME)
     file.unlink(missing_ok=True)
     if is_within_a_rollout(trainer, trainer._step):
         unfinished = file.with_suffix(".unfinished")

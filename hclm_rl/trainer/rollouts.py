@@ -254,6 +254,10 @@ def take_columns(trainer: Any, rows: list[dict]) -> None:
     batch = trainer._hclm.rolling
     if batch is not None and batch.responses:
         for row, response in zip(rows, batch.responses, strict=True):
+            if taken := sorted(response.columns.keys() & row.keys()):
+                raise ValueError(
+                    f"the data has a column '{taken[0]}', which the rollout gives its responses: rename it in the data"
+                )
             row.update(response.columns)
 
 

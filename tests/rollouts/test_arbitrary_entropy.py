@@ -94,6 +94,13 @@ def test_all_right_groups_count_and_h_leaves_the_auxiliary_rows_out():
     assert effect.metrics["right"].item() == 1.0
 
 
+def test_rows_that_are_left_out_of_the_loss_are_left_out_of_h():
+    memory: dict = {}
+    # the second row was cut off and masked: its nats are not those of any token that counts
+    term_of().on_rollout(rollout_of([[1, 0], [1, 1]], [False, True], [2, 0, 3, 3], [0.6, 30.0, 9.0, 9.0]), memory)
+    assert memory == {"entropy": pytest.approx(0.6 / 2)}
+
+
 def test_the_selection_of_the_released_code():
     """Kept are rows 0 and 2 of the first group alone: in the others no answer is better than its group."""
     rewards = [[1.0, 0, 1, 0], [1, 1, 1, 1], [0, 0, 0, 0], [1, 0, 0, 0]]

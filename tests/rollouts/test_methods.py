@@ -164,6 +164,7 @@ def test_the_budget_of_the_balanced_rollout_is_that_of_the_source():
     # 12 sigmoid(0.5 (0.9 - 1.7)) = 4.815748
     assert fresh(12, 0.9, 1.7, 0.5) == 5
     assert fresh(12, 50.0, 0.0, 1.0) == 12 and fresh(12, 0.0, 50.0, 1.0) == 1
+    assert fresh(8, 0.0, 16.0, 50.0) == 1  # e^800 is no float
 
 
 @pytest.mark.parametrize(("in_a_row", "probability"), [(0, 0.56), (2, 0.504444), (10, 0.06)])

@@ -12,6 +12,7 @@ from datasets import Dataset
 import hclm_rl
 from hclm_rl.commands.metrics import meanings
 from hclm_rl.recipe.arguments import parse
+from hclm_rl.trainer.checkpoints import ROLLOUT_NAME
 from tests.rollouts import own
 from tests.tiny import largest_difference, make, prompts, weights_of
 
@@ -45,6 +46,42 @@ def test_a_rollout_trains(algorithm: str, rollout: dict, policy: str, tmp_path: 
         )
         assert entry["rollout/tokens_reused"] > 0 > entry["rollout/logp"]
         assert not {name for name in entry if name != "step" and not meanings(name)}  # all is said in words
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_rollout_trains_under_autocast(algorithm: str, policy: str, tmp_path: Path):
+    # where keys are float32 and values bfloat16
+    trainer = make(policy, tmp_path, algorithm=algorithm, rollout=CURE, bf16=True, max_steps=1)
+    trainer.train()
+    assert logs_of(trainer)[0]["rollout/tokens_reused"] > 0
+
+
+@pytest.mark.parametrize(
+    ("now", "said"),
+    [
+        (FORK, r'with the rollout \{"cure": .*, and this run has \{"entropy_fork"'),
+        ({"cure": {**CURE["cure"], "top": 3}}, r'"top": 2.*"top": 3'),
+        (None, r'"cure": .* and this run has that of TRL'),
+    ],
+)
+def test_another_rollout_is_refused_where_a_run_goes_on(
+    now: dict | None, said: str, policy: str, tmp_path: Path, caplog
+):
+    make(policy, tmp_path, rollout=CURE, save_strategy="steps", save_steps=1, max_steps=1).train()
+    assert (tmp_path / "checkpoint-1" / ROLLOUT_NAME).exists()
+    later = {"rollout": now, "max_steps": 2}
+    with pytest.raises(ValueError, match=said):
+        make(policy, tmp_path, **later).train(resume_from_checkpoint=True)
+    make(policy, tmp_path, **later, allow_changed_terms=True).train(resume_from_checkpoint=True)
+    assert "was written with the rollout" in caplog.text
+
+
+def test_a_column_of_the_data_is_not_overwritten(policy: str, tmp_path: Path):
+    data = prompts().add_column("template", ["mine"] * len(prompts()))
+    trainer = make(policy, tmp_path, rollout="prompt_augmentation", max_completion_length=4)
+    trainer.train_dataset = data
+    with pytest.raises(ValueError, match="the data has a column 'template', which the rollout gives its responses"):
+        trainer.train()
 
 
 def test_an_adapter_is_what_draws(policy: str, tmp_path: Path):
