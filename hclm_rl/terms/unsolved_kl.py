@@ -24,7 +24,8 @@ class UnsolvedKl(Term):
     with pi the policy that sampled: the score-function gradient of KL(pi || pi_ref), token by token, in the unit of
     TRL's `beta`. It ends for a prompt with its first right response: what a KL to the start costs in learning it costs
     on solved prompts mostly. Beside `hold_coverage` or `right_anchor`, which hold what has been found, it holds the
-    chance of what has not. A group of which nothing was scored is left alone.
+    chance of what has not. Where the start cannot answer yet, it holds back learning (docs/log.md). A group of which
+    nothing was scored is left alone.
 
     Args:
         beta: strength, advantages a nat, above 0; with MaxRL's weights (`max_rl`, `hold_coverage`) a nat of drift costs
