@@ -4,15 +4,13 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from scipy.special import expit
-
 from .strategy import Asked, Response, RolloutStrategy
 from .trees import Measure, Reduction, Tree, grow, new_trees, responses_of, start, take_turn
 
 
 def fresh(budget: int, root_entropy: float, tool_entropy: float, beta: float) -> int:
     """m of `budget` trajectories begin at the prompt: int(k sigmoid(beta (H_root - H_tool))) + 1, at most k."""
-    share = float(expit(beta * (root_entropy - tool_entropy)))
+    share = 0.5 * (1 + math.tanh(beta * (root_entropy - tool_entropy) / 2))  # the sigmoid, which overflows nowhere
     return min(max(int(budget * share) + 1, 1), budget)
 
 
