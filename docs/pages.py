@@ -174,15 +174,16 @@ def in_short(said: str) -> str:
 
 
 def narrow_methods(text: str) -> str:
-    """docs/methods.md as the site shows it: four columns, each name a link to its page, verdicts without numbers."""
-    lines = []
+    """docs/methods.md as the site shows it: four columns, verdicts without numbers, each name that has a page a link."""
+    lines, own = [], set(known_methods())
     for line in text.splitlines():
         cells = [each.strip() for each in re.split(r"(?<!\\)\|", line.strip("|"))]
         if len(cells) != 7:
             lines.append(line)
             continue
         name, paper, kind, needs, *_, said = cells
-        name = re.sub(r"^`(\w+)`$", r"[`\1`](methods/\1.md)", name)
+        if name.strip("`") in own:
+            name = f"[{name}](methods/{name.strip('`')}.md)"
         lines.append(f"| {' | '.join((name, paper, kind, needs, in_short(said)))} |")
     return "\n".join(lines) + "\n"
 

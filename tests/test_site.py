@@ -94,6 +94,8 @@ def test_the_table_of_methods_is_narrow_in_the_site(pages: ModuleType):
     assert pages.in_short(said) == "**better**: coins; no difference shown: products"
     assert pages.in_short("changes nothing; says the drift") == "changes nothing; says the drift"
     text = pages.narrow_methods((DOCS / "methods.md").read_text())
+    # of what is no term, a key of a recipe or a rollout, there is no page
+    assert set(re.findall(r"\(methods/(\w+)\.md\)", text)) == set(pages.known_methods())
     [row] = [line for line in text.splitlines() if line.startswith("| [`clip_cov`](methods/clip_cov.md) | ")]
     assert row.endswith("| token mask | scores | **better**: coins, coins on-policy; no difference shown: products |")
 
