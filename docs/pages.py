@@ -174,7 +174,7 @@ def in_short(said: str) -> str:
 
 
 def narrow_methods(text: str) -> str:
-    """docs/methods.md as the site shows it: four columns, verdicts without numbers, each name that has a page a link."""
+    """docs/methods.md as the site shows it: four columns, no numbers, and a name that has a page is a link to it."""
     lines, own = [], set(known_methods())
     for line in text.splitlines():
         cells = [each.strip() for each in re.split(r"(?<!\\)\|", line.strip("|"))]

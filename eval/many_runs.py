@@ -11,13 +11,16 @@ import json
 import multiprocessing
 import os
 import queue
+import signal
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+THREADS = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "TRL_EXPERIMENTAL_SILENCE": "1"}
 TESTBED: dict[str, Any] = {  # recipes/quickstart.yaml without its term; float32 on one CPU core
     "task": "coins",
     "task_kwargs": {"prompts": 256},
@@ -42,6 +45,16 @@ QUIET: dict[str, Any] = {
 }
 POLL_SECONDS = 5
 MADE_WITH = "made with"  # in a run's file: its settings
+
+
+def as_script(main: Callable[[], int | None]) -> NoReturn:
+    """Runs `main` as a script that starts workers; nothing may have imported torch before."""
+    os.environ |= THREADS  # the workers inherit them, and read them when they import torch
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the workers are stopped
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +182,7 @@ def run_all(make: Make, jobs: Iterable[Job], folder: Path, processes: int) -> li
 
     A run that was made with other settings is not taken for one of these: it stops all.
     """
-    os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "TRL_EXPERIMENTAL_SILENCE": "1"}
+    os.environ |= THREADS
     left = []
     for job in jobs:
         file = job.file(folder)

@@ -15,16 +15,13 @@ A rollout's values are those of its recipe. A cell is one file in --out and neve
 """
 
 import argparse
-import os
-import signal
 import statistics
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from many_runs import Job, run_all
+from many_runs import Job, as_script, run_all
 
 HERE = Path(__file__).parent
 PLAIN = "plain"
@@ -163,9 +160,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "TRL_EXPERIMENTAL_SILENCE": "1"}
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the workers are stopped
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(130)
+    as_script(main)

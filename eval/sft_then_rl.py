@@ -12,16 +12,13 @@ the same command again after an interruption. About three to four CPU minutes ea
 """
 
 import argparse
-import os
-import signal
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from many_runs import Job, run_all
+from many_runs import Job, as_script, run_all
 
 HERE = Path(__file__).parent
 RECIPES = HERE.parent / "recipes/sft"
@@ -156,9 +153,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "TRL_EXPERIMENTAL_SILENCE": "1"}
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the workers are stopped
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(130)
+    as_script(main)

@@ -100,3 +100,15 @@ def places_of(mask: Bool[Tensor, "*S"]) -> Int[Tensor, "allowed"]:
 def at(places: Int[Tensor, "chosen"], mask: Bool[Tensor, "*S"]) -> Bool[Tensor, "*S"]:
     """True at these flat places alone."""
     return torch.zeros_like(mask).flatten().index_fill(0, places, True).view(mask.shape)
+
+
+def outside_clip(
+    ratio: Float[Tensor, "B _"],
+    advantages: Float[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"],
+    clip_range: tuple[float, float],
+) -> Bool[Tensor, "B T"]:
+    """The tokens whose gradient PPO's clip drops: the ratio, of tokens or of responses (B, 1), has left 1 - low to 1 +
+    high on the side to which the advantage drives it."""
+    low, high = 1 - clip_range[0], 1 + clip_range[1]
+    return mask & torch.where(advantages > 0, ratio > high, ratio < low) & (advantages != 0)

@@ -12,13 +12,14 @@ from torch import Tensor
 
 from ..chain.chain import Chain
 from ..chain.door import moved, strength
+from ..chain.generators import link_generator
 from ..chain.metrics import StepMetrics
 from ..chain.state import ChainState
 from ..equations.functional import per_token
 from ..types import Rollout
 from .absent import Absent
 from .groups import Groups
-from .told import AFFECTED, COLUMN, GROUP_REWARDS, REWARDS, Told, generator
+from .told import AFFECTED, COLUMN, GROUP_REWARDS, REWARDS, Told
 
 # rewards (M,) of some rows of the batch, and which: what the trainer makes of them, advantages and scale, (M,) each
 Renormalise = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -96,7 +97,7 @@ class FirstStage:
             rollout,
             self.state.memory,
             coefs,
-            functools.partial(generator, self.seed, step, "rollout"),
+            functools.partial(link_generator, self.seed, step, "rollout"),
             functools.partial(renormalised, groups, renormalise),
         )
         for link in self.chain.links:

@@ -11,8 +11,10 @@ from torch import Tensor
 
 from ..chain.chain import Chain, Outcome
 from ..chain.finite import Watch
+from ..chain.generators import link_generator
+from ..equations.selections import outside_clip
 from ..types import TokenBatch, Total
-from .told import AFFECTED, COLUMN, GROUP_REWARDS, REWARDS, Told, generator
+from .told import AFFECTED, COLUMN, GROUP_REWARDS, REWARDS, Told
 
 
 class Kept(dict):
@@ -42,6 +44,7 @@ def token_batch(
     """The micro-batch as terms see it. `rows`: what travelled with its rows; `clips`: whether the loss clips tokens."""
     empty = advantages.new_full((len(mask),), torch.nan)
     device = advantages.device
+    ratio = torch.where(mask, logps.detach() - old_logps, 0).exp()
     return TokenBatch(
         ids=ids,
         mask=mask,
@@ -55,20 +58,11 @@ def token_batch(
         columns={name.removeprefix(COLUMN): value for name, value in rows.items() if name.startswith(COLUMN)},
         shared={name: value.to(device) for name, value in told.shared.items()},
         clip_range=clip_range,
-        is_clipped=clipped(logps, old_logps, advantages, mask, clip_range) if clips else None,
+        is_clipped=outside_clip(ratio, advantages, mask, clip_range) if clips else None,
         progress=told.progress,
         step=told.step,
         share=told.share,
     )
-
-
-def clipped(
-    logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tensor, clip_range: tuple[float, float]
-) -> Tensor:
-    """The tokens whose gradient PPO's clip drops."""
-    ratio = torch.where(mask, logps.detach() - old_logps, 0).exp()
-    low, high = 1 - clip_range[0], 1 + clip_range[1]
-    return mask & torch.where(advantages > 0, ratio > high, ratio < low) & (advantages != 0)
 
 
 def second_stage(
@@ -84,7 +78,7 @@ def second_stage(
             batch,
             memory,
             told.coefs,
-            functools.partial(generator, told.seed, told.step, f"micro-batch {micro_batch}"),
+            functools.partial(link_generator, told.seed, told.step, f"micro-batch {micro_batch}"),
             affected,
             watch,
         )

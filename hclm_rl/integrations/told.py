@@ -1,6 +1,5 @@
 """What stage 1, in the one process that sees the whole batch, says to stage 2 in the workers."""
 
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -33,8 +32,3 @@ def carried(rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def arrived(rows: Mapping[str, Tensor], told: Told) -> dict[str, Tensor]:
     """The inverse of `carried`."""
     return {name: value.bool() if name in told.masks else value for name, value in rows.items()}
-
-
-def generator(seed: int, step: int, stage: str, link: str) -> torch.Generator:
-    """As in trainer/run.py: it depends on these alone, so it is the same everywhere."""
-    return torch.Generator().manual_seed(zlib.crc32(f"{seed}/{step}/{stage}/{link}".encode()))

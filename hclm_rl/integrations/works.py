@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import fields, replace
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from ..recipe.links import find_term, known_terms
 from ..testbed.policy import new_tokenizer
 from .absent import Absent
 from .first_stage import FirstStage, Generated, Shaped
-from .refusals import Gives, lacks
+from .refusals import lacks
 from .second_stage import second_stage, token_batch
 from .skyrl import arguments as skyrl
 from .skyrl.both_stages import left_by_both
@@ -20,9 +21,7 @@ from .told import Told
 from .verl import settings as verl
 
 UNDER_VERL = verl.gives({"actor_rollout_ref": {"actor": {"use_kl_loss": True}}})
-UNDER_SKYRL = Gives(
-    where="", instead="", scores=True, entropies=False, columns=True, rewards=True, reference=True
-)  # as skyrl.gives with use_kl_loss
+UNDER_SKYRL = skyrl.gives(SimpleNamespace(use_kl_loss=True))
 REASONS = {
     verl.NO_ENTROPY: "entropies",
     skyrl.NO_ENTROPY: "entropies",
@@ -33,20 +32,20 @@ LIGHT = ", with `statistics: micro_batch`"
 
 def batch() -> Generated:
     """Two prompts, four responses each, some of them right."""
-    torch.manual_seed(0)
+    draws = torch.Generator().manual_seed(0)
     mask = torch.arange(6) < torch.tensor([6, 3, 5, 2, 4, 6, 3, 5]).unsqueeze(1)
     rewards = torch.tensor([1.0, 0, 0, 1, 0, 0, 1, 0])
     return Generated(
-        ids=torch.randint(0, 8, mask.shape),
+        ids=torch.randint(0, 8, mask.shape, generator=draws),
         mask=mask,
         rewards=rewards,
         advantages=torch.where(mask, (2 * rewards - 1).unsqueeze(1), 0),
         uid=[0, 0, 0, 0, 1, 1, 1, 1],
         counts=[True] * 8,
         scale=torch.ones(8),
-        logps=-torch.rand(mask.shape),
-        entropy=torch.rand(mask.shape),
-        ref_logps=-torch.rand(mask.shape),
+        logps=-torch.rand(mask.shape, generator=draws),
+        entropy=torch.rand(mask.shape, generator=draws),
+        ref_logps=-torch.rand(mask.shape, generator=draws),
         beta=0.1,
         prompts=["1 + 1 ="] * 8,
         texts=["2", "3", "4", "2", "5", "6", "2", "7"],

@@ -80,12 +80,6 @@ def with_its_term(chain: Chain, rollout: RolloutStrategy | None) -> Chain:
     return Chain((*chain.links, link) if term.shapes_advantages else (link, *chain.links))
 
 
-def without_its_term(chain: Chain, rollout: RolloutStrategy | None) -> Chain:
-    """The chain that the user named."""
-    kind = None if rollout is None else type(rollout.term())
-    return Chain(tuple(link for link in chain.links if type(link.term) is not kind))
-
-
 def as_words(entry: object) -> object:
     """As a recipe has it, for the config's own file."""
     if not isinstance(entry, RolloutStrategy):

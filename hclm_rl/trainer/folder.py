@@ -15,7 +15,6 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ..chain.chain import Chain
 from ..chain.state import settle
-from ..recipe.rollout import without_its_term
 from ..recipe.written_out import as_recipe
 from ..watch.callback import CollapseCallback
 from ..watch.report.runs import LOG_NAME, RECIPE_NAME, REPORT_NAME, RUN_NAME, SUMMARY_NAME, read_log
@@ -144,15 +143,17 @@ class LogWriter(TrainerCallback):
 
 
 @contextmanager
-def writing_a_run(trainer: Any, given: dict[str, Any]) -> Iterator[None]:
-    """While TRL's trainer is made: the callbacks that watch and write a run go around those of the user."""
+def writing_a_run(trainer: Any, chain: Chain, given: dict[str, Any]) -> Iterator[None]:
+    """While TRL's trainer is made: the callbacks that watch and write a run go around those of the user.
+
+    `chain`: of the terms that the user named.
+    """
     config, own, model = given.get("args"), list(given.get("callbacks") or []), given.get("model")
     action: Any = getattr(config, "watch_collapse", "warn")
     before: list = [] if action == "off" or any(map(is_watch, own)) else [CollapseCallback(action=action)]
     has_log = getattr(config, "run_log", True)
     if has_log:
         name = model if isinstance(model, str) else getattr(getattr(model, "config", None), "_name_or_path", "")
-        chain = without_its_term(trainer._hclm.chain, trainer._hclm.rollout)
         before.append(RunWriter(type(trainer).__name__, chain, name or type(model).__name__))
     given["callbacks"] = [*before, *own, *([LogWriter()] if has_log else [])]
     yield

@@ -58,14 +58,15 @@ class EntropyTermsMixin:
                 "entropy_terms came twice, as an argument of the trainer and in its config: use one of them"
             )
         rollout = build_rollout(getattr(config, "rollout", None))
-        chain = with_its_term(build_chain(entropy_terms or from_config), rollout)
+        named = build_chain(entropy_terms or from_config)
+        chain = with_its_term(named, rollout)
         if chain.links and isinstance(config, trl.GRPOConfig):
             refuse_two_controls(config, chain)
         refuse_what_the_run_lacks(chain, given.get("model"), config)
         steps, every = getattr(config, "trace_steps", None), getattr(config, "trace_every", None)
         trace = Trace(folder=Path(getattr(config, "output_dir", None) or ""), steps=tuple(steps or ()), every=every)
         self._hclm = Run(chain=chain, state=ChainState.fresh(chain), trace=trace, rollout=rollout)
-        with writing_a_run(self, given):
+        with writing_a_run(self, named, given):
             super().__init__(**given)
         refuse_other_attention(self)
         refuse_frozen(self.model)

@@ -19,6 +19,7 @@ from .checkpoints import (
     rollout_in_words,
     terms_state,
 )
+from .folder import write_whole
 from .reset import attach
 from .run import Run
 
@@ -90,9 +91,7 @@ def save_checkpoint(trainer: Any, folder: Path) -> None:
             run.state.save(folder)
         (folder / ROLLOUT_NAME).unlink(missing_ok=True)
         if run.rollout is not None:
-            unfinished = folder / f"{ROLLOUT_NAME}.unfinished"
-            unfinished.write_text(rollout_in_words(run.rollout), encoding="utf-8")
-            settle(unfinished, folder / ROLLOUT_NAME)
+            write_whole(folder / ROLLOUT_NAME, rollout_in_words(run.rollout))
     file.unlink(missing_ok=True)
     if is_within_a_rollout(trainer, trainer._step):
         unfinished = file.with_suffix(".unfinished")

@@ -4,7 +4,6 @@
 would have to import them, and TRL declares ints as `int | None`.
 """
 
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor
 from ..chain.chain import Chain, Outcome
 from ..chain.door import strength
 from ..chain.finite import Watch
+from ..chain.generators import link_generator
 from ..chain.metrics import StepMetrics
 from ..chain.state import ChainState
 from ..rollouts.strategy import RolloutStrategy
@@ -120,9 +120,8 @@ def strengths(trainer: Any) -> Strengths:
 
 
 def generator(trainer: Any, stage: str, link: str) -> torch.Generator:
-    """A generator that depends on seed, step, stage and link alone: no state to save, the same everywhere."""
-    key = f"{trainer.args.seed}/{trainer.state.global_step}/{stage}/{link}"
-    return torch.Generator().manual_seed(zlib.crc32(key.encode()))
+    """That of a link in the step at hand."""
+    return link_generator(trainer.args.seed, trainer.state.global_step, stage, link)
 
 
 def everywhere(trainer: Any, x: Tensor) -> Tensor:

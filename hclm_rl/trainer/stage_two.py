@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..equations.functional import per_token, split_token_weights
+from ..equations.selections import outside_clip
 from ..recipe.refusals import is_on_policy
 from ..types import Attention, TokenBatch, Total, last_layer
 from .head import over_vocab_of
@@ -104,9 +105,7 @@ def clipped(trainer: Any, logps: Tensor, old_logps: Tensor | None, advantages: T
     if trainer._hclm_is_sequence_level():  # RLOO has no levels: the ratio of a response is the product of its tokens'
         is_mean = hasattr(args, "importance_sampling_level")
         ratio = ratio.sum(dim=1, keepdim=True) / (mask.sum(dim=1, keepdim=True).clamp(min=1) if is_mean else 1)
-    ratio = ratio.exp()
-    low, high = 1 - trainer.epsilon_low, 1 + trainer.epsilon_high
-    return mask & torch.where(advantages > 0, ratio > high, ratio < low) & (advantages != 0)
+    return outside_clip(ratio.exp(), advantages, mask, (trainer.epsilon_low, trainer.epsilon_high))
 
 
 def hand_to_trl(trainer: Any, inputs: dict[str, Any], shaped: Tensor, batch: TokenBatch) -> Tensor:
