@@ -72,7 +72,7 @@ def test_every_link_of_the_made_pages_leads_somewhere(pages: ModuleType):
     assert not list(dead(made, made))
 
 
-@pytest.mark.parametrize("name", ["metrics.md", "command_line.md", "recipe_keys.md"])
+@pytest.mark.parametrize("name", ["metrics.md", "command_line.md", "recipe_keys.md", "integrations_terms.md"])
 def test_a_page_made_from_the_code_is_that_of_the_code(name: str, pages: ModuleType):
     assert (DOCS / name).read_text() == pages.KEPT[name](), "run `python docs/pages.py`"
 

@@ -44,7 +44,10 @@ def token_batch(
     """The micro-batch as terms see it. `rows`: what travelled with its rows; `clips`: whether the loss clips tokens."""
     empty = advantages.new_full((len(mask),), torch.nan)
     device = advantages.device
-    ratio = torch.where(mask, logps.detach() - old_logps, 0).exp()
+    is_clipped = None
+    if clips:
+        ratio = torch.where(mask, logps.detach() - old_logps, 0).exp()
+        is_clipped = outside_clip(ratio, advantages, mask, clip_range)
     return TokenBatch(
         ids=ids,
         mask=mask,
@@ -58,7 +61,7 @@ def token_batch(
         columns={name.removeprefix(COLUMN): value for name, value in rows.items() if name.startswith(COLUMN)},
         shared={name: value.to(device) for name, value in told.shared.items()},
         clip_range=clip_range,
-        is_clipped=outside_clip(ratio, advantages, mask, clip_range) if clips else None,
+        is_clipped=is_clipped,
         progress=told.progress,
         step=told.step,
         share=told.share,

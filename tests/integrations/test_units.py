@@ -19,6 +19,7 @@ from hclm_rl.integrations.second_stage import Kept
 from hclm_rl.integrations.skyrl import arguments
 from hclm_rl.integrations.told import Told, arrived, carried
 from hclm_rl.integrations.verl import plugin, settings
+from hclm_rl.integrations.works import works
 
 ROOT = Path(__file__).parents[2]
 
@@ -232,3 +233,15 @@ def test_nothing_that_the_adapters_import_needs_trl():
     needs = graph.find_upstream_modules("hclm_rl.integrations", as_package=True)
     assert {"torch", "hclm_rl.chain.chain", "hclm_rl.recipe.links"} <= needs
     assert "trl" not in needs
+
+
+@pytest.mark.parametrize(
+    ("term", "verl", "loss", "skyrl"),
+    [
+        ("clip_cov", "yes", "yes, with `statistics: micro_batch`", "yes"),
+        ("max_rl", "yes", "the whole rollout, with its rewards and groups", "yes"),
+        ("group_log_det", "hidden states", "hidden states", "hidden states"),
+    ],
+)
+def test_where_a_term_works(term: str, verl: str, loss: str, skyrl: str):
+    assert works(term) == (verl, loss, skyrl)
