@@ -50,7 +50,7 @@ REACHING = {
     "lp_reg": {"rho": 0.9},  # 1 % of 32 tokens is none, and most of them are filtered out or have become likelier
     "siren": {"anchor": 2.0},  # at the first rollout the anchor is the level itself, and there is no pull
     "uniform_correct": {"right_at": 0.6},  # which other rewards cross
-    "unsolved_kl": {"right_at": 2.0},  # which neither group reaches
+    "unsolved_kl": {"right_at": 2.0, "free_visits": 0},  # which neither group reaches
 }
 TERMS = {name: find_term(name)(**REACHING.get(name, {})) for name in known_terms()}
 FOR_PARITY = {

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ..equations.functional import in_double
 from ..equations.gram import gram_factor
 from ..types import Rollout, Transcript
-from .answers import Extract, answer_of
+from .answers import Extract, answer_of, final_text
 
 logger = logging.getLogger(__name__)
 
@@ -177,6 +177,20 @@ def number_of(*said: str | Sequence[int]) -> int:
         found.update(each.encode(errors="replace") if isinstance(each, str) else repr(list(each)).encode())
         found.update(b"\0")
     return int.from_bytes(found.digest(), "big", signed=True)
+
+
+def text_numbers(rollout: Rollout) -> Int[Tensor, "N"]:
+    """A number for the prompt's text of each row of all processes: the same in every step of a run."""
+    said = [
+        [prompt] if isinstance(prompt, str) else [str(each.get("role")) + ":" + final_text([each]) for each in prompt]
+        for prompt in rollout.prompts
+    ]
+    return rollout.everywhere(torch.tensor([number_of(*texts) for texts in said], device=rollout.mask.device))
+
+
+def prompt_keys(rollout: Rollout) -> list[str]:
+    """The same numbers as text, for mappings."""
+    return [f"{number:x}" for number in text_numbers(rollout).tolist()]
 
 
 def said_in(rollout: Rollout, extract: Extract | None) -> list[str | list[int]]:

@@ -8,8 +8,8 @@ from typing import ClassVar, Literal
 import torch
 
 from ..equations.functional import in_double, per_token, widest
-from ..responses.answers import DEFAULT, clusters, equivalence, extractor, final_text, of_everyone
-from ..responses.right_answers import is_right, number_of, tell_of_unclear_rewards
+from ..responses.answers import DEFAULT, clusters, equivalence, extractor, of_everyone
+from ..responses.right_answers import is_right, prompt_keys, tell_of_unclear_rewards
 from ..types import Rollout, RolloutEffect, Term
 
 COUNTS = "counts"  # in the memory: {prompt: {answer: how often it was sampled}}
@@ -138,13 +138,3 @@ class OutcomeExploration(Term):
             return [0.0 if b is None or len(given) == 1 else b - (sum(given) - b) / others for b in new]
         b0 = self.b0 if self.baseline == "constant" else 0.0
         return [0.0 if b is None else b - b0 for b in new]
-
-
-def prompt_keys(rollout: Rollout) -> list[str]:
-    """A key for the prompt's text of each row of all processes: the same in every step of a run."""
-    said = [
-        [prompt] if isinstance(prompt, str) else [str(each.get("role")) + ":" + final_text([each]) for each in prompt]
-        for prompt in rollout.prompts
-    ]
-    numbers = torch.tensor([number_of(*texts) for texts in said], device=rollout.mask.device)
-    return [f"{number:x}" for number in rollout.everywhere(numbers).tolist()]

@@ -62,7 +62,7 @@ STRONG = {
     "coding_rate": {"coef": 0.1},
     "feature_softmax": {"coef": 1.0},
     "uniform_correct": {"tau": 1.0, "right_at": 0.25},  # graded rewards
-    "unsolved_kl": {"beta": 3.0, "right_at": 2.0},
+    "unsolved_kl": {"beta": 3.0, "right_at": 2.0, "free_visits": 0},
     "variance": {"coef": 0.1},
     "von_neumann": {"coef": 1.0},
 }
