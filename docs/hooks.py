@@ -41,5 +41,5 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
     markdown = LINK.sub(outside, markdown)
     if page.file.src_uri == "methods.md":
-        markdown = pages.narrow_methods(markdown)
+        markdown = pages.with_pages(markdown)
     return markdown

@@ -1,6 +1,7 @@
 """The pages made from the code: `python docs/pages.py` writes those of KEPT, the site has the others besides."""
 
 import argparse
+import csv
 import dataclasses
 import importlib
 import re
@@ -76,6 +77,10 @@ meant with verl's or SkyRL's `use_kl_loss`.
 
 "yes" says that a term can be run. The gradients of `clip_cov`, `kl_cov`, `max_rl`, `forking_tokens`, `entropy_bonus`
 and `unlikeliness` under verl, and of `clip_cov` and `max_rl` under SkyRL, are compared with those under TRL.
+"""
+BESIDE_PLAIN = """\
+The difference from plain GRPO on the same seeds and prompts, at the recipe's values; ▲ and ▼ where it is significant.
+"affected" is the share of the tokens that each term of the recipe changed.
 """
 SCHEDULES = """\
 ## Schedules: what `coef` may be
@@ -155,37 +160,27 @@ def split_recipe(name: str) -> tuple[str, str, str] | None:
 
 
 def verdict(name: str) -> str:
-    """The method's row in docs/methods.md: what the board says of it."""
+    """The last cell of the method's row in docs/methods.md: what the board says of it, in words."""
     for line in (DOCS / "methods.md").read_text(encoding="utf-8").splitlines():
-        if line.startswith(f"| `{name}` |"):
+        if line.startswith(f"| [`{name}`]("):
             return re.sub(r"\]\((?!http)", "](../", line.strip("| ").rpartition(" | ")[2])
     return "not yet on the board"
 
 
-def in_short(said: str) -> str:
-    """A row's verdict without its numbers: `**better**: coins, coins on-policy; no difference shown: products`."""
-    where: dict[str, list[str]] = {}
-    for part in said.split("; "):
-        found = re.fullmatch(r"([^:]+): AUC .*\(\d+ seeds?, ([^)]*)\)\.?", part)
-        if found is None:
-            return said
-        where.setdefault(found[1], []).append(found[2].replace(", ", " "))
-    return "; ".join(f"{verdict}: {', '.join(tasks)}" for verdict, tasks in where.items())
+def differences(name: str) -> str:
+    """From plain GRPO on each task, at the recipe's values: the numbers of the verdict, docs/verdicts.csv."""
+    with (DOCS / "verdicts.csv").open(encoding="utf-8", newline="") as file:
+        found = [row for row in csv.DictReader(file) if row.pop("name") == name]
+    if not found:
+        return ""
+    head = ("task", "verdict", "Δ AUC", "Δ pass@1", "Δ pass@32", "seeds", "affected")
+    return rows(head, [tuple(map(cell, row.values())) for row in found])
 
 
-def narrow_methods(text: str) -> str:
-    """docs/methods.md as the site shows it: four columns, no numbers, and a name that has a page is a link to it."""
-    lines, own = [], set(known_methods())
-    for line in text.splitlines():
-        cells = [each.strip() for each in re.split(r"(?<!\\)\|", line.strip("|"))]
-        if len(cells) != 7:
-            lines.append(line)
-            continue
-        name, paper, kind, needs, *_, said = cells
-        if name.strip("`") in own:
-            name = f"[{name}](methods/{name.strip('`')}.md)"
-        lines.append(f"| {' | '.join((name, paper, kind, needs, in_short(said)))} |")
-    return "\n".join(lines) + "\n"
+def with_pages(text: str) -> str:
+    """docs/methods.md as the site shows it: a method that has a page is a link to that, not to its recipe."""
+    known = "|".join(known_methods())
+    return re.sub(rf"^\| \[`({known})`\]\([^)]*\)", r"| [`\1`](methods/\1.md)", text, flags=re.MULTILINE)
 
 
 def per_task_board() -> Path:
@@ -237,10 +232,11 @@ def method_page(name: str) -> str:
     parts.append("## What it logs")
     parts.append(f"As `{name}/NAME`, beside `coef` and `affected` ([metrics](../metrics.md#every-run)).")
     parts.append(metrics_table(method.metrics) if method.metrics else "")
-    rows_there, said = board(name), verdict(name)
-    if not (rows_there and said.startswith("not yet")):
-        rows_there = f"{said.rstrip('.')}.\n\n{rows_there}"
-    parts += ["## Evidence", rows_there, f"What the columns and marks mean: [the board](../{per_task_board().name})."]
+    levels, said = board(name), verdict(name)
+    parts += ["## Evidence"] if levels and said.startswith("not yet") else ["## Evidence", f"{said.rstrip('.')}."]
+    parts += [BESIDE_PLAIN, against] if (against := differences(name)) else []
+    parts += ["As trained, with 95 % intervals:", levels] if levels else []
+    parts.append(f"What the columns and marks mean: [the board](../{per_task_board().name}).")
     source = method.paper if method.title == method.paper else f"{method.title}: {method.paper}"
     code = f"[hclm_rl/terms/{name}.py]({REPOSITORY}/blob/main/hclm_rl/terms/{name}.py)"
     parts += ["## Source", f"{with_links(prose(source))}. Code: {code}."]

@@ -1,5 +1,6 @@
 """The documentation as a site: pages made from the code are up to date, every link leads somewhere, it builds."""
 
+import csv
 import re
 import sys
 from collections.abc import Iterator
@@ -87,17 +88,28 @@ def test_a_method_has_a_page_with_use_parameters_evidence_and_source(pages: Modu
     assert "](https://arxiv.org/abs/2505.22617)" in text
 
 
-def test_the_table_of_methods_is_narrow_in_the_site(pages: ModuleType):
-    said = (
-        "**better**: AUC +0.065 ▲, pass@1 -0.012 (5 seeds, coins); no difference shown: AUC -0.003 (5 seeds, products)"
-    )
-    assert pages.in_short(said) == "**better**: coins; no difference shown: products"
-    assert pages.in_short("changes nothing; says the drift") == "changes nothing; says the drift"
-    text = pages.narrow_methods((DOCS / "methods.md").read_text())
+def test_the_table_of_methods_leads_to_the_pages_in_the_site_and_to_the_recipes_elsewhere(pages: ModuleType):
+    text = (DOCS / "methods.md").read_text()
+    assert "| [`clip_cov`](../recipes/methods/clip_cov.yaml) | " in text
+    made = pages.with_pages(text)
     # of what is no term, a key of a recipe or a rollout, there is no page
-    assert set(re.findall(r"\(methods/(\w+)\.md\)", text)) == set(pages.known_methods())
-    [row] = [line for line in text.splitlines() if line.startswith("| [`clip_cov`](methods/clip_cov.md) | ")]
-    assert row.endswith("| token mask | scores | **better**: coins, coins on-policy; no difference shown: products |")
+    assert set(re.findall(r"\(methods/(\w+)\.md\)", made)) == set(pages.known_methods())
+    assert "| [`clip_cov`](methods/clip_cov.md) | " in made and "| [`decay_to_start`](../recipes/methods/" in made
+
+
+def test_the_rows_of_the_table_of_methods_are_short_and_its_numbers_are_on_the_pages(pages: ModuleType):
+    """A cell of 120 letters is seven lines in a column of a fifth of 900 pixels."""
+    table = (DOCS / "methods.md").read_text().split("\n\n")[2].splitlines()
+    assert table[0].startswith("| name |") and len(table) > 60
+    long = [line for line in table for each in line.split("|") if len(re.sub(r"\]\([^)]*\)", "]", each).strip()) > 120]
+    assert not long
+    text = pages.made_pages()["methods/max_rl.md"]
+    assert "| coins | better | +0.058 ▲ | +0.001 | +0.084 ▲ | 5 | 0.93 |" in text
+    assert "**better**: coins, coins on-policy; too few seeds" in text
+    with (DOCS / "verdicts.csv").open(newline="") as file:
+        of_file = {row["name"] for row in csv.DictReader(file)}
+    of_table = {found[1] for line in table if (found := re.match(r"\| \[`(\w+)`\].*(better|worse|shown|seeds)", line))}
+    assert of_file == of_table
 
 
 def test_the_navigation_has_every_page(pages: ModuleType):

@@ -1,5 +1,7 @@
-"""What the leaderboard saw of a method, written where its user looks: the recipe's header and docs/methods.md."""
+"""What the leaderboard saw of a method: into the recipe's header, docs/methods.md and docs/verdicts.csv."""
 
+import csv
+import io
 import math
 import re
 import statistics
@@ -14,18 +16,21 @@ from .statistics import DOWN, UP
 
 NUMBERS = "# Numbers"
 OF_THE_OUTPUT = {"save_strategy", "disable_tqdm"}  # a recipe has them, an entry of the board's file does not
-COLUMNS = 7  # of the table of methods; the last two are affected and verdict
+COLUMNS = 5  # of the table of methods; the last is the verdict
+VERDICTS = "verdicts.csv"  # beside that table: the numbers of its verdicts, for the pages of the methods
+HEAD = ("name", "task", "verdict", "auc", "pass@1", "pass@32", "seeds", "affected")
+Verdict = tuple[str, ...]  # a line of that file
 
 
 def write(of_boards: Sequence[Sequence[Row]], methods: Path) -> list[str]:
     """Names of the recipes that were stamped, from each board's rows at the recipes' values.
 
     A recipe counts as run on a board if an entry has exactly its settings. The recipe gets the numbers of the first
-    board that ran it, the table of methods the verdicts of all.
+    board that ran it, the table of methods the verdicts of all, in words, and the file beside it their numbers.
     """
     by_settings = [{_settings(row.candidate): row for row in rows if row.differences} for rows in of_boards]
     written = of_boards[0][0].candidate.board.written
-    lines, stamped = methods.read_text().splitlines(), []
+    lines, stamped, said = methods.read_text().splitlines(), [], verdicts_of(methods.with_name(VERDICTS))
     for recipe in sorted(Path(written["recipes"]).glob("*.yaml")):
         own = yaml.safe_load(recipe.read_text())
         found: list[tuple[Row, Sequence[Row]]] = []
@@ -39,11 +44,36 @@ def write(of_boards: Sequence[Sequence[Row]], methods: Path) -> list[str]:
         row, rows = found[0]
         [plain] = [each for each in rows if each.name == written["reference"]]
         recipe.write_text(with_numbers(recipe.read_text(), numbers(row, plain)))
-        words = "; ".join(verdict(*each) for each in found)
-        lines = [with_verdict(line, row, words) if _is_of(line, recipe.stem) else line for line in lines]
+        said[recipe.stem] = [(recipe.stem, *verdict(*each)) for each in found]
+        words = in_words(said[recipe.stem])
+        lines = [with_verdict(line, words) if _is_of(line, recipe.stem) else line for line in lines]
         stamped.append(recipe.stem)
     methods.write_text("\n".join(lines) + "\n")
+    methods.with_name(VERDICTS).write_text(as_csv(said))
     return stamped
+
+
+def verdicts_of(path: Path) -> dict[str, list[Verdict]]:
+    """{method: its lines}; empty where there is no file yet."""
+    found: dict[str, list[Verdict]] = {}
+    if path.is_file():
+        for line in list(csv.reader(io.StringIO(path.read_text())))[1:]:
+            found.setdefault(line[0], []).append(tuple(line))
+    return found
+
+
+def as_csv(said: dict[str, list[Verdict]]) -> str:
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows([HEAD, *(line for name in sorted(said) for line in said[name])])
+    return out.getvalue()
+
+
+def in_words(verdicts: Sequence[Verdict]) -> str:
+    """`**better**: coins, coins on-policy; no difference shown: products`"""
+    where: dict[str, list[str]] = {}
+    for _, task, word, *_ in verdicts:
+        where.setdefault(f"**{word}**" if word in ("better", "worse") else word, []).append(task)
+    return "; ".join(f"{word}: {', '.join(tasks)}" for word, tasks in where.items())
 
 
 def _settings(candidate: Candidate) -> str:
@@ -52,7 +82,7 @@ def _settings(candidate: Candidate) -> str:
 
 
 def _is_of(line: str, name: str) -> bool:
-    return line.startswith(f"| `{name}` |")
+    return line.startswith(f"| [`{name}`](../recipes/methods/{name}.yaml)")
 
 
 def numbers(row: Row, plain: Row) -> list[str]:
@@ -91,19 +121,18 @@ def with_numbers(text: str, lines: list[str]) -> str:
     return text[: found.start()] + "\n".join(lines) + "\n" + text[found.end() :]
 
 
-def verdict(row: Row, rows: Sequence[Row]) -> str:
-    """Better or worse by AUC where that is significant, and by how much."""
+def verdict(row: Row, rows: Sequence[Row]) -> Verdict:
+    """Better or worse by AUC where that is significant, and by how much: a line of the file, without the name."""
     shown = [each.label for each in measures_of(row.candidate.board)][:3]  # AUC, pass@1, pass@32
     marks = {label: marks_of(rows, label)[row.name] for label in shown}
-    unmarked = "too few seeds for a test" if math.isnan(row.differences["AUC"].p) else "no difference shown"
-    word = {f" {UP}": "**better**", f" {DOWN}": "**worse**", "": unmarked}[marks["AUC"]]
-    parts = [f"{label} {row.differences[label].mean:+.3f}{marks[label]}" for label in shown]
+    unmarked = "too few seeds" if math.isnan(row.differences["AUC"].p) else "no difference shown"
+    word = {f" {UP}": "better", f" {DOWN}": "worse", "": unmarked}[marks["AUC"]]
     board = row.candidate.board
     where = [board.task] if board.setting == next(iter(board.written["settings"])) else [board.task, board.setting]
-    seeds = f"{len(row.seeds)} seed{'s' * (len(row.seeds) > 1)}"
-    return f"{word}: {', '.join(parts)} ({seeds}, {', '.join(where).replace('_', '-')})"
+    differences = [f"{row.differences[label].mean:+.3f}{marks[label]}" for label in shown]
+    return " ".join(where).replace("_", "-"), word, *differences, str(len(row.seeds)), row.affected
 
 
-def with_verdict(line: str, row: Row, words: str) -> str:
+def with_verdict(line: str, words: str) -> str:
     cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
-    return "| " + " | ".join([*cells[: COLUMNS - 2], row.affected, words]) + " |"
+    return "| " + " | ".join([*cells[: COLUMNS - 1], words]) + " |"

@@ -489,7 +489,7 @@ def test_what_was_seen_is_stamped_into_recipes_and_the_table_of_methods(tmp_path
     methods, recipes = tmp_path / "methods.md", tmp_path / "recipes"
     recipes.mkdir()
     methods.write_text(
-        "| name |\n| `clip_cov` | p | k | n | r | not measured yet | not measured yet |\n| `qae` | p |\n"
+        "| name |\n| [`clip_cov`](../recipes/methods/clip_cov.yaml) | p | k | n | not measured yet |\n| `qae` | p |\n"
     )
     (recipes / "clip_cov.yaml").write_text(RECIPE)
     (recipes / "qae.yaml").write_text(RECIPE.replace("clip_cov: {ratio: 0.02}", "qae"))  # not run
@@ -505,19 +505,26 @@ def test_what_was_seen_is_stamped_into_recipes_and_the_table_of_methods(tmp_path
     assert text.startswith("# What it does.\n#\n# About a minute.\n# Numbers: seeds 1, 2, 3, 2 held-out prompts x 4")
     assert yaml.safe_load(text) == yaml.safe_load(RECIPE) and text.endswith("# For 7B: as it is.\n")
     [row] = [line for line in methods.read_text().splitlines() if "clip_cov" in line]
-    assert row.startswith("| `clip_cov` | p | k | n | r | 0.12 | ") and "pass@1 +0.208" in row
+    assert row == "| [`clip_cov`](../recipes/methods/clip_cov.yaml) | p | k | n | no difference shown: coins |"
+    # pass@1 0.458 - 0.25
+    said = (tmp_path / "verdicts.csv").read_text()
+    assert "\nclip_cov,coins,no difference shown," in said and ",+0.208," in said and said.endswith(",3,0.12\n")
     assert "| `qae` | p |\n" in methods.read_text() and (recipes / "qae.yaml").read_text().count("not measured") == 1
-    once = text, methods.read_text()
+    once = text, methods.read_text(), said
     leaderboard_stamp.write(rows, methods)
-    assert once == ((recipes / "clip_cov.yaml").read_text(), methods.read_text())
+    assert once == (
+        (recipes / "clip_cov.yaml").read_text(),
+        methods.read_text(),
+        (tmp_path / "verdicts.csv").read_text(),
+    )
     leaderboard_stamp.write([*rows, *rows], methods)  # the verdicts of all boards, the numbers of the first
     assert once[0] == (recipes / "clip_cov.yaml").read_text()
     [both] = [line for line in methods.read_text().splitlines() if "clip_cov" in line]
-    assert both.count("pass@1 +0.208") == 2 and both.count("|") == row.count("|")
-    assert "(3 seeds, coins)" in row
+    assert both.endswith("| no difference shown: coins, coins |") and both.count("|") == row.count("|")
+    assert (tmp_path / "verdicts.csv").read_text().count(",+0.208,") == 2
     [ours] = [each for each in rows[0] if each.name == "clip_cov"]
     elsewhere = replace(ours, candidate=replace(ours.candidate, board=replace(board, setting="on_policy")))
-    assert leaderboard_stamp.verdict(elsewhere, rows[0]).endswith("(3 seeds, coins, on-policy)")
+    assert leaderboard_stamp.verdict(elsewhere, rows[0])[0] == "coins on-policy"
 
 
 def test_a_board_without_a_run_of_the_seeds_is_left_out_of_the_page(tmp_path: Path):
