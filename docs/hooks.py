@@ -1,4 +1,4 @@
-"""What mkdocs does with docs/: adds the pages made from the code, and links out of docs/ to the repository."""
+"""What mkdocs does with docs/: adds the pages made from the code, links to the repository, lets tables be narrow."""
 
 import posixpath
 import re
@@ -13,6 +13,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 LINK = re.compile(r"(\]\()(\.\./[^)\s]+)")
+WIDE = ("leaderboard_all.md", "log.md")  # whose tables take the room of the contents
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -39,7 +40,13 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         target = posixpath.normpath(posixpath.join("docs", folder, match[2]))
         return match[0] if target.startswith("docs/") else f"{match[1]}{pages.REPOSITORY}/blob/main/{target}"
 
+    if page.file.src_uri in WIDE:
+        page.meta["hide"] = ["toc"]
     markdown = LINK.sub(outside, markdown)
     if page.file.src_uri == "methods.md":
         markdown = pages.with_pages(markdown)
     return markdown
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    return pages.with_breaks(html)

@@ -16,6 +16,7 @@ __all__ = ["KEPT", "REPOSITORY", "known_methods", "made_pages"]
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 REPOSITORY = "https://github.com/hclm-rl/hclm-rl"
+SHOWN = 4  # of many choices of a flag
 METRICS = """\
 # Every logged metric
 
@@ -183,6 +184,18 @@ def with_pages(text: str) -> str:
     return re.sub(rf"^\| \[`({known})`\]\([^)]*\)", r"| [`\1`](methods/\1.md)", text, flags=re.MULTILINE)
 
 
+def with_breaks(html: str) -> str:
+    """Names and paths in the cells of tables may break between their words; copied, they are whole."""
+
+    def code(found: re.Match) -> str:
+        return found[1] + re.sub(r"([_/=,.(]|::)(?=\w)", r"\1<wbr>", found[2]) + found[3]
+
+    def cell(found: re.Match) -> str:
+        return re.sub(r"(<code>)([^<]*)(</code>)", code, found[0])
+
+    return re.sub(r"<t[dh][ >].*?</t[dh]>", cell, html, flags=re.DOTALL)
+
+
 def per_task_board() -> Path:
     """The page with a section for each task: behind the main table, or the board itself where it has none."""
     behind = DOCS / "leaderboard_all.md"
@@ -266,9 +279,14 @@ def parser_of(main: Callable[[list[str]], int]) -> argparse.ArgumentParser:
 
 def written(action: argparse.Action) -> tuple[str, str]:
     """(how it is given, what it means)"""
-    name = ", ".join(action.option_strings) or action.metavar or action.dest
+    names = {
+        each.lstrip("-").replace("-", "_"): each for each in reversed(action.option_strings)
+    }  # one spelling of each
+    name = ", ".join(reversed(names.values())) or action.metavar or action.dest
     if action.choices:
-        name += f" {{{','.join(map(str, action.choices))}}}"
+        choices = [*map(str, action.choices)]
+        more = [f"and {len(choices) - SHOWN} more"] if len(choices) > 2 * SHOWN else []
+        name += f" {{{', '.join([*choices[: SHOWN if more else None], *more])}}}"
     elif action.option_strings and action.nargs != 0:
         name += f" {action.metavar or action.dest.upper()}"
     meaning = action.help or ""

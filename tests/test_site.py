@@ -112,6 +112,13 @@ def test_the_rows_of_the_table_of_methods_are_short_and_its_numbers_are_on_the_p
     assert of_file == of_table
 
 
+def test_code_in_a_cell_may_break_between_words_and_nothing_else_changes(pages: ModuleType):
+    html = '<p><code>a_b</code></p><td class="x"><code>terms/no_loss.py::b</code> and a_b</td>'
+    made = pages.with_breaks(html)
+    assert "<code>terms/<wbr>no_<wbr>loss.<wbr>py::<wbr>b</code> and a_b</td>" in made
+    assert made.replace("<wbr>", "") == html and made.startswith("<p><code>a_b</code></p>")
+
+
 def test_the_navigation_has_every_page(pages: ModuleType):
     nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
     named = set(re.findall(r"'([\w/]+\.md)'", str(nav)))
