@@ -8,6 +8,7 @@ import logging
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -44,10 +45,11 @@ def by_wandb(measured: Points, folder: Path) -> None:
         run.log_artifact(artefact)
 
 
-def by_trackio(measured: Points, folder: Path, project: str, name: str) -> None:
+def by_trackio(measured: Points, folder: Path, place: Mapping[str, Any]) -> None:
+    """`place`: what trackio.init is told of the project, the run and the Space where it is."""
     import trackio  # pyright: ignore[reportMissingImports]
 
-    trackio.init(project=project, name=name, resume="must", embed=False)
+    trackio.init(**place, resume="must", embed=False)
     for step, values in measured:
         trackio.log({**values, STEP: step}, step=step)
     if steps := traced_steps(folder):
@@ -82,8 +84,14 @@ class TellTrackers(TrainerCallback):
         if wandb is not None and getattr(wandb, "run", None) is not None:
             self.tells["wandb"] = by_wandb
         if trackio is not None and (run := trackio.context_vars.current_run.get()) is not None:
-            project, name = run.project, run.name
-            self.tells["trackio"] = lambda measured, folder: by_trackio(measured, folder, project, name)
+            place = {
+                "project": run.project,
+                "name": run.name,
+                "space_id": trackio.context_vars.current_space_id.get(),  # else it is looked for on this machine
+                "bucket_id": args.trackio_bucket_id,
+                "private": args.hub_private_repo,
+            }
+            self.tells["trackio"] = lambda measured, folder: by_trackio(measured, folder, place)
 
     def found(self, callbacks: list[TrainerCallback]) -> None:
         """TensorBoard's, which only transformers' own callback knows."""

@@ -40,17 +40,29 @@ class FakeWandb:
 
 
 class FakeTrackio:
-    """trackio 0.43: init(project, name, resume, embed), log(metrics, step), Table(dataframe), finish()"""
+    """trackio 0.43: init(project, name, space_id, ...), log(metrics, step), Table(dataframe), finish()"""
 
     def __init__(self) -> None:
         self.calls: list = []
-        self.context_vars = SimpleNamespace(current_run=SimpleNamespace(get=self.current))
+        self.space: str | None = None
+        self.context_vars = SimpleNamespace(
+            current_run=SimpleNamespace(get=self.current), current_space_id=SimpleNamespace(get=lambda: self.space)
+        )
 
     def current(self) -> SimpleNamespace:
         return SimpleNamespace(project="p", name="n")
 
-    def init(self, project: str, name: str | None = None, resume: str = "never", embed: bool = True) -> None:
-        self.calls.append(("init", project, name, resume))
+    def init(
+        self,
+        project: str,
+        name: str | None = None,
+        space_id: str | None = None,
+        bucket_id: str | None = None,
+        resume: str = "never",
+        private: bool | None = None,
+        embed: bool = True,
+    ) -> None:
+        self.calls.append(("init", project, name, resume, space_id, bucket_id, private))
 
     def log(self, metrics: dict, step: int | None = None) -> None:
         self.calls.append(("log", step, metrics))
@@ -76,12 +88,15 @@ class TensorBoardCallback(TrainerCallback):
         return SimpleNamespace(add_scalar=lambda *given: self.scalars.append((log_dir, *given)), close=lambda: None)
 
 
+GIVEN = SimpleNamespace(trackio_bucket_id=None, hub_private_repo=None)
+
+
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> tuple[TellTrackers, FakeWandb, FakeTrackio]:
     wandb, trackio, teller = FakeWandb(), FakeTrackio(), TellTrackers()
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     monkeypatch.setitem(sys.modules, "trackio", trackio)
-    teller.on_train_begin(None, TrainerState(), TrainerControl())  # pyright: ignore[reportArgumentType]
+    teller.on_train_begin(GIVEN, TrainerState(), TrainerControl())  # pyright: ignore[reportArgumentType]
     return teller, wandb, trackio
 
 
@@ -95,10 +110,20 @@ def test_every_tracker_gets_before_and_after(started: tuple, tmp_path: Path):
     board = TensorBoardCallback()
     assert tell_trackers([board, teller], tmp_path, BEFORE, AFTER, 20) == ["wandb", "trackio", "tensorboard"]
     assert wandb.logged == [{**values, "train/global_step": step} for step, values in AT]
-    assert trackio.calls[0] == ("init", "p", "n", "must") and trackio.calls[-1] == ("finish",)
+    assert trackio.calls[0] == ("init", "p", "n", "must", None, None, None) and trackio.calls[-1] == ("finish",)
     assert trackio.calls[1:-1] == [("log", step, {**values, "train/global_step": step}) for step, values in AT]
     assert board.scalars == [("events", name, value, step) for step, values in AT for name, value in values.items()]
     assert wandb.artefacts == []  # nothing was traced
+
+
+def test_a_run_in_a_space_is_told_there(started: tuple, tmp_path: Path):
+    _, _, trackio = started
+    trackio.space, teller = "someone/runs", TellTrackers()
+    given = SimpleNamespace(trackio_bucket_id="someone/bucket", hub_private_repo=True)
+    teller.on_train_begin(given, TrainerState(), TrainerControl())  # pyright: ignore[reportArgumentType]
+    trackio.space = None  # transformers has ended the run
+    assert "trackio" in teller.tell(AT, tmp_path)
+    assert trackio.calls[0] == ("init", "p", "n", "must", "someone/runs", "someone/bucket", True)
 
 
 def test_the_token_table_is_a_table_and_the_trace_an_artefact(started: tuple, tmp_path: Path):
@@ -128,7 +153,7 @@ def test_a_tracker_that_does_not_run_is_not_told_and_one_that_fails_ends_no_run(
     monkeypatch.setattr(wandb, "run", None)
     monkeypatch.setattr(trackio.context_vars.current_run, "get", lambda: None)
     later = TellTrackers()
-    later.on_train_begin(None, TrainerState(), TrainerControl())  # pyright: ignore[reportArgumentType]
+    later.on_train_begin(GIVEN, TrainerState(), TrainerControl())  # pyright: ignore[reportArgumentType]
     assert later.tells == {} and tell_trackers([], tmp_path, BEFORE, AFTER, 20) == []
 
 
