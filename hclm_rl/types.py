@@ -18,12 +18,12 @@ Direction = Literal["more", "less", "level"]
 
 
 def no_hidden(layer: int = -1) -> Tensor:
-    """Stands for the hidden states of a batch that has none."""
+    """Stands for the hidden states (B, T, D) of a batch that has none: refuses every call."""
     raise ValueError("this batch has no hidden states: a term that reads them declares needs_hidden = True")
 
 
 def last_layer(states: Callable[[], Tensor]) -> Callable[..., Tensor]:
-    """`hidden` of a batch whose last hidden states (after the final norm) were kept: layer -1, and no other."""
+    """`hidden` of a batch whose last states (B, T, D), after the final norm, were kept: refuses layers but -1."""
 
     def hidden(layer: int = -1) -> Tensor:
         if layer != -1:
@@ -34,7 +34,7 @@ def last_layer(states: Callable[[], Tensor]) -> Callable[..., Tensor]:
 
 
 def no_vocab(functional: Callable[[Tensor], Tensor]) -> Tensor:
-    """Stands for `over_vocab` of a batch that has none."""
+    """Stands for `over_vocab`, (n, V) log-probs -> (n,), of a batch that has none: refuses every call."""
     raise ValueError(
         "this batch has no over_vocab: a term that reads it declares needs_vocab = True, and needs_vocab_gradient "
         "= True if it does so in __call__"
@@ -42,17 +42,17 @@ def no_vocab(functional: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 def no_head(mask: Tensor) -> Tensor:
-    """Stands for `entropy_by_head` of a rollout that has none."""
+    """Stands for `entropy_by_head`, (N, T), of a rollout that has none: refuses every call."""
     raise ValueError("this rollout has no entropy_by_head: a term that reads it declares needs_vocab = True")
 
 
 def no_head_slope(direction: Tensor, mask: Tensor) -> Tensor:
-    """Stands for `slope_by_head` of a rollout that has none."""
+    """Stands for `slope_by_head`, (N, T), of a rollout that has none: refuses every call."""
     raise ValueError("this rollout has no slope_by_head: a term that reads it declares needs_vocab = True")
 
 
 def no_slope(direction: Tensor | Callable[[Tensor], Tensor]) -> Tensor:
-    """Stands for `slope` of a rollout that has none."""
+    """Stands for `slope`, (N, T), of a rollout that has none: refuses every call."""
     raise ValueError("this rollout has no slope: a term that reads it declares needs_vocab = True")
 
 
@@ -72,12 +72,12 @@ class Transcript:
 
 
 def no_score(transcript: Transcript, scorer: str = "policy") -> tuple[Tensor, Tensor]:
-    """Stands for `score` of a batch that has none."""
+    """Stands for `score`, (R, T) twice, of a batch that has none: refuses every call."""
     raise ValueError("this batch has no score: a term that calls it declares needs_rescoring = True")
 
 
 def no_reference_hidden() -> Tensor:
-    """Stands for the hidden states of the reference in a rollout that has none."""
+    """Stands for the states (N, T, D) of the reference in a rollout that has none: refuses every call."""
     raise ValueError(
         "this rollout has no reference_hidden: a term that calls it declares needs_rescoring = True and "
         "needs_reference_model = True"
@@ -94,7 +94,7 @@ class Attention:
 
 
 def no_attention() -> Attention:
-    """Stands for the attention of a batch that has none."""
+    """Stands for the attention of a batch that has none: refuses every call."""
     raise ValueError("this batch has no attention entropies: a term that reads them declares needs_attention = True")
 
 
@@ -178,7 +178,7 @@ class Rollout:
         return self.hidden()[self.mask] if self.packed is None else self.packed()
 
     def scored(self) -> tuple[Float[Tensor, "N T"], Float[Tensor, "N T"]]:
-        """(logps, entropy) of the sampling policy."""
+        """(logps, entropy) of the sampling policy; refuses a rollout that was not scored."""
         if self.logps is None or self.entropy is None:
             raise ValueError("this rollout was not scored: a term that reads log-probs declares needs_scores = True")
         return self.logps, self.entropy
@@ -275,7 +275,7 @@ class Term:
         return []
 
     def vocab_functionals(self) -> tuple[Callable[[Tensor], Tensor], ...]:
-        """What stage 1 gives to `over_vocab`, if it is known before: those of all links share one pass's logits."""
+        """What stage 1 gives to `over_vocab`, (n, V) -> (n,), if known before: all links share one pass's logits."""
         return ()
 
     def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:

@@ -1,9 +1,11 @@
 """Every public name says what it is; an override may leave that to what it overrides."""
 
+import ast
 import doctest
 import importlib
 import inspect
 import pkgutil
+import re
 from collections.abc import Iterator
 from types import ModuleType
 
@@ -34,6 +36,56 @@ def is_override(kind: type, own: str) -> bool:
     return hasattr(Term, own) if issubclass(kind, Term) else own in vars(Coefficient) and hasattr(kind, "value")
 
 
+REFUSES = re.compile(r"[Rr]efus|\braises?\b|\bmust\b|ValueError")
+SHAPE = re.compile(r"\((\w[\w*+. ]*,[^)]*|)\)|any shape|one shape|whose shape")  # (N,) or (B, T); () is a scalar
+WITH_SHAPES = ("terms", "types", "chain", "equations", "responses", "decoding", "evaluation")
+
+
+def public_functions(tree: ast.Module) -> Iterator[tuple[ast.FunctionDef, str]]:
+    """(function or method, what its docstring says; where it has none, its class's)"""
+    for kind in (tree, *(node for node in tree.body if isinstance(node, ast.ClassDef))):
+        said = ast.get_docstring(kind) or "" if isinstance(kind, ast.ClassDef) else ""
+        if isinstance(kind, ast.ClassDef) and any("autograd" in ast.unparse(base) for base in kind.bases):
+            continue  # torch calls these
+        for node in kind.body:
+            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+                yield node, ast.get_docstring(node) or said
+
+
+def has_no_shape(kind: ast.expr | None) -> bool:
+    """A tensor of which the annotation says no more."""
+    return kind is not None and any(
+        isinstance(node, ast.Name) and node.id == "Tensor" for node in ast.walk(kind) if not inside_shape(kind, node)
+    )
+
+
+def inside_shape(kind: ast.expr, tensor: ast.AST) -> bool:
+    """Whether it is the Tensor of Float[Tensor, "N T"]."""
+    shaped = [node for node in ast.walk(kind) if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Tuple)]
+    return any(
+        node.slice.elts[0] is tensor and isinstance(node.slice.elts[1], ast.Constant | ast.JoinedStr)
+        for node in shaped
+        if isinstance(node.slice, ast.Tuple) and len(node.slice.elts) == 2
+    )
+
+
+def unsaid(source: str) -> Iterator[str]:
+    """Functions that refuse something and do not say so, or handle a tensor whose shape neither tells."""
+    for function, said in public_functions(ast.parse(source)):
+        raised = [
+            node.exc.func.id
+            for node in ast.walk(function)
+            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and isinstance(node.exc.func, ast.Name)
+        ]
+        if {"ValueError", "TypeError"} & {*raised} and not (
+            function.name.startswith("refuse_") or REFUSES.search(said)
+        ):
+            yield f"{function.name} does not say what it refuses"
+        given = [each.annotation for each in (*function.args.args, *function.args.kwonlyargs)]
+        if any(map(has_no_shape, [*given, function.returns])) and not SHAPE.search(said):
+            yield f"{function.name} does not say the shape of its tensors"
+
+
 def undocumented(module: ModuleType) -> Iterator[str]:
     """The module itself, its classes and functions, and their methods and properties."""
     if not module.__doc__:
@@ -54,6 +106,26 @@ def undocumented(module: ModuleType) -> Iterator[str]:
 
 def test_every_public_name_has_a_docstring():
     assert [name for module in modules() for name in undocumented(module)] == []
+
+
+def test_a_function_that_hides_what_it_refuses_or_a_shape_is_found():
+    hidden = '''
+def f(x: Tensor, y: Float[Tensor, "N"]) -> None:
+    """Does."""
+    if y:
+        raise ValueError("y")
+def g(x: Callable[[Tensor], Tensor], y: Float[Tensor, "N"]) -> Float[Tensor, "N"]:
+    """`x`: (N, V) -> (N,). Refuses no row."""
+    raise ValueError("y")
+def _own(x: Tensor) -> None: ...
+'''
+    assert [*unsaid(hidden)] == ["f does not say what it refuses", "f does not say the shape of its tensors"]
+
+
+def test_every_public_function_says_what_it_refuses_and_the_shape_of_its_tensors():
+    files = [module for module in modules() if module.__name__.split(".")[1] in WITH_SHAPES]
+    found = [f"{module.__name__}.{each}" for module in files for each in unsaid(inspect.getsource(module))]
+    assert not [each for each in found if not each.split(".")[-1].startswith("main ")]  # its --help says it
 
 
 @pytest.mark.parametrize("name", ["equations.functional", "responses.outcomes"])

@@ -56,7 +56,7 @@ class Outcome:
 
 
 def of_link(values: Mapping[str, Tensor], link: str) -> dict[str, Tensor]:
-    """The part of {"<link>/<name>": value} that belongs to one link, by its own names."""
+    """The part of {"<link>/<name>": value of any shape} that belongs to one link, by its own names."""
     return {name.removeprefix(f"{link}/"): value for name, value in values.items() if name.startswith(f"{link}/")}
 
 
@@ -75,7 +75,7 @@ def with_rewards(
     is_left_out: Tensor | None,
     renormalise: Callable[[Tensor], tuple[Tensor, Tensor]],
 ) -> Rollout:
-    """The rollout with shaped rewards, and with the advantages that the base algorithm has from them."""
+    """The rollout with shaped rewards (N,), and with the advantages that the base algorithm has from them."""
     if is_left_out is not None:
         rewards = rewards.masked_fill(is_left_out, torch.nan)
     group_rewards = rollout.everywhere(rewards).view(-1, rollout.group_rewards.size(1))[rollout.group]
@@ -84,7 +84,7 @@ def with_rewards(
 
 
 def with_advantages(rollout: Rollout, shaped: Tensor) -> Rollout:
-    """The rollout with shaped advantages; those of padding stay."""
+    """The rollout with shaped advantages, (N,) or (N, T); those of padding stay."""
     if shaped.dim() == 2:
         shaped = torch.where(rollout.mask, shaped, per_token(rollout.advantages, rollout.mask))
     return replace(rollout, advantages=shaped)
@@ -99,7 +99,10 @@ def left_by(
     renormalise: Callable[[Tensor], tuple[Tensor, Tensor]],
     watch: Watch,
 ) -> Rollout:
-    """The rollout as a link leaves it; `shapers`: (link, whether of advantages) of those before, and then this one."""
+    """The rollout as a link leaves it; `shapers`: (link, whether of advantages) of those before, and then this one.
+
+    Refuses rewards that are shaped behind advantages.
+    """
     for name, column in effect.columns.items():
         watch.note(link, f"column '{name}'", column, rollout.mask)
     for name, value in effect.shared.items():
@@ -176,7 +179,7 @@ class Chain:
 
     @property
     def vocab_functionals(self) -> list[Callable[[Tensor], Tensor]]:
-        """What the first stages will ask of the next-token distribution, each once."""
+        """What the first stages will ask of the next-token distribution, (n, V) -> (n,), each once."""
         return list(dict.fromkeys(each for link in self.links for each in link.term.vocab_functionals()))
 
     @property

@@ -62,7 +62,7 @@ class StepToTarget:
         entropy that is exact here.
 
     The state is an integral: it rises for as long as the entropy is low. The bonus explodes the entropy from about
-    1e-2 on (arXiv:2505.22617), a hundredth of TRL's default `maximum`: set it.
+    1e-2 on (arXiv:2505.22617), a hundredth of TRL's default `maximum`: set it. "paper" refuses a step without entropy.
     """
 
     target: float  # nats; 0.2 in Skywork's and TRL's settings, below the entropy at which a base model starts
@@ -177,7 +177,8 @@ class ProportionalIntegral:
     Source: EntroPIC, 2025, arXiv:2511.15248; E is that before this step's e is added. c > 0 where there is too much
     entropy: for a term that lowers it, as `entro_pic` does; negative gains turn that round, for an entropy bonus.
     "lagged": one update per optimiser step, c acts in the next one, and 0 in the first.
-    "same_step": c from the entropy measured when this step's responses were sampled, as in the authors' code.
+    "same_step": c from the entropy measured when this step's responses were sampled, as in the authors' code; it
+    refuses a step without entropy.
 
     Entropy is at the sampling temperature, and so is the target. The gains suit entropies near 0.1: at an error of 1
     nat k_p = 1 saturates at once. With `anti_windup` k_i E stays within the bounds; without it a long phase far above
@@ -245,7 +246,10 @@ KINDS: dict[str, Callable[..., Coefficient]] = {
 
 
 def coefficient_from(spec: object) -> Coefficient:
-    """A recipe's `coef`: a number, {"kind": "linear", "start": 0.01, "end": 0.0}, or a coefficient as it is."""
+    """A recipe's `coef`: a number, {"kind": "linear", "start": 0.01, "end": 0.0}, or a coefficient as it is.
+
+    Refuses an unknown kind, and names the nearest.
+    """
     if isinstance(spec, Coefficient):
         return spec
     if not isinstance(spec, Mapping):

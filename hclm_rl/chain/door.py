@@ -107,7 +107,7 @@ class Door:
 
 
 def check_rollout_effect(effect: RolloutEffect, rollout: Rollout, link: str) -> None:
-    """Stage 1."""
+    """Stage 1. Refuses columns and shapes that do not fit the rollout."""
     door, (n, width) = Door(link, 1, rollout.step, rollout.mask), rollout.mask.shape
     door.effect(effect, RolloutEffect)
     if effect.rewards is not None:
@@ -152,7 +152,7 @@ def check_effect(effect: Effect, batch: TokenBatch, link: str, in_training: bool
 def measured(
     callback: Callable[[Tensor], Mapping[str, Metric]], gradient: Tensor, link: str, step: int, mask: Tensor
 ) -> Mapping[str, Metric]:
-    """What a term says of the gradient at the hidden states."""
+    """What a term says of the gradient (B, T, D) at the hidden states, under the mask (B, T)."""
     with named(f"the entropy term '{link}'", "on_hidden_gradient", step):
         metrics = callback(gradient)
     Door(link, 2, step, mask).metrics(metrics)

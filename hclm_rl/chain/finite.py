@@ -33,7 +33,7 @@ class Watch:
     noted: list[tuple[Finding, Tensor, Tensor]] = field(default_factory=list)
 
     def note(self, link: str, quantity: str, value: Tensor, mask: Tensor | None = None, coef: float = 1.0) -> None:
-        """Notes a value; what a mask of its shape leaves out is not looked at."""
+        """Notes a value of any shape; what a mask of its shape leaves out is not looked at."""
         if not (value.is_floating_point() and value.numel()):
             return
         value = value.detach()
@@ -43,7 +43,7 @@ class Watch:
         self.noted.append((Finding(link, quantity, coef), least, largest))
 
     def alias(self, link: str, quantity: str, value: Tensor, coef: float = 1.0) -> Tensor:
-        """The same values for one link, whose gradient is noted in the backward pass."""
+        """The same values, of any shape, for one link, whose gradient is noted in the backward pass."""
         if not value.requires_grad:
             return value
         own = value.view_as(value)

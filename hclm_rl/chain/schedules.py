@@ -30,7 +30,7 @@ class Coefficient(Protocol):
 
 
 def require_number(name: str, value: object) -> float:
-    """The value as a float, or a sentence that says what came instead."""
+    """The value as a float, or a sentence that says what came instead. Refuses (ValueError) all that is no number."""
     if isinstance(value, str):
         raise ValueError(
             f"{name} must be a number, got the string {value!r}: PyYAML reads 1e-6 as a string and 1.0e-6 as a number"

@@ -137,7 +137,7 @@ def changes(kept: dict, chain: Chain) -> list[str]:
 
 
 def facts(tensor: Tensor) -> dict[str, object]:
-    """By which damage shows."""
+    """By which damage shows, of a tensor of any shape."""
     content = tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
     return {
         "dtype": str(tensor.dtype),
@@ -161,7 +161,7 @@ def settle(unfinished: Path, file: Path) -> None:
 
 
 def read(folder: Path) -> tuple[dict, dict[str, Tensor]]:
-    """What is no tensor, and the tensors; a ValueError names the file that is damaged or of an unknown version."""
+    """What is no tensor, and the tensors of any shape; a ValueError names a damaged file, or an unknown version."""
     file = folder / FILE_NAME
     try:
         with safe_open(file, "pt") as opened:
@@ -191,7 +191,7 @@ def read(folder: Path) -> tuple[dict, dict[str, Tensor]]:
 
 
 def of_version_1(file: Path) -> dict:
-    """What was no tensor then; it says of the links their names alone."""
+    """What was no tensor then; it says of the links their names alone. Refuses a damaged file, and other versions."""
     try:
         kept = json.loads(file.read_text())
         version = kept["version"]

@@ -42,7 +42,7 @@ def steering_vector(states: Float[Tensor, "K T D"], entropies: Float[Tensor, "K 
 
 
 def layers_of(model: PreTrainedModel) -> nn.ModuleList:
-    """The blocks of a decoder."""
+    """The blocks of a decoder. Refuses a model in which no list of as many modules is found."""
     found = [each for each in model.modules() if isinstance(each, nn.ModuleList) and len(each)]
     wanted = model.config.get_text_config().num_hidden_layers
     blocks = next((each for each in found if len(each) == wanted), None)
@@ -101,7 +101,7 @@ class ActivationSteering:
 
     @contextmanager
     def steering(self, model: PreTrainedModel, vector: Float[Tensor, "D"], prompt_length: int) -> Iterator[None]:
-        """`prompt_length`: tokens that `generate` is given, padding on the left included."""
+        """`prompt_length`: tokens that `generate` is given, padding on the left included. Refuses fewer than 1."""
         if prompt_length < 1:
             raise ValueError(f"prompt_length must be at least 1, got {prompt_length}")
 

@@ -101,7 +101,10 @@ class Probe(nn.Module):
 def fit_probe(
     states: Float[Tensor, "N D"], kinds: Sequence[Difficulty], *, hidden: int = 64, steps: int = 300, seed: int = 0
 ) -> Probe:
-    """Cross-entropy by Adam over all questions at once; the global generator is left as it was."""
+    """Cross-entropy by Adam over all questions at once; the global generator is left as it was.
+
+    Refuses no state, and unequal numbers of states and kinds.
+    """
     if len(states) != len(kinds) or not len(kinds):
         raise ValueError(f"a probe needs one state a question and at least one, got {len(states)} and {len(kinds)}")
     states = states.detach().float().cpu()
@@ -126,7 +129,7 @@ def save_probe(probe: Probe, path: Path) -> None:
 
 
 def load_probe(path: Path) -> Probe:
-    """One sentence where there is none, or where the file is something else."""
+    """One sentence where there is none, or where the file is something else. Refuses both with a ValueError."""
     if not path.is_file():
         raise ValueError(f"no probe at '{path}': fit one first")
     weights: Mapping[str, Tensor] = load_file(path)

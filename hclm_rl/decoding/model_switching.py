@@ -106,7 +106,7 @@ def switched(
     ends: Sequence[int],
     temperature: float = 1.0,
 ) -> Switched:
-    """A response to one prompt (ids)."""
+    """A response to one prompt (ids). Refuses two models whose vocabularies differ."""
     if small.config.get_text_config().vocab_size != large.config.get_text_config().vocab_size:
         raise ValueError(
             "model_switching needs two models with one tokenizer, and their vocabularies have "

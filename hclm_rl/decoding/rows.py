@@ -109,7 +109,7 @@ def streams_of(seed: int, rows: Sequence[object]) -> list[random.Random]:
 
 
 def left_padded(prompts: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(ids, attention mask) of rows that end together."""
+    """(ids, attention mask) of rows that end together. Both (rows, longest prompt). Refuses an empty prompt."""
     if not all(prompts):
         raise ValueError("every prompt must have at least one token, got an empty one")
     width = max(map(len, prompts))
@@ -145,7 +145,8 @@ def draw(
 ) -> list[Drawn]:
     """A response of at most so many tokens to each prompt (ids), from the scores that the processors leave.
 
-    The same whatever the batch, up to what rounding in the network's own kernels does to a near tie.
+    The same whatever the batch, up to what rounding in the network's own kernels does to a near tie. Refuses a
+    temperature below 0.
     """
     if temperature < 0:
         raise ValueError(f"temperature must be at least 0, got {temperature}")

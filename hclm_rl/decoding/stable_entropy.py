@@ -84,14 +84,17 @@ class StableEntropy(LogitsProcessor):
         return both.logsumexp(dim=0).to(scores.dtype)
 
     def drawn_from(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """The scores with all words but the top or the typical ones at -inf."""
+        """The scores (n, V), after the tokens (n, T), with all words but the top or the typical ones at -inf."""
         if self.draw == "top_k":
             return TopKLogitsWarper(self.top_k)(input_ids, scores)  # pyright: ignore[reportArgumentType]
         return TypicalLogitsWarper(self.typical_p)(input_ids, scores)  # pyright: ignore[reportArgumentType]
 
 
 def smoothed(entropies: Entropies, mask: Mask, window: int) -> Entropies:
-    """Of each token the mean over the last `window` tokens that count, itself included; fewer at the start."""
+    """Of each token the mean over the last `window` tokens that count, itself included; fewer at the start.
+
+    Refuses a window below 1 token.
+    """
     if window < 1:
         raise ValueError(f"window must be at least 1 token, got {window}")
     sums = torch.where(mask, entropies, 0).double().cumsum(dim=1)
@@ -103,7 +106,10 @@ def smoothed(entropies: Entropies, mask: Mask, window: int) -> Entropies:
 
 
 def fit_zone(entropies: Entropies, mask: Mask, window: int = 5) -> tuple[float, float]:
-    """(mean, deviation) in nats of the smoothed token entropy on text that people wrote, scored by the model."""
+    """(mean, deviation) in nats of the smoothed token entropy on text that people wrote, scored by the model.
+
+    Refuses texts without a token that counts.
+    """
     if not mask.any():
         raise ValueError("fit_zone needs at least one token that counts, got none")
     values = smoothed(entropies, mask, window)[mask].double()
@@ -115,7 +121,8 @@ def violations(
 ) -> dict[str, float]:
     """Shares of the smoothed token entropies outside mean +- width deviations: `below`, `above` and `outside`.
 
-    The paper's ELVR (it goes with repetition), EUVR (with incoherence) and EVR; its zone is 1.5 deviations.
+    The paper's ELVR (it goes with repetition), EUVR (with incoherence) and EVR; its zone is 1.5 deviations. Refuses
+    rows without a token that counts.
     """
     if not mask.any():
         raise ValueError("violations needs at least one token that counts, got none")

@@ -36,7 +36,7 @@ def solve_clipped_sum(
     """x >= 0; infinity where even the floor is above `target`, 0 where nothing is to be clipped.
 
     `a` > 0 are this process's values, `whole` their sum over all processes, `total` adds a tensor over them: at most
-    three times, and not at all where the answer is infinity or 0.
+    three times, and not at all where the answer is infinity or 0. `total` takes and gives tensors of one shape.
     """
     if target >= whole:
         return 0.0
@@ -59,7 +59,10 @@ def solve_clipped_sum(
 
 
 def histogram(values: Float[Tensor, "m"], bins: Tensor) -> Float[Tensor, "2 bins"]:
-    """Sums of `values` and of their squares in each bin; both come sorted. The same twice, unlike a scatter's."""
+    """Sums of `values` and of their squares in each bin; both come sorted. The same twice, unlike a scatter's.
+
+    `bins` (m,) are whole numbers below 2^BITS.
+    """
     counts = torch.bincount(bins, minlength=2**BITS)
     both = torch.stack([values, values.square()], dim=1)
     return torch.segment_reduce(both, "sum", lengths=counts, unsafe=True).T.contiguous()

@@ -43,7 +43,10 @@ def inner(left: Vector, right: Vector, weights: Vector | None = None) -> float:
 
 
 def products(left: Sequence[Vector], right: Sequence[Vector], weights: Vector | None = None) -> Float64[Tensor, "L R"]:
-    """Of each with each. Those of `right` are asked for once; of a sequence with itself each pair is taken once."""
+    """Of each with each. Those of `right` are asked for once; of a sequence with itself each pair is taken once.
+
+    (L, R), of L vectors and R vectors.
+    """
     found = torch.zeros(len(left), len(right), dtype=torch.float64)
     for column, b in enumerate(right):
         for row in range(column + 1 if left is right else len(left)):

@@ -160,7 +160,7 @@ class Sides:
 
 
 def sides(influence: Float[Tensor, "N T"], mask: Bool[Tensor, "N T"], total: Callable[[Tensor], Tensor]) -> Sides:
-    """`influence` is 0 off the mask. One all-reduce."""
+    """`influence` is 0 off the mask. One all-reduce. `total` adds a tensor (3,) over processes."""
     e = in_double(influence)
     return Sides(*total(torch.stack([e.clamp(min=0).sum(), e.clamp(max=0).sum(), mask.sum().to(e)])))
 
@@ -169,7 +169,7 @@ def uniform_weights(of: Sides, low: float, high: float) -> tuple[float, float]:
     """(w of raising tokens, w of burning tokens), in [0, 1], with low <= net <= high where that can be reached.
 
     The net is linear in either weight, so the band's edge is met in closed form: below `low` the burning side is
-    scaled down, above `high` the raising side, and neither is touched inside the band.
+    scaled down, above `high` the raising side, and neither is touched inside the band. Refuses `low` above `high`.
     """
     if not low <= high:
         raise ValueError(f"low must not be above high, got {low} and {high}")
@@ -194,7 +194,8 @@ def least_weights(
 
     Off the band the solution is w = clip(1 - x |e|, floor, 1) on the side that leads out of it and 1 on the other, with
     one x >= 0 for all tokens (Lagrange); clipped_sum.py finds it in at most three all-reduces, in none where nothing is
-    asked. All tokens of that side at `floor` where even that does not reach the band.
+    asked. All tokens of that side at `floor` where even that does not reach the band. `total` adds tensors of
+    any shape over processes. Refuses `low` above `high`.
     """
     if not low <= high:
         raise ValueError(f"low must not be above high, got {low} and {high}")

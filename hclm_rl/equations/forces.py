@@ -202,7 +202,10 @@ def step_force(
     memory: dict,
     eps_relative: float = 1e-4,
 ) -> StepForce | None:
-    """The surrogate over the rows of all processes; None where they have no spread. Freezes eps in `memory`."""
+    """The surrogate over the rows of all processes; None where they have no spread. Freezes eps in `memory`.
+
+    `total` adds a tensor of any shape over processes.
+    """
     moments = moments_everywhere(rows, total)
     if not has_spread(moments):
         return None

@@ -60,6 +60,7 @@ def moments(
 
     Centred first, never E[zz^T] - mu mu^T: states have large means and float32 loses the small eigenvalues. In two
     passes over pieces of the rows; `each` is what is done to a piece in either, at least in float32 (`unit_rows`).
+    `each` makes (n, D) of (n, D).
     """
     z = z.detach() if mask is None else z.detach()[mask]
     width = z.shape[1]
@@ -86,7 +87,7 @@ def reduce_moments(m: Moments, reduce_sum: Callable[[Tensor], Tensor]) -> Moment
     """The moments of the rows of all processes, from those of this one, in two all-reduces:
 
     (n, sum z), which gives the GLOBAL mean mu; then sum (z - mu)(z - mu)^T = scatter + n (mean - mu)(mean - mu)^T
-    A process without rows must call it too.
+    A process without rows must call it too. `reduce_sum` takes and gives a tensor (1 + D,), then one (D, D).
     """
     totals = reduce_sum(torch.cat([m.count.view(1), m.count * m.mean]))
     count, mean = totals[0], totals[1:] / totals[0].clamp(min=1)
@@ -100,7 +101,10 @@ def moments_everywhere(
     mask: Bool[Tensor, "N"] | None = None,
     each: Callable[[Tensor], Tensor] = at_least_float32,
 ) -> Moments:
-    """`moments` over the rows of all processes; `reduce_sum` adds a tensor over them (two calls)."""
+    """`moments` over the rows of all processes; `reduce_sum` adds a tensor over them (two calls).
+
+    It takes and gives a tensor (1 + D,), then one (D, D); `each` makes (n, D) of (n, D).
+    """
     return reduce_moments(moments(z, mask, each), reduce_sum)
 
 
@@ -110,7 +114,10 @@ def covariance(m: Moments) -> Float[Tensor, "D D"]:
 
 
 def require_finite_states(trace: Scalar) -> None:
-    """`trace` of a covariance of states, in which a single NaN or infinity shows."""
+    """`trace` of a covariance of states, in which a single NaN or infinity shows.
+
+    Refuses it (ValueError) where it is no finite number.
+    """
     if not math.isfinite(trace.item()):
         raise ValueError(
             "the hidden states that it reads hold NaN or infinities, so they have no covariance to decompose; they are "
@@ -139,7 +146,7 @@ def floor_from(m: Moments, relative: float = 1e-4) -> Scalar:
 
 
 def cholesky(s: Float[Tensor, "D D"], eps: float | Scalar) -> Float[Tensor, "D D"]:
-    """Lower L with L L^T = S + eps I."""
+    """Lower L with L L^T = S + eps I. Refuses, with eps and the largest variance, what is not positive definite."""
     lower, info = torch.linalg.cholesky_ex(s.diagonal_scatter(s.diagonal() + eps))
     if info.item() != 0:
         raise ValueError(

@@ -50,7 +50,8 @@ def unexplained(z: Float[Tensor, "P G D"], ridge: float) -> Float[Tensor, "P G"]
     """u_i = ridge [(Z Z^T + ridge I)^-1]_ii in (0, 1], of each of P groups: what the others leave of row i.
 
     1 - u_i is the ridge leverage z_i^T (Z^T Z + ridge I)^-1 z_i, and log det(Z Z^T + ridge I) less that without row i
-    is log ridge - log u_i. Rows are not centred; one of zeros has u = 1 and is as if it were not there.
+    is log ridge - log u_i. Rows are not centred; one of zeros has u = 1 and is as if it were not there. Refuses a
+    matrix that is not positive definite in its precision.
     """
     with full_precision(z):
         gram = z @ z.mT

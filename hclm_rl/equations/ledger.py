@@ -118,6 +118,7 @@ class Ledger:
     def changes(memory: dict, like: Tensor) -> dict[str, Tensor]:
         """`predicted_change` and `realised_change` up to the last measurement, and the line's `drift` and
         `gain_error`, as metrics; each from when it is known.
+        All of them scalars, (), of the type of `like`, whose shape does not matter.
         """
         told = {f"{name}_change": memory[name] for name in ("predicted", "realised") if name in memory}
         if (line := Ledger.line(memory)) is not None:

@@ -105,6 +105,6 @@ def injected(
     """<F_i, z_i> per token, 0 off the mask, with the gradient F_i at z_i: F is what `force` makes of the states.
 
     `force`: (some rows of states[mask], at least in float32; which of them) -> their forces. `is_worth_nothing`: the
-    values are 0, as of a force that is orthogonal to its states; the gradient is the same.
+    values are 0, as of a force that is orthogonal to its states; the gradient is the same. Forces are (n, D).
     """
     return Injected.apply(states, mask, force, is_worth_nothing)  # pyright: ignore[reportReturnType]

@@ -87,7 +87,8 @@ def attention_entropy_bound(norm: float, keys: int) -> float:
     """The least entropy, in nats, of softmax over `keys` logits whose Euclidean norm is at most `norm`; it is reached.
 
     log(1 + (T-1) b) + s sqrt(T (T-1)) b / (1 + (T-1) b), b = exp(-s sqrt(T / (T-1))), T = keys, s = norm. It falls
-    exponentially in s: an attention whose weights grow can collapse, one whose norm is bounded cannot.
+    exponentially in s: an attention whose weights grow can collapse, one whose norm is bounded cannot. Refuses a norm
+    below 0 or infinite, and fewer than 2 keys.
     """
     if not (0 <= norm < math.inf and keys >= 2):
         raise ValueError(f"norm must be >= 0 and finite and keys at least 2, got {norm} and {keys}")

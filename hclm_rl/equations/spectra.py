@@ -116,7 +116,7 @@ def certified_force(lam: Spectrum, eps: float, drift: Drift) -> float:
 def drift_budget(lam: Spectrum, eps: float, share: float = 0.5) -> float:
     """The largest delta that leaves `share` of the force for certain, by bisection; below 1. Known before training.
 
-    It does not depend on the scale of the states. 0 where there is no force.
+    It does not depend on the scale of the states. 0 where there is no force. Refuses a share outside (0, 1).
     """
     if not 0 < share < 1:
         raise ValueError(f"share must be between 0 and 1, got {share}")
@@ -186,7 +186,8 @@ def diffusion_spectral_entropy(
     mu: eigenvalues of K = deg^-1/2 G deg^-1/2, G_ij = exp(-||z_i - z_j||^2 / (2 bandwidth^2)), deg its row sums.
     `is_strict` normalises K once more by its own row sums: the anisotropic operator that the authors describe; K is
     what their code decomposes. 0: all rows within one bandwidth; log N: each row alone; with a large `time` about the
-    log of the number of clusters. Freeze the bandwidth: one that follows z hides a contraction.
+    log of the number of clusters. Freeze the bandwidth: one that follows z hides a contraction. Refuses a bandwidth
+    that is not above 0 and finite.
     """
     if not 0 < bandwidth < math.inf:
         raise ValueError(f"bandwidth must be positive and finite, got {bandwidth}")

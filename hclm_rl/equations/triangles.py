@@ -9,7 +9,10 @@ LEAF = 32  # columns; of 32, 64 and 128 the fastest in `solve_` at D = 512 (CPU)
 
 
 def full_precision(x: Tensor) -> torch.autocast:
-    """Autocast would round every product below to bfloat16 under a trainer that uses it."""
+    """Autocast would round every product below to bfloat16 under a trainer that uses it.
+
+    `x` of any shape says on which device.
+    """
     return torch.autocast(x.device.type, enabled=False)
 
 
@@ -54,7 +57,10 @@ def solve_(x: Float[Tensor, "N D"], lower: Float[Tensor, "D D"]) -> Float[Tensor
 
 
 def substitute_(x: Float[Tensor, "N K"], lower: Float[Tensor, "K K"], leaves: list[Tensor], is_forward: bool) -> None:
-    """x <- x L^-T, or x L^-1 backwards; `leaves` are the inverted triangles on the diagonal of `lower`."""
+    """x <- x L^-T, or x L^-1 backwards; `leaves` are the inverted triangles on the diagonal of `lower`.
+
+    Each leaf is (LEAF, LEAF), the last one may be smaller.
+    """
     if len(leaves) == 1:
         x.copy_(x @ (leaves[0].T if is_forward else leaves[0]))
         return

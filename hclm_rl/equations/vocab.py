@@ -125,7 +125,8 @@ def over_vocab(
 ) -> Float[Tensor, "B T ..."]:
     """`over_rows` at every position of `hidden`.
 
-    Positions off the mask cost nothing, give 0, and let nothing of their states into values or gradients.
+    Positions off the mask cost nothing, give 0, and let nothing of their states into values or gradients. `functional`:
+    (m, V) log-probs -> (m,) or (m, K).
     """
     counted = hidden.reshape(-1, hidden.size(-1)) if mask is None else hidden[mask]
     values = over_rows(functional, counted, head, rows_at_once)
@@ -169,8 +170,8 @@ def slope_of_rows(
 ) -> Float[Tensor, "n"]:
     """d log p(token) / dh as each row moves along `direction`: the directional derivative through the head.
 
-    For a plain head (W x)_y - sum_v p_v (W x)_v, x the direction; no gradient. A function makes the directions of some
-    rows from them, so that those of all are never held.
+    For a plain head (W x)_y - sum_v p_v (W x)_v, x the direction; no gradient. A function makes the
+    directions (m, D) of some rows (m, D) from them, so that those of all are never held.
     """
     size = rows_at_once or head.rows_at_once
     with torch.no_grad():
@@ -190,7 +191,7 @@ def slope_along(
     head: Head,
     rows_at_once: int | None = None,
 ) -> Float[Tensor, "B T"]:
-    """`slope_of_rows` at every position of `hidden`."""
+    """`slope_of_rows` at every position of `hidden`; a function makes (m, D) of (m, D)."""
     rows = hidden.reshape(-1, hidden.size(-1))
     along = direction if callable(direction) else direction.reshape(rows.shape)
     return slope_of_rows(along, rows, ids.reshape(-1), head, rows_at_once).view(ids.shape)

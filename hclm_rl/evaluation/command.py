@@ -105,7 +105,7 @@ def counts_parser() -> Parser:
 
 
 def of_counts(arguments: list[str]) -> int:
-    """`hclm-rl eval --counts`: table, verdict, JSON and page of two files."""
+    """`hclm-rl eval --counts`: table, verdict, JSON and page of two files. Refuses what an extra is missing for."""
     options = counts_parser().parse_args(arguments)
     try:
         from .counted import compare_counts

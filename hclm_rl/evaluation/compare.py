@@ -70,7 +70,7 @@ def budgets(n: int) -> list[int]:
 
 
 def samples_of(samples: Sequence[Samples]) -> int:
-    """How many responses each problem has."""
+    """How many responses each problem has. Refuses problems with unequal numbers."""
     counts = {len(each.answers) for each in samples}
     if len(counts) != 1:
         raise ValueError(f"every problem needs the same number of responses, got {sorted(counts)}")

@@ -71,7 +71,7 @@ def banded(values: Float[np.ndarray, "K P"], floor: float, seed: int) -> list[Es
 
 
 def compare_counts(base: Counts, trained: Counts, *, seed: int = 0) -> CountedResult:
-    """Of the problems that both files have."""
+    """Of the problems that both files have. Refuses files that have none in common."""
     known = set(trained.problems)
     common, notes = tuple(problem for problem in base.problems if problem in known), []
     if not common:

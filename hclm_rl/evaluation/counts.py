@@ -78,7 +78,7 @@ def read_counts(path: Path, reading: Reading | None = None) -> Counts:
 
 
 def entries(path: Path) -> Iterator[tuple[str, dict]]:
-    """(where it stands, the object) of each line that is not empty."""
+    """(where it stands, the object) of each line that is not empty. Refuses a file that cannot be read."""
     try:
         with path.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, start=1):
@@ -106,7 +106,10 @@ def form_of(entry: dict, where: str) -> str:
 
 
 def counted(entry: dict, where: str) -> tuple[str, int, int]:
-    """(problem, responses, right ones) of a line of counts."""
+    """(problem, responses, right ones) of a line of counts.
+
+    Refuses counts that are no whole numbers with c in [0, n].
+    """
     n, c = entry["n"], entry["c"]
     if type(n) is not int or type(c) is not int or n < 1 or not 0 <= c <= n:
         raise ValueError(f"{where}: n must be a whole number from 1 on and c one from 0 to n, got n={n!r}, c={c!r}")
@@ -121,7 +124,10 @@ def name_of(given: object, where: str) -> str:
 
 
 def judged(entry: dict, form: str, reading: Reading, where: str) -> tuple[str, int, int]:
-    """(problem, responses, right ones) of a sample file's line: one response, or several whose metric is a share."""
+    """(problem, responses, right ones) of a sample file's line: one response, or several whose metric is a share.
+
+    Refuses a line without the metric.
+    """
     responses = [""]
     if form == "verl":
         metric = reading.metric or next(key for key in VERL_METRICS if key in entry)

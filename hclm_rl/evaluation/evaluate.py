@@ -70,7 +70,7 @@ class Result:
 
 
 def context_of(model: str) -> float:
-    """Tokens that prompt and response may have together."""
+    """Tokens that prompt and response may have together. Refuses a model that cannot be loaded."""
     try:
         config = AutoConfig.from_pretrained(model).get_text_config()
     except (OSError, ValueError) as error:
@@ -174,7 +174,8 @@ def evaluate(  # long: half of it is signature, docstring and the fields of Resu
 ) -> Result:
     """Samples, judges, compares. `base` draws with seed + 1, so a model beside itself shows the noise.
 
-    Both models get the same prompt texts, rendered by the trained model's chat template if `is_chat`.
+    Both models get the same prompt texts, rendered by the trained model's chat template if `is_chat`. Refuses chats
+    where the tokenizer has no template.
     """
     roles = {"model": model, **({"base": base} if base else {})}
     paths = {name: policy_path() if name == TESTBED else name for name in roles.values()}

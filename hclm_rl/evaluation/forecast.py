@@ -27,7 +27,10 @@ class Curve:
 
 
 def curve_of(run: Run, entropy: str = "entropy", reward: str = "reward") -> Curve:
-    """Each logged reward with the entropy logged nearest to it, of two equally near ones the earlier."""
+    """Each logged reward with the entropy logged nearest to it, of two equally near ones the earlier.
+
+    Refuses a run that logged no such values.
+    """
     entropy_steps, entropies = run.curve(entropy)
     reward_steps, rewards = run.curve(reward)
     for name, found in ((entropy, entropies), (reward, rewards)):

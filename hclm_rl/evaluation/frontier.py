@@ -32,7 +32,10 @@ class Point:
 
 
 def tilted(rewards: Values, beta: float, probabilities: Values | None = None) -> Point:
-    """The optimum of reward - beta KL. `probabilities` of the responses under the reference; 1/n each without."""
+    """The optimum of reward - beta KL. `probabilities` of the responses under the reference; 1/n each without.
+
+    Refuses a beta that is not above 0.
+    """
     r = np.asarray(rewards, dtype=float)
     reference = _distribution(r, probabilities)
     if not beta > 0:
@@ -70,7 +73,7 @@ def frontier(
 ) -> list[Point]:
     """Means over the prompts, KL ascending: the base itself at KL 0, then the optimum of the pooled problem a beta.
 
-    Without `betas` those of BETAS, on the scale of the rewards.
+    Without `betas` those of BETAS, on the scale of the rewards. Refuses no prompt.
     """
     if not prompts:
         raise ValueError("prompts must hold the rewards of at least one prompt, got none")
@@ -97,14 +100,17 @@ def reward_at(curve: Sequence[Point], kl: float) -> float:
 
 
 def reliable_kl(samples: int) -> float:
-    """log(n) - 1: beyond it the tilt of n samples mostly copies the best one."""
+    """log(n) - 1: beyond it the tilt of n samples mostly copies the best one. Refuses n below 1."""
     if samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples}")
     return math.log(samples) - 1
 
 
 def best_of(rewards: Values, n: int) -> float:
-    """E[max of n of the samples, drawn without replacement] = sum_j r_(j) C(j-1, n-1) / C(len, n), r ascending."""
+    """E[max of n of the samples, drawn without replacement] = sum_j r_(j) C(j-1, n-1) / C(len, n), r ascending.
+
+    Refuses n below 1 or above the samples.
+    """
     r = sorted(rewards)
     if not 1 <= n <= len(r):
         raise ValueError(f"n must be in [1, {len(r)}] (samples at hand), got {n}")
@@ -113,7 +119,10 @@ def best_of(rewards: Values, n: int) -> float:
 
 
 def best_of_kl_bound(n: int) -> float:
-    """log n - (n - 1) / n: best-of-n's KL for rewards without ties, and too high by up to 3 times for 0/1 rewards."""
+    """log n - (n - 1) / n: best-of-n's KL for rewards without ties, and too high by up to 3 times for 0/1 rewards.
+
+    Refuses n below 1.
+    """
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
     return math.log(n) - (n - 1) / n
@@ -122,7 +131,8 @@ def best_of_kl_bound(n: int) -> float:
 def best_of_levels(levels: Values, probabilities: Values, n: int) -> tuple[Point, list[float]]:
     """Best-of-n where each reward level has a probability: exact KL and reward, and the chosen level's distribution.
 
-    P(level v is chosen) = F_v^n - F_{v-1}^n, F the distribution function; levels in the order given.
+    P(level v is chosen) = F_v^n - F_{v-1}^n, F the distribution function; levels in the order given. Refuses equal
+    levels, and n below 1.
     """
     level = np.asarray(levels, dtype=float)
     q = _distribution(level, probabilities)
@@ -141,7 +151,7 @@ def least_kl(accuracy: float, base_accuracy: float) -> float:
     """KL_min(a) = a log(a / p) + (1 - a) log((1 - a) / (1 - p)) >= 0: the whole frontier of a 0/1 reward.
 
     Infinite where the base never (p = 0) or always (p = 1) succeeds and the policy does otherwise. Best-of-n lies on
-    it, at a = 1 - (1 - p)^n.
+    it, at a = 1 - (1 - p)^n. Refuses shares outside [0, 1].
     """
     for name, value in (("accuracy", accuracy), ("base_accuracy", base_accuracy)):
         if not 0 <= value <= 1:
@@ -187,7 +197,8 @@ def distance(base: Sequence[Values], policy: Sequence[Values], kls: Sequence[flo
     """`base` and `policy`: rewards of samples, prompt by prompt; `kls`: KL(policy || base) of each prompt.
 
     Least KLs are taken prompt by prompt: that of mean accuracies understates them (convexity). Accuracies of finite
-    samples make them too high by about 1 / samples: take 64 or more of each.
+    samples make them too high by about 1 / samples: take 64 or more of each. Refuses no prompt, and lists that differ
+    in length.
     """
     if not len(base) == len(policy) == len(kls) or not base:
         sizes = f"{len(base)}, {len(policy)} and {len(kls)}"

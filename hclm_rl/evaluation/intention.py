@@ -61,7 +61,10 @@ def intentions(
     layers: Sequence[int] | None = None,
     batch: int = 64,
 ) -> Intention:
-    """Logits and states at the last position of each prompt, whichever side the tokenizer pads."""
+    """Logits and states at the last position of each prompt, whichever side the tokenizer pads.
+
+    Refuses layers that the model does not have.
+    """
     depth = model.config.get_text_config().num_hidden_layers
     layers = default_layers(model) if layers is None else list(dict.fromkeys(layers))
     if not layers or not all(1 <= layer <= depth for layer in layers):
@@ -110,7 +113,10 @@ def option_entropy(
 
 
 def eigenvalues(states: Float[Tensor, "N D"]) -> Float[Tensor, "K"]:
-    """Of the covariance C = Xc^T Xc / (N - 1), descending, in float64; K = min(N, D), whichever is smaller."""
+    """Of the covariance C = Xc^T Xc / (N - 1), descending, in float64; K = min(N, D), whichever is smaller.
+
+    Refuses fewer than 2 prompts.
+    """
     if len(states) < 2:
         raise ValueError(f"a covariance needs at least 2 prompts, got {len(states)}")
     x = states.double()
@@ -159,6 +165,7 @@ def fit_probe(x: Float[Tensor, "N K"], labels: Bool[Tensor, "N"], strength: floa
     """argmin 0.5 ||w||^2 + strength sum log(1 + exp(-y (x w + b))), y = +-1, the bias free; Newton's method, float64.
 
     By the representer theorem w lies in the span of the rows, so with K > N the N x N Gram's factor stands in for x.
+    Refuses labels of one kind.
     """
     if labels.all() or not labels.any():
         raise ValueError(f"a probe needs right and wrong labels, got {len(labels)} of one kind")
@@ -207,7 +214,7 @@ class Recoverability:
 def recoverability(
     states: dict[int, Float[Tensor, "N D"]], labels: Bool[Tensor, "N"], seed: int = 0, resamples: int = 1000
 ) -> Recoverability:
-    """`labels`: whether the model answers the prompt right (or pass@k > 0). One row a prompt: the split is by item."""
+    """`labels`: whether the model answers the prompt right (or pass@k > 0). Refuses fewer than 10 prompts; split by item."""
     x = torch.cat(list(states.values()), dim=1).double()
     n = len(x)
     if n < 10 or len(labels) != n:

@@ -69,7 +69,8 @@ def fit_law(entropy: Values, reward: Values, items: Values | None = None) -> Law
     """Least squares in exp(H) over points in the order of the run; `items` (validation items a point) weight them.
 
     Points of a run are autocorrelated, which makes plain standard errors too small: the variances are multiplied by
-    (1 + r) / (1 - r), r the residuals' correlation at lag 1, plus 2 / n for its bias, kept in [0, 0.9].
+    (1 + r) / (1 - r), r the residuals' correlation at lag 1, plus 2 / n for its bias, kept in [0, 0.9]. Refuses fewer
+    than 3 pairs.
     """
     h, r = np.asarray(entropy, dtype=float), np.asarray(reward, dtype=float)
     if len(h) != len(r) or len(h) < 3:
@@ -100,7 +101,8 @@ def fit_law(entropy: Values, reward: Values, items: Values | None = None) -> Law
 def across_sizes(parameters: Values, laws: Sequence[Law], at: float) -> tuple[float, float]:
     """a and b expected at `at` parameters (the embedding not counted): each a line in log(parameters).
 
-    For models of ONE family, trained on one data set by one recipe; a and b do not carry over between others.
+    For models of ONE family, trained on one data set by one recipe; a and b do not carry over between others. Refuses
+    laws of fewer than 3 sizes.
     """
     sizes = np.asarray(parameters, dtype=float)
     if len(sizes) != len(laws) or len(set(sizes)) < 3:

@@ -26,7 +26,10 @@ class MathJudge:
 
     @classmethod
     def of(cls, answer: str) -> "MathJudge | str":
-        """The judge, or what is wrong with the reference answer. Of GSM8K's answers the part after #### counts."""
+        """The judge, or what is wrong with the reference answer. Of GSM8K's answers the part after #### counts.
+
+        Refuses to judge where math-verify is missing.
+        """
         if importlib.util.find_spec("math_verify") is None:
             raise ValueError("math-verify is missing: pip install 'hclm-rl[eval]'")
         text = without_exponent(answer.rpartition("####")[2].strip())

@@ -32,7 +32,10 @@ def clusters(texts: Sequence[str], is_same: Callable[[str, str], bool]) -> list[
 
 
 def semantic_entropy(logps: Float[np.ndarray, "N"], cluster: Sequence[int]) -> float:
-    """-sum_c p_c log p_c, nats; p_c = share of the clusters in sum exp(s), s_i = `logps`: mean token log-prob."""
+    """-sum_c p_c log p_c, nats; p_c = share of the clusters in sum exp(s), s_i = `logps`: mean token log-prob.
+
+    Refuses no response, and lists that differ in length.
+    """
     if len(logps) != len(cluster) or not len(logps):
         raise ValueError(f"logps and cluster must be equally long and not empty, got {len(logps)} and {len(cluster)}")
     weights = softmax(np.asarray(logps, dtype=float))
@@ -46,7 +49,8 @@ def snne(
     """-1/n sum_i log sum_j exp(sim_ij / tau), j = i included; higher is more diverse.
 
     From -log n - 1/tau (all the same) to -log(e^(1/tau) + n - 1) (similarity 0 throughout), so compare at equal n.
-    With `logps` (mean token log-probs) term i is weighted by exp(s_i) / mean exp(s): WSNNE.
+    With `logps` (mean token log-probs) term i is weighted by exp(s_i) / mean exp(s): WSNNE. Refuses a tau that is not
+    above 0.
     """
     if not tau > 0:
         raise ValueError(f"tau must be > 0, got {tau}")

@@ -200,7 +200,7 @@ def write_counted_page(result: CountedResult, out: Path) -> Path:
 
 
 def render(out: Path, curves: dict[str, list[Estimate]], ks: list[int], **shown: object) -> Path:
-    """Fills the page; `shown` are its other names."""
+    """Fills the page; `shown` are its other names. Refuses where the extra `report` is not installed."""
     try:
         import jinja2
         import markupsafe

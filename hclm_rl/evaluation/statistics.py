@@ -177,7 +177,8 @@ def _expected_surprise(total: int, count: int, draws: int) -> float:
 def rarefied_entropy(answers: Answers, draws: int) -> float:
     """Expected answer entropy of `draws` of the answers, drawn without replacement; nats. Exact.
 
-    The entropy of few answers is biased low, so two sets are compared at the size of the smaller one.
+    The entropy of few answers is biased low, so two sets are compared at the size of the smaller one. Refuses fewer
+    than 1 draw, and more than there are answers.
     """
     if not 1 <= draws <= len(answers):
         raise ValueError(f"draws must be in [1, {len(answers)}] (answers at hand), got {draws}")

@@ -94,7 +94,10 @@ def load(source: Source) -> Problems:
 
 
 def from_testbed(source: Source) -> Problems:
-    """The held-out prompts of a Task: hclm_rl/testbed/<name>.py, or a function at a dotted path."""
+    """The held-out prompts of a Task: hclm_rl/testbed/<name>.py, or a function at a dotted path.
+
+    Refuses tasks with tools.
+    """
     from hclm_rl.testbed.task import find_task
 
     try:
@@ -121,7 +124,10 @@ def from_testbed(source: Source) -> Problems:
 
 
 def from_gym(source: Source) -> Problems:
-    """A data set of reasoning-gym; kwargs are its own (size 100 and seed 42 unless given)."""
+    """A data set of reasoning-gym; kwargs are its own (size 100 and seed 42 unless given).
+
+    Refuses a name that it does not know, and names the nearest.
+    """
     try:
         import reasoning_gym
         from reasoning_gym.factory import DATASETS
@@ -159,7 +165,7 @@ Row = tuple[str, Mapping | str]  # id, and the row or what is wrong with it
 
 
 def jsonl_rows(path: Path) -> Iterable[Row]:
-    """Line by line; empty lines are passed over."""
+    """Line by line; empty lines are passed over. Refuses a file that is not there."""
     if not path.is_file():
         raise ValueError(f"no file at '{path}'; {FORMS}")
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
@@ -177,7 +183,10 @@ def jsonl_rows(path: Path) -> Iterable[Row]:
 
 
 def dataset_rows(source: Source) -> Iterable[Row]:
-    """The rows of a data set of the hub, or of a folder that `datasets` reads or has written."""
+    """The rows of a data set of the hub, or of a folder that `datasets` reads or has written.
+
+    Refuses one that cannot be loaded.
+    """
     import datasets
 
     name = source.task.removeprefix(DATASET)

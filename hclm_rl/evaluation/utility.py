@@ -89,7 +89,8 @@ def measure_utility(  # long: one cache from its filling to its last use
     """Scores `answer` after the question and after each step. Use a frozen scorer; cut the steps by `before_answer`.
 
     The chain is read once; for each boundary, the last one first, the cache is cropped to it and only cue and answer
-    are read again. Question, steps, cue and answer are tokenised apart, so boundaries are those of the text.
+    are read again. Question, steps, cue and answer are tokenised apart, so boundaries are those of the text. Refuses a
+    question, cue or answer without a token.
     """
 
     def ids_of(text: str, special: bool = False) -> Tensor:

@@ -119,7 +119,10 @@ def as_whole(answer: str) -> re.Pattern[str]:
 
 
 def equivalence(name: str) -> Same:
-    """ "text": equal normalised answers. "math_verify": equal as mathematics; what takes too long is not equal."""
+    """ "text": equal normalised answers. "math_verify": equal as mathematics; what takes too long is not equal.
+
+    Refuses "math_verify" where that package is missing.
+    """
     if name == "text":
         return lambda a, b: a == b
     if importlib.util.find_spec("math_verify") is None:

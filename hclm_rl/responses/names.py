@@ -79,7 +79,7 @@ def find(path: str, what: str) -> object:
 
 
 def find_function(path: str, what: str) -> Callable:
-    """As `find`, of what can be called."""
+    """As `find`, of what can be called. Refuses what cannot be called."""
     found = find(path, what)
     if not callable(found):
         raise ValueError(f"no {what} at '{path}': it is {found!r}, which cannot be called")

@@ -73,7 +73,7 @@ def maj_at_k(answers: Answers, correct: Set[str], k: int) -> float:
 def answer_entropy(answers: Answers) -> float:
     """-sum_j p_j log p_j in nats, p_j = share of distinct answer j among the samples; all NA are one answer.
 
-    Biased low by about (number of distinct answers - 1) / (2n): compare at equal n only.
+    Biased low by about (number of distinct answers - 1) / (2n): compare at equal n only. Refuses no sample.
     """
     if not answers:
         raise ValueError("answers must hold at least one sample, got none")

@@ -27,7 +27,7 @@ class Replay:
         return len(self.ids)
 
     def rows(self, which: Tensor) -> "Replay":
-        """Some of them, cut to the widths that these need."""
+        """Some of them, cut to the widths that these need. `which` (n,): numbers of rows."""
         some = {each.name: getattr(self, each.name)[which] for each in fields(self)}
         prompt, text = some["prompt_mask"].any(dim=0), some["present"].any(dim=0)
         for name, kept in {
@@ -70,6 +70,6 @@ def kept_in(memory: dict) -> Replay | None:
 
 
 def left_padded(ids: Int[Tensor, "N P"], mask: Bool[Tensor, "N P"]) -> tuple[Tensor, Tensor]:
-    """The same tokens with all padding on the left, wherever it was."""
+    """The same tokens with all padding on the left, wherever it was. Both (N, P)."""
     order = mask.long().argsort(dim=1, stable=True)
     return ids.gather(1, order), mask.gather(1, order)

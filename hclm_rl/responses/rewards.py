@@ -18,7 +18,10 @@ def checked(reward_func: Any, name: str, is_async: bool) -> Any:
 
 
 def numbers(given: object, name: str) -> list[float | None]:
-    """What a reward function returned, a finite number or None a response."""
+    """What a reward function returned, a finite number or None a response.
+
+    Refuses what is no list with one of them a response.
+    """
     if not isinstance(given, Iterable):
         raise ValueError(f"the reward function '{name}' returned {given!r}; return a list of numbers, one a response")
     rewards = list(given)  # it may be a generator
@@ -26,7 +29,7 @@ def numbers(given: object, name: str) -> list[float | None]:
 
 
 def number(reward: Any, name: str, which: str) -> float | None:
-    """The reward as a float; None where it is NaN, as TRL has it."""
+    """The reward as a float; None where it is NaN, as TRL has it. Refuses what is no number, and infinity."""
     if reward is None:
         return None
     try:

@@ -72,6 +72,7 @@ def locate(
 
     Each token is decoded behind the one before, so that spaces and merges come out as in the whole text. Tokens that
     only together make a character share its place. A run of tokens off the mask is one `BETWEEN` and has no place.
+    Refuses a rollout without a tokenizer.
     """
     if tokenizer is None:
         raise ValueError("this rollout has no tokenizer, so the text of its tokens is not known")

@@ -24,7 +24,7 @@ class Canon(Term):
     A large mu lowers the entropy, a small one raises it. alpha < 1 asks more of one half: inter_i = alpha R_i - mean
     R of the opposite half for it, R_i - alpha mean R of it for the other. The authors sum token losses over a constant
     length: `loss_type: dr_grpo`. A response can be right and have A = 0. What has no reward or no tokens, such as a
-    truncated response that is masked, is in neither half.
+    truncated response that is masked, is in neither half. Refuses groups of fewer than 4.
 
     Args:
         metric: of a response: the mean entropy of its tokens at the sampling policy, or their number

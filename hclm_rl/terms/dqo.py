@@ -112,7 +112,7 @@ class Dqo(Term):
 
 
 def embedded(texts: Sequence[str | Sequence[dict]], path: str) -> Float[Tensor, "N D"]:
-    """What a stranger's function makes of the responses, of a chat of its last turn."""
+    """What a stranger's function makes of the responses, of a chat of its last turn. Refuses all but finite vectors."""
     embed: Callable[[str], object] = find_function(path, "function that embeds a text")
     rows = []
     for text in texts:

@@ -259,11 +259,11 @@ class ForceReweight(Term):
         )
 
     def policy(self, rollout: Rollout, advantages: Tensor) -> tuple[float, Tensor]:
-        """Mean entropy of the tokens, and each one's influence on it."""
+        """Mean entropy of the tokens, and each one's influence on it, (N, T)."""
         return INFLUENCES[self.through](rollout, advantages)
 
     def states(self, rollout: Rollout, advantages: Tensor, memory: dict) -> tuple[float, Tensor] | None:
-        """Log-det of the states, and each token's influence N <F_i, A_i d log p_i / dz_i>; None without any spread."""
+        """Log-det of the states, and each token's influence N <F_i, A_i d log p_i / dz_i>, (N, T); or None."""
         step = step_factor(moments_everywhere(rollout.states(), rollout.total), self.eps_relative, memory)
         if step is None:
             return None

@@ -202,7 +202,7 @@ def unit_vectors(answers: Int[Tensor, "P G"]) -> Float[Tensor, "P G G"]:
 
 
 def mean_advantage(advantages: Float[Tensor, "N"] | Float[Tensor, "N T"], mask: Bool[Tensor, "N T"]) -> Tensor:
-    """A of each response: the mean over its tokens where they differ."""
+    """A of each response, (N,): the mean over its tokens where they differ."""
     a = in_double(advantages)
     if a.dim() == 1:
         return a

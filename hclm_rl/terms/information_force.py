@@ -95,7 +95,7 @@ class InformationForce(Term):
         return RolloutEffect(shared=shared, metrics=metrics)
 
     def of_spectrum(self, whole: StepForce, power: Tensor, memory: dict) -> dict[str, Metric]:
-        """What needs eigenvalues."""
+        """What needs eigenvalues. `power` is a scalar, ()."""
         if self.surrogate == "feature_softmax":  # row by row: no direction is dead to it, or alive
             return {}
         eigenvalues, peak = directions = whole.directions()
@@ -137,7 +137,7 @@ class InformationForce(Term):
         return Effect(on_hidden_gradient=on_hidden_gradient)
 
     def kept(self, shared: Mapping[str, Tensor], eps: float) -> StepForce:
-        """The surrogate of the step, from what stage 1 attached."""
+        """The surrogate of the step, from what stage 1 attached: (), (D,) and (D, D)."""
         moments = Moments(shared["count"], shared["mean"], shared["scatter"])
         return StepForce(self.surrogate, moments, eps, lower=shared.get("cholesky"), push=shared.get("push"))
 

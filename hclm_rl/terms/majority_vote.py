@@ -20,7 +20,8 @@ class MajorityVote(Term):
     A missing answer neither votes nor is paid. majority_ratio = count(y) / G; near 1 with falling accuracy the policy
     has collapsed on its own mistakes. A unanimous group and one without answers get no advantage. It replaces the whole
     reward, so put it first; the verifier's rewards are only logged. ETTRL (arXiv:2508.11356) shapes the advantages
-    afterwards, with the term entropy_advantage; its tree rollouts are not part of either.
+    afterwards, with the term entropy_advantage; its tree rollouts are not part of either. Refuses
+    `samples` above the size of the group.
 
     Args:
         answer: regular expression with one group, or dotted path of a function text -> answer or None; default: the

@@ -199,7 +199,7 @@ class RightAnchor(Term):
     def replays(
         self, rollout: Rollout, kept: RightAnswers | None, drawn: Int[Tensor, "N"]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The drawn texts, which every process has, and which of them each row of this one replays."""
+        """The drawn texts (n, T), which every process has, and which of them each row (N,) of this one replays."""
         replays = drawn >= 0
         tokens = rollout.total(rollout.mask.sum()).item()  # on every process, whether there is a replay or not
         if kept is None or not replays.any():
@@ -274,7 +274,7 @@ class RightAnchor(Term):
 
 
 def trimmed(text: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without the columns of padding that these rows do not need."""
+    """Without the columns of padding that these rows (n, T) do not need."""
     prompt, completion = text["prompt_mask"].any(dim=0), text["present"].any(dim=0)
     return {name: x[:, prompt if name.startswith("prompt") else completion] for name, x in text.items()}
 

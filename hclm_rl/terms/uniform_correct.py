@@ -102,7 +102,7 @@ def among(x: Float[Tensor, "P G"], chosen: Bool[Tensor, "P G"]) -> Float[Tensor,
 
 
 def factors(x: Float[Tensor, "P G"], a: Float[Tensor, "P G"], right: Bool[Tensor, "P G"], tau: float) -> Tensor:
-    """What the advantages of the right ones are multiplied by, so that their sum in each group stays; 1 elsewhere."""
+    """What the advantages of the right ones are multiplied by, so that a group's sum stays; (P, G), 1 elsewhere."""
 
     def total(values: Tensor) -> Tensor:
         return torch.where(right, values, 0).sum(dim=1, keepdim=True)
