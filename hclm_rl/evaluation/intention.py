@@ -214,7 +214,7 @@ class Recoverability:
 def recoverability(
     states: dict[int, Float[Tensor, "N D"]], labels: Bool[Tensor, "N"], seed: int = 0, resamples: int = 1000
 ) -> Recoverability:
-    """`labels`: whether the model answers the prompt right (or pass@k > 0). Refuses fewer than 10 prompts; split by item."""
+    """`labels`: whether the model answers the prompt right (or pass@k > 0). Refuses fewer than 10 prompts."""
     x = torch.cat(list(states.values()), dim=1).double()
     n = len(x)
     if n < 10 or len(labels) != n:
