@@ -2,11 +2,12 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from trl.scripts.utils import DatasetMixtureConfig, ScriptArguments
 from trl.trainer.model_config import ModelConfig
 
@@ -154,6 +155,8 @@ def settings_by(parser: RecipeParser, line: Sequence[str]) -> tuple[Any, ...]:
     if "allow_custom_code" in given:
         raise ValueError(f"allow_custom_code is {FLAG} on the command line only: a recipe may not allow it to itself")
     parser.set_defaults_with_config(**{key: value for key, value in given.items() if key != "env"})
+    if trains_on_cpu({*given, *(flag.lstrip("-").partition("=")[0].replace("-", "_") for flag in flags)}):
+        parser.set_defaults(use_cpu=True)
     words, _ = parser.parse_known_args(flags)
     refuse_out_of_range(vars(words))
     refuse_missing_packages(vars(words))
@@ -162,6 +165,11 @@ def settings_by(parser: RecipeParser, line: Sequence[str]) -> tuple[Any, ...]:
     set_environment(given)
     with custom_code(words.allow_custom_code):
         return parser.settings(flags)
+
+
+def trains_on_cpu(named: Collection[str]) -> bool:
+    """Whether no accelerator is there and nothing is said of it: TRL's default, bfloat16, would end such a run."""
+    return not torch.accelerator.is_available() and not {"use_cpu", "bf16", "fp16"} & {*named}
 
 
 def set_environment(recipe: Mapping[str, object]) -> None:

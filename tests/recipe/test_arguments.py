@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from hclm_rl.recipe import arguments
 from hclm_rl.recipe.arguments import make_parser, parse
 from hclm_rl.recipe.limits import LIMITS, refuse_out_of_range
 from hclm_rl.recipe.moved import MOVED
@@ -181,3 +182,15 @@ def test_a_missing_package_is_named(settings: dict, sentence: str, monkeypatch: 
 
 def test_nothing_is_missing_for_what_is_off():
     assert list(missing_packages({"use_vllm": False, "report_to": "none", "optim": "adamw_torch", "task": None})) == []
+
+
+def test_a_machine_without_an_accelerator_trains_on_its_cpu_unless_more_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(arguments.torch.accelerator, "is_available", lambda: False)
+    line = ["--task", "coins", "--output_dir", str(tmp_path), "--report_to", "none"]
+    assert parse("grpo", line)[1].use_cpu
+    assert not arguments.trains_on_cpu({"task", "bf16"}) and not arguments.trains_on_cpu({"use_cpu"})
+    assert not parse("grpo", [*line, "--bf16", "false"])[1].use_cpu  # transformers finds the CPU by itself
+    monkeypatch.setattr(arguments.torch.accelerator, "is_available", lambda: True)
+    assert not arguments.trains_on_cpu({"task"})
