@@ -156,7 +156,7 @@ def settings_by(parser: RecipeParser, line: Sequence[str]) -> tuple[Any, ...]:
         raise ValueError(f"allow_custom_code is {FLAG} on the command line only: a recipe may not allow it to itself")
     parser.set_defaults_with_config(**{key: value for key, value in given.items() if key != "env"})
     if trains_on_cpu({*given, *(flag.lstrip("-").partition("=")[0].replace("-", "_") for flag in flags)}):
-        parser.set_defaults(use_cpu=True)
+        flags += ["--use_cpu", "true"]
     words, _ = parser.parse_known_args(flags)
     refuse_out_of_range(vars(words))
     refuse_missing_packages(vars(words))
