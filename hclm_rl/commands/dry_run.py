@@ -7,7 +7,7 @@ Adam's second moments those that it would divide by. Each step's gradient is kep
 
 import logging
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,9 +20,13 @@ from transformers import PrinterCallback, TrainerCallback
 from ..equations.expectations import Vector
 from ..recipe.config import GRPOConfig, RLOOConfig
 from ..trainer.keeping import Kept, keeping_rollouts, other_rollouts
+from .stored import Stored, has_room
 
 OTHERS = 4  # generation batches of which forces and values are taken
-HALVED_FROM = 20_000_000  # trained parameters; from here on gradients are kept in bfloat16, whose rounding is random
+# trained parameters; from here on gradients are kept on the disk and in bfloat16, whose rounding is random, the
+# optimiser sees them afterwards, some parameters at a time, and our own passes take a few rows at once
+LARGE_FROM = 20_000_000
+FEW_ROWS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,18 +119,37 @@ class DryRun:
         norms = [entry.get("grad_norm", 0.0) for entry in self.log]
         return [min(1.0, most / (norm + 1e-6)) if most and norm > 0 else 1.0 for norm in norms]
 
+    @property
+    def is_large(self) -> bool:
+        """Whether the trained parameters are so many that few vectors of their length find room in memory."""
+        return sum(each.numel() for each in self.parameters) > LARGE_FROM
+
+    @property
+    def is_withheld(self) -> bool:
+        """Whether the optimiser takes no part in the dry steps, because it can be shown their gradients afterwards."""
+        return self.is_large and is_by_parameter(optimizer_of(self)) and self.trainer.accelerator.scaler is None
+
+    @property
+    def rows_at_once(self) -> int:
+        """In passes of the doctor's own."""
+        most = self.trainer.args.per_device_train_batch_size
+        return min(most, FEW_ROWS) if self.is_large else most
+
     def keep(self) -> Vector:
         """The parameters' gradients as they are, which are then forgotten."""
-        found = narrowed([torch.zeros_like(p) if p.grad is None else p.grad.detach() for p in self.parameters])
+        gradients = (torch.zeros_like(p) if p.grad is None else p.grad.detach() for p in self.parameters)
+        found = self.stored(gradients, torch.bfloat16)
         for each in self.parameters:
             each.grad = None
         return found
 
-
-def narrowed(vector: Vector) -> Vector:
-    """A copy, in bfloat16 where it is long."""
-    dtype = torch.bfloat16 if sum(each.numel() for each in vector) > HALVED_FROM else torch.float32
-    return [each.to(dtype, copy=True) for each in vector]
+    def stored(self, tensors: Iterable[Tensor], dtype: torch.dtype) -> Vector:
+        """A copy of one tensor a parameter: of a large model in this type and on the disk where that has room."""
+        if not self.is_large:
+            return [each.to(torch.float32, copy=True) for each in tensors]
+        if not has_room(sum(each.numel() for each in self.parameters), dtype):
+            return [each.to(dtype, copy=True) for each in tensors]
+        return Stored(tensors, dtype)
 
 
 class Keeper(TrainerCallback):
@@ -138,8 +161,9 @@ class Keeper(TrainerCallback):
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         grads = [each.grad for each in self.run.parameters]
         self.run.gradients.append(self.run.keep())
-        for each, grad in zip(self.run.parameters, grads, strict=True):
-            each.grad = grad
+        if not self.run.is_withheld:
+            for each, grad in zip(self.run.parameters, grads, strict=True):
+                each.grad = grad
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if len(self.run.gradients) >= self.steps:
@@ -182,22 +206,28 @@ def optimizer_of(run: DryRun) -> torch.optim.Optimizer:
     return getattr(wrapped, "optimizer", wrapped)
 
 
-def preconditioner(run: DryRun) -> tuple[Vector | None, str]:
-    """The diagonal P by which the optimiser multiplies a gradient, after the dry steps; None stands for 1.
+def is_by_parameter(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether what it does to a number depends on that number's own gradients alone."""
+    return type(optimizer) in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
+
+
+def preconditioner(run: DryRun, numbers: Sequence[int] | None = None) -> tuple[Vector | None, str]:
+    """The diagonal P by which the optimiser multiplies a gradient, after what it has seen; None stands for 1.
 
     Adam: P = 1 / (sqrt(v / (1 - beta2^t)) + eps), and 0 where no step has had any gradient. With a sentence where the
-    optimiser is none of which P can be read.
+    optimiser is none of which P can be read. `numbers`: of the parameters, where not all are asked for.
     """
     optimizer = optimizer_of(run)
     if isinstance(optimizer, torch.optim.SGD):
         return None, ""
-    states = [optimizer.state.get(each, {}) for each in run.parameters]
+    parameters = run.parameters if numbers is None else [run.parameters[number] for number in numbers]
+    states = [optimizer.state.get(each, {}) for each in parameters]
     if not any("exp_avg_sq" in state and "step" in state for state in states):
         name = type(optimizer).__name__
         return None, f"the optimiser {name} keeps no second moments that can be read: the step is taken for plain SGD's"
     groups = {id(each): group for group in optimizer.param_groups for each in group["params"]}
     found = []
-    for each, state in zip(run.parameters, states, strict=True):
+    for each, state in zip(parameters, states, strict=True):
         if "exp_avg_sq" not in state:
             found.append(torch.zeros_like(each, dtype=torch.float32))
             continue

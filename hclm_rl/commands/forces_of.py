@@ -9,10 +9,10 @@ from ..chain.chain import Chain
 from ..equations.forces import SURROGATES, Surrogate
 from ..recipe.config import GRPOConfig, RLOOConfig
 from .diagnosis import Force, balance, change_of_this, force_of
-from .dry_run import HALVED_FROM, DryRun, memory_of, preconditioner
+from .dry_run import DryRun, memory_of
 from .mistakes import strengths_of, surrogate_of
-from .pulled_back import Pulled, own_forces, pulled, rows_of, side, values
-from .replay import Gradients, with_more
+from .pulled_back import Pulled, pulled, rows_of, side, values_at
+from .replay import Gradients, divisor, with_more
 from .trial import AS_IT_IS, Tried, changes, tried
 
 
@@ -29,7 +29,7 @@ def present_coefs(chain: Chain, log: list[dict]) -> dict[Surrogate, float]:
 
 def wanted_surrogates(run: DryRun, strongest: Mapping[str, float]) -> tuple[Surrogate, ...]:
     """All of them; of a large model those of the recipe, or the first, because each costs its own backward passes."""
-    if sum(each.numel() for each in run.parameters) <= HALVED_FROM:
+    if not run.is_large:
         return SURROGATES
     return tuple(name for name in SURROGATES if name in strongest) or SURROGATES[:1]
 
@@ -40,7 +40,7 @@ def forces_of(run: DryRun, chain: Chain, config: GRPOConfig | RLOOConfig, tries:
     present = present_coefs(chain, run.log)
     if not any(each.mask.any() for each in (*run.own, *run.others)):
         return [], ["no token of the dry run is trained on, so there are no states to measure"]
-    weights, note = preconditioner(run)
+    weights, note = divisor(run)
     notes = [note] if note else []
     step = side(run, Gradients(run.gradients, run.kept_shares), weights)
     names = wanted_surrogates(run, strongest)
@@ -54,7 +54,7 @@ def forces_of(run: DryRun, chain: Chain, config: GRPOConfig | RLOOConfig, tries:
             notes.append(f"{name}: the states have no spread")
         else:
             seen.append(found)
-    tried = try_out(run, seen, present) if tries else {}
+    tried = try_out(run, seen, present, rows) if tries else {}
     return [
         force_of(
             of, run.recipe_rate, present.get(of.surrogate), strongest.get(of.surrogate), tried.get(of.surrogate, [])
@@ -63,10 +63,15 @@ def forces_of(run: DryRun, chain: Chain, config: GRPOConfig | RLOOConfig, tries:
     ], notes
 
 
-def try_out(run: DryRun, seen: list[Pulled], present: Mapping[Surrogate, float]) -> dict[Surrogate, list[Tried]]:
-    """The recipe's step; for each surrogate one at its critical coefficient and one without its term, if it has any."""
+def try_out(
+    run: DryRun, seen: list[Pulled], present: Mapping[Surrogate, float], rows: list[list[Tensor]]
+) -> dict[Surrogate, list[Tried]]:
+    """The recipe's step; for each surrogate one at its critical coefficient and one without its term, if it has any.
+
+    `rows`: as `pulled` has them.
+    """
     memories: dict[Surrogate, dict] = {of.surrogate: of.memory for of in seen}
-    before = values(run, run.others, memories), values(run, run.own, memories)
+    before = values_at(rows[1], memories), values_at(rows[0], memories)
     as_it_is = changes(run, run.gradients, memories, before)
     memory, rate = memory_of(run), run.recipe_rate
     found: dict[Surrogate, list[Tried]] = {}
@@ -80,9 +85,8 @@ def try_out(run: DryRun, seen: list[Pulled], present: Mapping[Surrogate, float])
             others["without its term"] = 0.0, of.with_rest, None
         if critical is not None and of.critical_rest is not None:
             others["at the critical coef"] = (critical.value, of.critical_rest, of.critical_own)
-        forces = own_forces(run, name, of.memory) if others else []
         for what, (at, with_g, with_own) in others.items():
-            realised = changes(run, with_more(run, forces, at - coef).each, {name: of.memory}, before)[name]
+            realised = changes(run, with_more(run, of.own, at - coef).each, {name: of.memory}, before)[name]
             predicted = change_of_this(with_g, with_own, of.kept * at, rate, memory)
             found[name].append(tried(what, at, predicted, realised))
     return found

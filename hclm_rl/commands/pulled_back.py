@@ -15,8 +15,8 @@ from ..equations.expectations import Vector, of_expectations, products
 from ..equations.forces import StepForce, Surrogate, step_force
 from ..equations.spectra import drift_budget, relative_drift, spectrum
 from ..trainer.keeping import Kept, states, whole_states
-from .dry_run import DryRun, preconditioner
-from .replay import Gradients, step_taken, with_more
+from .dry_run import DryRun
+from .replay import Gradients, divisor_after, with_more
 
 ROUNDS = 3  # in which the critical coefficient is put into its own equation
 
@@ -44,6 +44,7 @@ class Pulled:
     critical_rest: Float64[Tensor, "J K"] | None
     critical_own: Float64[Tensor, "J K"] | None
     kept: float  # what max_grad_norm leaves of g
+    own: list[Vector]  # F_theta of the dry steps' own generation batches, where it was asked for
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def side(run: DryRun, gradients: Gradients, weights: Vector | None) -> Side:
 
 def rows_of(run: DryRun, kept: list[Kept]) -> list[Tensor]:
     """The hidden states of each generation batch."""
-    return [whole_states(run.trainer, each) for each in kept]
+    return [whole_states(run.trainer, each, run.rows_at_once) for each in kept]
 
 
 def alone(x: Tensor) -> Tensor:
@@ -73,10 +74,15 @@ def alone(x: Tensor) -> Tensor:
 
 def pull_back(run: DryRun, kept: Kept, whole: StepForce) -> Vector:
     """F_theta of one generation batch."""
-    for rows in states(run.trainer, kept, has_gradient=True):
+    for rows in states(run.trainer, kept, has_gradient=True, rows_at_once=run.rows_at_once):
         force = whole.force(rows)
         (force * rows.to(force)).sum().backward()
     return run.keep()
+
+
+def pulled_all(run: DryRun, batches: list[Kept], wholes: list[StepForce]) -> list[Vector]:
+    """F_theta of each generation batch."""
+    return [pull_back(run, kept, whole) for kept, whole in zip(batches, wholes, strict=True)]
 
 
 def with_term(run: DryRun, forces: list[Vector], more: float) -> tuple[Gradients, Vector | None]:
@@ -85,8 +91,7 @@ def with_term(run: DryRun, forces: list[Vector], more: float) -> tuple[Gradients
     `forces`: of the generation batches of the dry steps.
     """
     gradients = with_more(run, forces, more)
-    with step_taken(run, gradients.each, 0.0):
-        return gradients, preconditioner(run)[0]
+    return gradients, divisor_after(run, gradients.each)
 
 
 def at_critical(
@@ -104,16 +109,6 @@ def at_critical(
     return found
 
 
-def own_forces(run: DryRun, surrogate: Surrogate, memory: dict) -> list[Vector]:
-    """F_theta of the generation batches that the dry steps come from."""
-    found = []
-    for kept, rows in zip(run.own, rows_of(run, run.own), strict=True):
-        whole = step_force(surrogate, rows, alone, memory)
-        assert whole is not None  # `pulled` has looked
-        found.append(pull_back(run, kept, whole))
-    return found
-
-
 def pulled(
     run: DryRun, whole_step: Side, surrogate: Surrogate, coef: float, eps_relative: float, rows: list[list[Tensor]]
 ) -> Pulled | None:
@@ -126,15 +121,16 @@ def pulled(
     own, wholes = ([each for each in of if each is not None] for of in forces_at)
     if len(own) + len(wholes) < len(rows[0]) + len(rows[1]):
         return None
-    pushed = own_forces(run, surrogate, memory) if coef else []
+    pushed = pulled_all(run, run.own, own) if coef else []
     rest = side(run, *with_term(run, pushed, -coef)) if coef else whole_step
-    forces = [pull_back(run, kept, whole) for kept, whole in zip(run.others, wholes, strict=True)]
+    forces = pulled_all(run, run.others, wholes)
     at_states = [whole.force(each) for whole, each in zip(wholes, rows[1], strict=True)]
     bounded = [whole.at_unit_length(f, z).norm() for whole, f, z in zip(wholes, at_states, rows[1], strict=True)]
     with_rest = products(forces, rest.gradients.each, rest.weights)
     critical: list = [(with_rest, None)]
     if of_expectations(with_rest).is_told_from_0():
-        critical = at_critical(run, pushed or own_forces(run, surrogate, memory), forces, rest, coef)
+        pushed = pushed or pulled_all(run, run.own, own)
+        critical = at_critical(run, pushed, forces, rest, coef)
     return Pulled(
         surrogate=surrogate,
         memory=memory,
@@ -151,6 +147,7 @@ def pulled(
         critical_rest=None if critical[-1][1] is None else critical[-1][0],
         critical_own=critical[-1][1],
         kept=rest.gradients.kept,
+        own=pushed,
     )
 
 
@@ -177,8 +174,13 @@ def certificate(wholes: list[StepForce]) -> dict[str, float | None]:
 
 def values(run: DryRun, kept: list[Kept], memories: Mapping[Surrogate, dict]) -> dict[Surrogate, Tensor]:
     """H of each surrogate on each generation batch, by the policy as it is; NaN where its states have no spread."""
+    return values_at(rows_of(run, kept), memories)
+
+
+def values_at(batches: list[Tensor], memories: Mapping[Surrogate, dict]) -> dict[Surrogate, Tensor]:
+    """The same of the hidden states of each."""
     found: dict[Surrogate, list[float]] = {name: [] for name in memories}
-    for rows in rows_of(run, kept):
+    for rows in batches:
         for name, memory in memories.items():
             whole = step_force(name, rows, alone, memory)
             found[name].append(float("nan") if whole is None else whole.value().item())

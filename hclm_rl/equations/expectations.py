@@ -17,7 +17,10 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from .functional import exactly
+
 Vector = Sequence[Tensor]  # one tensor a parameter
+PIECE = 1 << 20  # numbers of each vector that are multiplied at once
 
 
 @dataclass(frozen=True)
@@ -43,16 +46,23 @@ def inner(left: Vector, right: Vector, weights: Vector | None = None) -> float:
 
 
 def products(left: Sequence[Vector], right: Sequence[Vector], weights: Vector | None = None) -> Float64[Tensor, "L R"]:
-    """Of each with each. Those of `right` are asked for once; of a sequence with itself each pair is taken once.
+    """Of each with each, in double: parameter by parameter, a piece of all vectors at a time.
 
     (L, R), of L vectors and R vectors.
     """
     found = torch.zeros(len(left), len(right), dtype=torch.float64)
-    for column, b in enumerate(right):
-        for row in range(column + 1 if left is right else len(left)):
-            found[row, column] = inner(left[row], b, weights)
-            if left is right:
-                found[column, row] = found[row, column]
+    if not (len(left) and len(right)):
+        return found
+    for number in range(len(left[0])):
+        a = [each[number].reshape(-1) for each in left]
+        b = a if left is right else [each[number].reshape(-1) for each in right]
+        diagonal = None if weights is None else weights[number].reshape(-1)
+        for start in range(0, len(a[0]), PIECE):
+            piece = slice(start, start + PIECE)
+            rows, columns = (exactly(torch.stack([each[piece] for each in of])) for of in (a, b))
+            if diagonal is not None:
+                columns = columns * exactly(diagonal[piece])
+            found += (rows @ columns.T).cpu()
     return found
 
 

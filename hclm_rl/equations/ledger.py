@@ -150,6 +150,17 @@ class Ledger:
         )
 
     @staticmethod
+    def pace(memory: dict) -> tuple[float, float] | None:
+        """(nats now, nats per optimiser step) of a straight line through the measurements; None of fewer than two."""
+        moments = np.reshape(memory.get("fit", [0.0] * 16), (4, 4))
+        count, time, level = moments[0, 0], moments[0, 1], moments[0, 3]
+        spread = count * moments[1, 1] - time * time
+        if count < 1.5 or spread <= 0:
+            return None
+        slope = (count * moments[1, 3] - time * level) / spread
+        return float((level - slope * time) / count), float(slope)
+
+    @staticmethod
     def gain(memory: dict) -> float:
         """Nats per optimiser step for a net of 1; 0 until it is known."""
         line = Ledger.line(memory)

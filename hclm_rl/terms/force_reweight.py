@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from ..equations.authority import When, cannot_hold, cannot_say_yet
 from ..equations.flow import (
     INFLUENCES,
     Sides,
@@ -30,8 +31,6 @@ from .log_det import step_factor
 
 logger = logging.getLogger(__name__)
 
-SURE_BY = 3.0  # standard errors by which a fall must be left, with all weights at 0, before it is said
-HELD = 0.1  # of the floor, within which the entropy is held
 LOG_DET_SCALE = 10.0  # nats; a log-det's change from the start may be 0, and a tenth of it bounds nothing
 
 
@@ -53,12 +52,13 @@ class ForceReweight(Term):
         s = clip(f x + f integral of x dt / horizon, 0, 1),   x = (floor - H) / |floor|,  f = `feedback`
 
     is removed, of the raising side's above the ceiling. What falls beyond all that can be removed (`authority` less
-    than the fall) is said in a warning. A token that the loss clips has influence 0; with several updates per rollout
-    the weights are those of the sampling policy. The advantages are those that reward and advantage shapers before it
-    leave, so put it last. Logs `predicted_change` and `realised_change`, in nats per optimiser step, of the steps
-    before, `net` and the unweighted `own`, `gain`, `gain_error`, `drift`, `authority` (gain times what can be taken
-    away), `removed` (s), `weight`, the mean over burning tokens, and `ignored`, the number
-    of tokens left out because their entropy or influence is not finite.
+    than the fall) is said in a warning, and by the end of the first tenth of the run that this is not known yet. A
+    token that the loss clips has influence 0; with several updates per rollout the weights are those of the sampling
+    policy. The advantages are those that reward and advantage shapers before it leave, so put it last. Logs
+    `predicted_change` and `realised_change`, in nats per optimiser step, of the steps before, `net` and the unweighted
+    `own`, `gain`, `gain_error`, `drift`, `authority` (gain times what can be taken away), `removed` (s), `weight`, the
+    mean over burning tokens, and `ignored`, the number of tokens left out because their entropy or influence is not
+    finite.
 
     Args:
         by: whose entropy: of the next token, or log-det of hidden states
@@ -174,7 +174,7 @@ class ForceReweight(Term):
         reached, kept, burning, squares = rollout.total(torch.stack([in_double(x).sum() for x in products]))
         net = reached / of.count.clamp(min=1)
         ledger.plan(memory, net.item(), standard_error(net.item(), squares.item(), of.count.item()))
-        self.warn(memory, line, of, start, removed)
+        self.warn(memory, line, of, rollout, removed, steps)
         gain = ledger.gain(memory)
         metrics: dict[str, Metric] = {
             "ignored": ignored,
@@ -235,28 +235,17 @@ class ForceReweight(Term):
             shares.append(min(max(self.feedback * off + memory[name], 0.0), 1.0))
         return shares[0], shares[1]
 
-    def warn(self, memory: dict, line: Line | None, of: Sides, start: float, removed: float) -> None:
-        """Says once that the floor cannot be held, off it: where even without all that burns the entropy would fall."""
-        (floor, _), entropy = self.edges(start), memory["entropy"]
-        can_be_missed = math.isfinite(floor) and (floor > 0 or self.by == "representation")
-        if memory.get("is_warned") or not can_be_missed or abs(entropy - floor) < HELD * abs(floor):
-            return
-        change, error = (0.0, 0.0) if line is None else line.change(of.raising.item() / max(of.count.item(), 1.0))
-        if change + SURE_BY * error < 0:
-            reason = f"would still change by {change:.2g} ± {error:.1g} nats per optimiser step"
-        elif removed >= 1 and entropy < floor:
-            reason = "still lies below"
-        else:
-            return
-        memory["is_warned"] = True
-        logger.warning(
-            "force_reweight cannot hold the floor of %.3g nats, the entropy is %.3g: without all tokens that burn it "
-            "it %s, so its fall does not come from the tokens' own updates; an entropy_bonus, a smaller learning rate "
-            "or more prompts may slow it",
-            floor,
-            entropy,
-            reason,
-        )
+    def warn(self, memory: dict, line: Line | None, of: Sides, rollout: Rollout, removed: float, steps: int) -> None:
+        """Says what authority.py finds of the floor, each once. An entropy is not below 0, a log-det may be."""
+        floor = self.edges(memory["start"])[0]
+        if math.isfinite(floor) and (floor > 0 or self.by == "representation"):
+            raising = of.raising.item() / max(of.count.item(), 1.0)
+            for found in (
+                cannot_hold(memory, line, floor, raising, removed),
+                cannot_say_yet(memory, line, floor, raising, When(rollout.step, rollout.progress, steps)),
+            ):
+                if found:
+                    logger.warning("force_reweight %s", found)
 
     def policy(self, rollout: Rollout, advantages: Tensor) -> tuple[float, Tensor]:
         """Mean entropy of the tokens, and each one's influence on it, (N, T)."""

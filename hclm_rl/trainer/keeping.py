@@ -72,26 +72,30 @@ def other_rollouts(trainer: Any, count: int, prompts: int, seed: int) -> list[Ke
     return kept
 
 
-def states(trainer: Any, of: Kept, has_gradient: bool = False) -> Iterator[Tensor]:
+def states(trainer: Any, of: Kept, has_gradient: bool = False, rows_at_once: int | None = None) -> Iterator[Tensor]:
     """The last hidden states that predicted the response tokens, (rows, D), piece by piece, without dropout.
 
-    With gradient, each piece's graph is the caller's to go back through before the next.
+    With gradient, each piece's graph is the caller's to go back through before the next. `rows_at_once`: None, as the
+    trainer's.
     """
     model, backbone = trainer.model, language_model(trainer).base_model
     was_training = model.training
     model.eval()
     try:
-        for piece in of.pieces(trainer.args.per_device_train_batch_size):
+        for piece in of.pieces(rows_at_once or trainer.args.per_device_train_batch_size):
             text = piece.transcript
             ids = torch.cat([text.prompt_ids, text.ids], dim=1)
             attention = torch.cat([text.prompt_mask, text.present], dim=1).long()
+            # a group of short responses holds some of them several times
+            each, place = torch.cat([ids, attention], dim=1).unique(dim=0, return_inverse=True)
+            ids, attention = each.chunk(2, dim=1)
             with torch.set_grad_enabled(has_gradient), trainer.accelerator.autocast():
                 whole = backbone(input_ids=ids, attention_mask=attention, use_cache=False).last_hidden_state
-            yield whole[:, -text.ids.size(1) - 1 : -1][piece.mask]
+            yield whole[place, -text.ids.size(1) - 1 : -1][piece.mask]
     finally:
         model.train(was_training)
 
 
-def whole_states(trainer: Any, of: Kept) -> Tensor:
+def whole_states(trainer: Any, of: Kept, rows_at_once: int | None = None) -> Tensor:
     """All of them at once, without gradient."""
-    return torch.cat(list(states(trainer, of)))
+    return torch.cat(list(states(trainer, of, rows_at_once=rows_at_once)))

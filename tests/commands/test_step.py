@@ -10,12 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from hclm_rl.commands import trial
+from hclm_rl.commands import dry_run as dry_runs
+from hclm_rl.commands import replay, stored, trial
 from hclm_rl.commands.diagnosis import Balance, Force, change_of_this, recommended
 from hclm_rl.commands.doctor import examine
 from hclm_rl.commands.dry_run import DryRun, Sizes, dry_run, memory_of, preconditioner, sizes
 from hclm_rl.commands.pulled_back import alone, pull_back, rows_of
-from hclm_rl.commands.replay import step_taken, with_more
+from hclm_rl.commands.replay import divisor, divisor_after, step_taken, with_more
+from hclm_rl.commands.stored import Stored
 from hclm_rl.commands.trial import Tried
 from hclm_rl.equations.expectations import Estimate, inner
 from hclm_rl.equations.forces import SURROGATES, step_force
@@ -121,8 +123,91 @@ def test_more_of_a_term_under_a_clipped_gradient():
         pytest.approx([0, 2], abs=1e-5),
         pytest.approx([0, 2], abs=1e-5),
     ]
-    assert len(found.each) == 2 and torch.equal(found.each[1][0], found.each[1][0])  # made anew each time
+    assert len(found.each) == 2 and len(found.each[0]) == 1
+    assert torch.equal(found.each[1][0], found.each[1][0])  # made anew each time
     assert found.shares == pytest.approx([2 / 3, 1.0], rel=1e-5) and found.kept == pytest.approx(5 / 6, rel=1e-5)
+
+
+def test_a_vector_on_the_disk_is_read_as_it_was_written():
+    whole = [torch.randn(3, 5), torch.tensor(2.0), torch.randn(0, 4), torch.randn(7).bfloat16()]
+    kept = Stored(iter(whole), torch.bfloat16)
+    assert len(kept) == 4 and all(torch.equal(a, b.bfloat16()) for a, b in zip(kept, whole, strict=True))
+    assert torch.equal(kept[3], whole[3]) and torch.equal(kept[0], whole[0].bfloat16()), "in any order, and again"
+
+
+def test_parameters_are_looked_at_in_parts(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(stored, "AT_ONCE", 10)
+    assert stored.parts([4, 6, 1, 30, 2, 2]) == [[0, 1], [2], [3], [4, 5]]
+
+
+def large(run: DryRun, monkeypatch: pytest.MonkeyPatch) -> DryRun:
+    """The same run, taken for one of a large model whose parameters are looked at one by one."""
+    monkeypatch.setattr(dry_runs, "LARGE_FROM", 1)
+    monkeypatch.setattr(stored, "AT_ONCE", 1)
+    run.trainer.accelerator = SimpleNamespace(scaler=None)
+    run.gradients = [run.stored(each, torch.bfloat16) for each in run.gradients]
+    assert all(isinstance(each, Stored) for each in run.gradients) and run.is_withheld
+    return run
+
+
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.Adam])
+def test_a_large_models_step_is_the_same_part_by_part(kind: type, monkeypatch: pytest.MonkeyPatch):
+    gradients = (([1.0, -2.0], [0.5]), ([3.0, 2.0], [-1.0]))  # bfloat16 holds these
+
+    def run_of() -> DryRun:
+        weights = [torch.nn.Parameter(torch.tensor(of)) for of in ([1.0, 2.0], [3.0])]
+        optimizer = kind(weights, lr=0.0, betas=BETAS, eps=EPS, weight_decay=0.1)
+        trainer = SimpleNamespace(optimizer=optimizer, args=SimpleNamespace(max_grad_norm=0.0))
+        run = DryRun(trainer=trainer, parameters=weights, updates=1, recipe_rate=RATE)
+        run.gradients = [[torch.tensor(of) for of in each] for each in gradients]
+        run.log = [{"grad_norm": 1.0}] * 2
+        return run
+
+    run = run_of()
+    expected = divisor_after(run, run.gradients)
+    with step_taken(run, run.gradients, RATE):
+        moved = [each.detach().clone() for each in run.parameters]
+    part_by_part = large(run_of(), monkeypatch)
+    found, note = divisor(part_by_part)
+    assert isinstance(found, Stored) and note == "" and expected is not None
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    with step_taken(part_by_part, part_by_part.gradients, RATE):
+        assert all(torch.equal(a, b) for a, b in zip(part_by_part.parameters, moved, strict=True))
+    assert not part_by_part.trainer.optimizer.state
+
+
+def test_what_an_optimiser_does_to_all_parameters_together_is_not_taken_apart(monkeypatch: pytest.MonkeyPatch):
+    run = small_run()
+    shown: list[list[int]] = []
+
+    class Coupled(torch.optim.AdamW):
+        """Stands for one whose step depends on all gradients together."""
+
+    run.parameters.append(torch.nn.Parameter(torch.zeros(1)))
+    run.trainer.optimizer = Coupled(run.parameters, lr=0.0)
+    run.gradients = [[*each, torch.ones(1)] for each in run.gradients]
+    monkeypatch.setattr(stored, "AT_ONCE", 1)
+    shown.extend(replay.replayed(run, run.gradients, 0.0))
+    assert shown == [[0, 1]]
+    run.trainer.optimizer = torch.optim.AdamW(run.parameters, lr=0.0)
+    assert list(replay.replayed(run, run.gradients, 0.0)) == [[0], [1]]
+
+
+def test_a_large_models_page_is_that_of_a_small_one_but_for_the_rounding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    line = recipe(tmp_path, "[{log_det: {coef: 1.0e-3}}]")
+    small = of(examine(line, prompts=4, steps=2, tries=True).forces, "log_det")
+    monkeypatch.setattr(dry_runs, "LARGE_FROM", 1)
+    monkeypatch.setattr(dry_runs, "FEW_ROWS", 5)
+    [whole] = examine(line, prompts=4, steps=2, tries=True).forces
+    assert whole.surrogate == "log_det"
+    for name in ("value", "force_norm", "gradient", "push", "change", "alignment"):
+        assert getattr(whole, name) == pytest.approx(getattr(small, name), rel=0.02), name
+    size = max(abs(each.realised) for each in small.tried)
+    for a, b in zip(whole.tried, small.tried, strict=True):
+        # a step by Adam is nearly of signs, and eight bits of a small gradient tell few of them otherwise
+        assert (a.what, a.realised) == (b.what, pytest.approx(b.realised, abs=0.1 * size))
 
 
 def test_advice_by_hand():

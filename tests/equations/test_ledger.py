@@ -183,3 +183,13 @@ def test_a_memory_of_an_older_version_is_learnt_anew(caplog):
     assert memory["start"] == 0.9 and memory["entropy"] == pytest.approx(0.49) and "cc" not in memory
     assert len(caplog.messages) == 1 and "is of an older version and is learnt anew" in caplog.messages[0]
     assert Ledger.line(memory) is None
+
+
+def test_the_pace_is_that_of_a_straight_line_through_the_measurements():
+    memory, ledger = {}, Ledger(decay=1.0)
+    ledger.measure(memory, 0, 1.0)
+    assert Ledger.pace(memory) is None
+    for step, entropy in ((2, 0.8), (4, 0.9), (6, 0.5)):
+        ledger.measure(memory, step, entropy)
+    # times -6, -4, -2, 0 with mean -3, levels with mean .8: slope (-3 .2 - 1 0 + 1 .1 - 3 .3) / 20
+    assert Ledger.pace(memory) == pytest.approx((0.8 - 3 * 0.07, -0.07))

@@ -135,20 +135,20 @@ def test_the_entropy_of_a_made_up_world_settles_at_the_floor():
     assert level == pytest.approx(0.5, rel=0.02) and min(levels) > 0.48
 
 
-def settled(fall: float, burn: float = 0.02, seed: int = 0) -> tuple[list[float], dict]:
-    """(levels, memory) of 200 batches of 2 steps in a world of gain .3 where the entropy falls by the share `fall` a
-    step whatever the influences, whose burning side sums to `burn` a token and whose net, .002 +- .004, is above 0: by
-    the influences alone the entropy would rise. Batches are measured with 5 % noise.
+def settled(fall: float, burn: float = 0.02, seed: int = 0, batches: int = 200) -> tuple[list[float], dict]:
+    """(levels, memory) of a run of so many batches of 2 steps in a world of gain .3 where the entropy falls by the
+    share `fall` a step whatever the influences, whose burning side sums to `burn` a token and whose net, .002 +-
+    .004, is above 0: by the influences alone the entropy would rise. Batches are measured with 5 % noise.
     """
     source, view, memory, level, levels = torch.Generator().manual_seed(seed), rollout(make_step()), {}, 1.0, []
     term, count = World(weights="uniform"), view.mask.sum().item()
-    for batch in range(200):
+    for batch in range(batches):
         noise = torch.randn(2, generator=source).tolist()
         e = torch.where(view.mask, torch.randn(view.mask.shape, generator=source), 0)
         up, down = e.clamp(min=0).sum() / count, -e.clamp(max=0).sum() / count
         e = torch.where(e < 0, e * burn / down, e * (burn + 0.002 + 0.004 * noise[0]) / up)
         object.__setattr__(term, "now", (level * (1 + 0.05 * noise[1]) if batch else 1.0, e))
-        w = first_stage(term, replace(view, step=2 * batch), memory).columns["link/weights"]
+        w = first_stage(term, replace(view, step=2 * batch, progress=batch / batches), memory).columns["link/weights"]
         level += 2 * level * (0.3 * (w * e).sum().item() / count - fall)
         levels.append(level)
     return levels, memory
@@ -168,10 +168,30 @@ def test_a_fall_beyond_all_that_can_be_removed_is_said_early(caplog):
     with caplog.at_level(logging.WARNING):
         levels, memory = settled(fall=0.004, burn=0.005, seed=1)
     assert levels[-1] < 0.4 and memory["is_warned"]
-    [sentence] = caplog.messages
+    doubt, sentence = caplog.messages
+    assert doubt.startswith(
+        "force_reweight cannot say yet whether it will hold the floor of 0.5 nats: after 40 of 400 "
+    )
     assert sentence.startswith("force_reweight cannot hold the floor of 0.5 nats, the entropy is 0.7"), (
         "above its floor"
     )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_in_a_short_run_it_is_said_within_the_first_tenth(seed: int, caplog):
+    # 60 steps of 3.4 % each: half of the start at step 20, where the gain takes ten batches of two steps
+    with caplog.at_level(logging.WARNING):
+        levels, memory = settled(fall=0.035, burn=0.002, seed=seed, batches=30)
+    assert levels[-1] < 0.3 and memory["is_doubted"]
+    assert caplog.messages[0].startswith(
+        "force_reweight cannot say yet whether it will hold the floor of 0.5 nats: after 6 of 60 optimiser steps"
+    )
+
+
+def test_what_leads_nowhere_near_the_floor_is_not_doubted(caplog):
+    with caplog.at_level(logging.WARNING):
+        _, memory = settled(fall=0.0, batches=30)
+    assert memory["is_doubted"] and not caplog.messages
 
 
 def test_feedback_removes_shares_of_a_side_by_level_and_sum():
