@@ -130,10 +130,9 @@ class DryRun:
         return self.is_large and is_by_parameter(optimizer_of(self)) and self.trainer.accelerator.scaler is None
 
     @property
-    def rows_at_once(self) -> int:
-        """In passes of the doctor's own."""
-        most = self.trainer.args.per_device_train_batch_size
-        return min(most, FEW_ROWS) if self.is_large else most
+    def rows_at_once(self) -> int | None:
+        """In passes of the doctor's own; None: as in the recipe's."""
+        return min(self.trainer.args.per_device_train_batch_size, FEW_ROWS) if self.is_large else None
 
     def keep(self) -> Vector:
         """The parameters' gradients as they are, which are then forgotten."""

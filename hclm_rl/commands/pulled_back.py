@@ -90,7 +90,8 @@ def with_term(run: DryRun, forces: list[Vector], more: float) -> tuple[Gradients
 
     `forces`: of the generation batches of the dry steps.
     """
-    gradients = with_more(run, forces, more)
+    made = with_more(run, forces, more)
+    gradients = Gradients([run.stored(each, torch.bfloat16) for each in made.each], made.shares)
     return gradients, divisor_after(run, gradients.each)
 
 

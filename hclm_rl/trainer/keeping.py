@@ -86,9 +86,10 @@ def states(trainer: Any, of: Kept, has_gradient: bool = False, rows_at_once: int
             text = piece.transcript
             ids = torch.cat([text.prompt_ids, text.ids], dim=1)
             attention = torch.cat([text.prompt_mask, text.present], dim=1).long()
-            # a group of short responses holds some of them several times
-            each, place = torch.cat([ids, attention], dim=1).unique(dim=0, return_inverse=True)
-            ids, attention = each.chunk(2, dim=1)
+            place: slice | Tensor = slice(None)
+            if rows_at_once is not None:  # a group of short responses holds some of them several times
+                each, place = torch.cat([ids, attention], dim=1).unique(dim=0, return_inverse=True)
+                ids, attention = each.chunk(2, dim=1)
             with torch.set_grad_enabled(has_gradient), trainer.accelerator.autocast():
                 whole = backbone(input_ids=ids, attention_mask=attention, use_cache=False).last_hidden_state
             yield whole[place, -text.ids.size(1) - 1 : -1][piece.mask]
