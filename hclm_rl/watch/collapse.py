@@ -12,7 +12,8 @@ from typing import Literal, get_args
 
 from .history import LEAST, State, add_noise, last_time_above, mean_of, push
 from .signs import Signs, number
-from .trend import mann_kendall, resting_point, theil_sen
+from .slowing import HIGH, goes_on, recent_slope, rests_above
+from .trend import mann_kendall, theil_sen
 
 Word = Literal["healthy", "warning", "collapsing", "exploding", "collapsed"]
 TINY = 1e-6  # nats, under which no share is taken
@@ -68,14 +69,16 @@ class Trend:
 class CollapseDetector:
     """Says healthy, warning, collapsing, collapsed or exploding from the curve of the entropy.
 
-    Reference: the highest level since `warm_up`, less two standard errors of it. Collapsed: surely under `collapsed`
-    of the reference, or under `least_nats`. Collapsing: below `warning_below` the entropy falls (Mann-Kendall's score
-    and Theil and Sen's line over the recent part of the fall), does not come to rest above `collapsed`, and at its
-    pace is there within `patience` of the time in which it came down from nine tenths of the reference, and before
-    `max_steps`, where the log names them. Time counts in learning rate x steps where the rate is logged, else in
-    steps. A reward that falls with the entropy makes the patience half as long again, one that rises a tenth shorter.
-    Once it has said so it asks for a new low before it says so again. Warning: below `warning_below`. Exploding: above
-    `exploding_above` of the start and above `ample_nats`, and rising.
+    Reference: the highest level since `warm_up`, less two standard errors of it. Collapsed: surely under `collapsed` of
+    the reference, or under `least_nats`. Collapsing: below `warning_below` the entropy falls (Mann-Kendall's score and
+    Theil and Sen's line over the recent part of the fall), does not come to rest above `collapsed`, and at its pace is
+    there within `patience` of the time in which it came down from nine tenths of the reference, and before `max_steps`,
+    where the log names them. A fall that slows down does not come to rest where the pace of its last quarter alone
+    takes it there within `steady` of that time: as a power law does, and an approach to a level above does not. Time
+    counts in learning rate x steps where the rate is logged, else in steps. A reward that falls with the entropy makes
+    the patience half as long again, one that rises a tenth shorter. Once it has said so it asks for a new low before it
+    says so again. Warning: below `warning_below`. Exploding: above `exploding_above` of the start and above
+    `ample_nats`, and rising.
     """
 
     collapsed: float = 0.2  # share of the reference that counts as collapse, in (0, 1)
@@ -84,6 +87,7 @@ class CollapseDetector:
     least_nats: float = 0.03  # collapsed whatever the reference is
     ample_nats: float = 1.0  # above it nothing is collapsed, and below it nothing explodes
     patience: float = 0.6  # share of the time that the fall has taken
+    steady: float = 0.42  # of it, within which a fall that slows down still goes on
     least_score: float = 3.0  # Mann-Kendall's z from which on a trend is one
     least_fall: float = 0.1  # change of log entropy over the window without which a trend is none
     warm_up: int = 5  # optimiser steps that are not looked at: formats are learnt in them
@@ -102,7 +106,7 @@ class CollapseDetector:
             raise ValueError(
                 f"warm_up must be at least 0 and memory at least 1 optimiser step, got {self.warm_up}, {self.memory}"
             )
-        for name in ("patience", "least_score", "least_fall"):
+        for name in ("patience", "steady", "least_score", "least_fall"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
 
@@ -231,40 +235,25 @@ class CollapseDetector:
     def fall(self, scale: int, is_on: bool, last: float | None, state: State) -> tuple[float, float] | None:
         """Steps to collapse and of the window, if the window of that scale falls into it; `is_on`: it did before."""
         values, limit = state["entropy"][scale], self.limit(state)
-        fell, goes_on = sum(values[:4]) / max(sum(values[-4:]), 1e-9), max(sum(values[-4:]) / 4 / limit, 1.0)
+        fell, above = sum(values[:4]) / max(sum(values[-4:]), 1e-9), max(sum(values[-4:]) / 4 / limit, 1.0)
         pace = (0.05 if is_on else 0.15) / self.patience
-        if state["rate"] <= 0 or math.log(max(fell, 1.0)) < pace * math.log(goes_on):
+        if state["rate"] <= 0 or math.log(max(fell, 1.0)) < pace * math.log(above):
             return None  # far too slow, seen without the costly tests
         found = self.trend(scale, -1, self.least_score * (0.5 if is_on else 1.0), state)
         if found is None:
             return None
-        left = max(math.log(found.level / limit), 0.0) / -self.recent_slope(found, scale, state)
-        since = last_time_above(state, 0.9 * state["reference"], scale)
+        left = max(math.log(found.level / limit), 0.0) / -recent_slope(found.slope, scale, state)
+        since = last_time_above(state, HIGH * state["reference"], scale)
         fallen = min(state["now"] - (since or 0.0), 2 * found.span) + 8 * state["rate"]
         patience = self.patience * {-1: 1.5, 0: 1.0, 1: 0.9}[self.reward_turns(scale, state)]
         if left > patience * fallen * (3.0 if is_on else 1.0):
             return None
         if last and 0 <= last - state["step"] < left / state["rate"]:  # 0 and -1 stand for a run without a last step
             return None
-        if any(self.rests_above(each, limit, found.level, state) for each in (scale, scale + 1, scale + 2)):
+        slows = any(rests_above(each, limit, found.level, state) for each in (scale, scale + 1, scale + 2))
+        if slows and not goes_on(limit, self.steady, state):
             return None
         return left / state["rate"], found.steps
-
-    def rests_above(self, scale: int, limit: float, level: float, state: State) -> bool:
-        """Whether the fall slows down, surely, and to come to rest about the limit or above it."""
-        if scale >= len(state["entropy"]) or len(state["entropy"][scale]) < LEAST:
-            return False
-        rest, error = resting_point(state["entropy"][scale], state["noise"] * level / 2 ** (scale / 2))
-        errors = 3 if len(state["entropy"]) > 5 else 4  # of fewer than 32 entries a bend is mostly noise
-        return rest > 0.9 * limit and rest - errors * error > 0.3 * limit
-
-    def recent_slope(self, found: Trend, scale: int, state: State) -> float:
-        """That of the window, or that of its newer half where it is surely shallower: by a standard error of it."""
-        times, values = (state[name][scale][-LEAST:] for name in ("time", "entropy"))
-        logs = [math.log(max(value, 1e-3 * state["reference"])) for value in values]
-        mean = sum(times) / LEAST
-        error = state["noise"] / 2 ** (scale / 2) / sum((time - mean) ** 2 for time in times) ** 0.5
-        return max(found.slope, min(theil_sen(times, logs)[0] - error, -1e-12))
 
     def reward_turns(self, scale: int, state: State) -> int:
         """-1, 0 or 1: whether the reward falls, keeps its place or rises over the window of that scale."""

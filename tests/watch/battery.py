@@ -104,6 +104,11 @@ def decay(tau: float, floor: float = 0.0, start: float = 1.0, after: int = 0) ->
     return lambda t: floor + (start - floor) * np.exp(-np.maximum(t - after, 0) / tau)
 
 
+def power(tau: float, exponent: float = 1.0, floor: float = 0.0) -> Callable[[Curve], Curve]:
+    """A fall that slows down and does not come to rest: fast at first, as a trained policy's."""
+    return lambda t: floor + (1 - floor) * (1 + t / tau) ** -exponent
+
+
 def line(*points: tuple[float, float]) -> Callable[[Curve], Curve]:
     """Straight between the points (step, nats)."""
     at, values = zip(*points, strict=True)
@@ -163,6 +168,14 @@ TAUS = (
 )
 COLLAPSES = [
     *(fall(f"decay, tau {tau}", decay(tau), 2 * tau, every=every, tau=tau) for tau, every in TAUS),
+    *(
+        fall(f"power law, tau {tau}", power(tau), int(4.6 * tau), every=every)
+        for tau, every in ((30, 1), (100, 2), (400, 8))
+    ),
+    fall("power law of .7, tau 30", power(30, 0.7), 310),
+    fall("power law of .7, tau 100", power(100, 0.7), 1030, every=4),
+    fall("power law of .5, tau 20", power(20, 0.5), 555, every=2),
+    fall("power law, tau 60, 12 % noise", power(60), 276, noise=white(0.12)),
     fall("decay, tau 30, 12 % noise", decay(30), 60, noise=white(0.12), tau=30),
     fall("decay, tau 120, 25 % noise", decay(120), 240, noise=white(0.25), tau=120),
     fall("decay, tau 500, 50 % noise", decay(500), 1000, noise=white(0.5), every=2, tau=500),
@@ -206,6 +219,8 @@ CALM = [
     Shape(name="to 22 % in a line over 200", clean=line((0, 1.0), (200, 0.22)), steps=1000, every=4),
     Shape(name="to 30 %, tau 100", clean=decay(100, 0.3), steps=1000, every=4),
     Shape(name="to 45 %, tau 100, 15 % noise", clean=decay(100, 0.45), steps=1000, every=4, noise=white(0.15)),
+    Shape(name="power law to 26 %", clean=power(40, floor=0.25), steps=1500, every=4),
+    Shape(name="power law, the run ends at 23 %", clean=power(300), steps=1000, every=4, more=of_steps(1000)),
     Shape(name="format drop 1.5 to .3, tau 5", clean=decay(5, 0.3, 1.5), steps=1000),
     Shape(name="format drop 1.5 to .3, tau 15", clean=decay(15, 0.3, 1.5), steps=1000),
     Shape(name="format drop 1.5 to .3 in a line over 20", clean=line((0, 1.5), (20, 0.3)), steps=1000),
