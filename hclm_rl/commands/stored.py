@@ -37,7 +37,7 @@ class Stored(Sequence[Tensor]):
 
 def as_bytes(of: Tensor) -> memoryview:
     """The memory of a tensor on the CPU."""
-    return memoryview(of.reshape(-1).view(torch.uint8).numpy())
+    return of.reshape(-1).view(torch.uint8).numpy().data
 
 
 def has_room(count: int, dtype: torch.dtype) -> bool:
