@@ -95,7 +95,7 @@ def measure(name: str, ours: bool, width: int, vocab: int, tokens: int, device: 
     """Seconds, peak MiB beyond what is given, and the result's sum and largest number, to compare both by."""
     torch.manual_seed(0)
     rows = torch.randn(tokens, width, device=device)
-    head = Head(weight=torch.randn(vocab, width, device=device) * width**-0.5)
+    head = Head(weight=torch.randn(vocab, width, device=device).mul_(width**-0.5))  # a copy would be the peak so far
     WAYS[name](rows[:2].clone(), head, ours)  # what libraries load at their first use
     if device == "cuda":
         torch.cuda.synchronize()

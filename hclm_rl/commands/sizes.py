@@ -17,10 +17,10 @@ from ..equations.vocab import CHUNK_BYTES
 
 GIB = 2**30
 ASKED = "--model-size"  # the flag by which this page is asked for
-# bytes at once for each token of a generation batch, of the terms that read numbers alone (counted operation by
-# operation, tests/commands/test_sizes.py); by reasoning, not fitted: copies of a piece of states, float32 copies of a
-# chunk of log-probs, D x D matrices
-TOKEN_BYTES, PIECES, CHUNKS, SQUARES = 51, 4, 8, 6
+# bytes at once for each token of a generation batch, of the terms that read numbers alone, and float32 copies of a
+# chunk of log-probs without and with gradient (counted operation by operation, tests/commands/test_sizes.py and
+# tests/equations/test_over_rows.py); by reasoning, not fitted: copies of a piece of states, D x D matrices
+TOKEN_BYTES, CHUNKS, CHUNKS_WITH_GRADIENT, PIECES, SQUARES = 51, 7, 12, 4, 6
 MODEL_BYTES = 16  # a parameter, its gradient, Adam's two moments, in float32
 
 
@@ -142,10 +142,10 @@ def cost_of(link: Link, run: Run) -> Cost:
         note = "" if kind in PRODUCTS or kind in HOLDS_FORCES else "its own operations are not counted"
     if term.needs_vocab or term.needs_vocab_gradient:
         one = 2.0 * run.tokens * width * vocabulary
-        # stage 2: forward, the same again, and two products of the backward pass; memory likewise twice
+        # stage 2: forward, the same again, and two products of the backward pass
         head += (one if term.needs_vocab else 0) + (4 * one if term.needs_vocab_gradient else 0)
         cast = 2 * width * vocabulary  # the head in half precision, where autocast asks for it
-        peak += (CHUNKS * CHUNK_BYTES * (2 if term.needs_vocab_gradient else 1) + cast) / GIB
+        peak += ((CHUNKS_WITH_GRADIENT if term.needs_vocab_gradient else CHUNKS) * CHUNK_BYTES["gpu"] + cast) / GIB
     if term.needs_rescoring:
         note = "passes over other texts: their number depends on the data"
     kept = run.states if reads_sampled else 0.0

@@ -47,8 +47,9 @@ def discriminator(logps: Float[Tensor, "*S"], entropy: Float[Tensor, "*S"]) -> F
 def mean_discriminator(logps: Float[Tensor, "n V"]) -> Float[Tensor, "n"]:
     """sum_v p_v S_v, from the whole distribution: the functional to give to `over_vocab`."""
     p = logps.exp()
-    entropy = -(p * logps).sum(dim=-1, keepdim=True)
-    return (p.square() * (logps + entropy)).sum(dim=-1)
+    of_each = p * logps
+    entropy = -of_each.sum(dim=-1)
+    return (p * of_each).sum(dim=-1) + entropy * p.square().sum(dim=-1)  # sum p^2 log p + H sum p^2: no more copies
 
 
 def entropy_influence(

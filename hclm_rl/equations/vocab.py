@@ -10,11 +10,13 @@ from dataclasses import dataclass, replace
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from .functional import spread_out
+from .over_rows import OverRows
 
-CHUNK_BYTES = 256 * 2**20  # of one float32 copy of a chunk's log-probs; a functional makes a few
+# of one float32 copy of a chunk's log-probs; a functional makes a few. A GPU is at its full speed from some hundreds of
+# rows on, a core of a CPU from some dozens; glibc keeps what is freed in pieces below 32 MiB
+CHUNK_BYTES = {"gpu": 256 * 2**20, "cpu": 36 * 2**20}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,62 +36,95 @@ class Head:
 
     @property
     def rows_at_once(self) -> int:
-        """Rows whose log-probs take CHUNK_BYTES."""
-        return max(CHUNK_BYTES // (4 * len(self.weight)), 1)
+        """Rows whose log-probs take CHUNK_BYTES of the head's kind of device."""
+        kind = "cpu" if self.weight.device.type == "cpu" else "gpu"
+        return max(CHUNK_BYTES[kind] // (4 * len(self.weight)), 1)
 
     def rounded(self) -> "Head":
-        """The head with its weights in the dtype of the product: cast once for many chunks, where none has a gradient.
+        """The head with its weights in the dtype of the product, cast once for many chunks; without gradient."""
+        bias = None if self.bias is None else self._as(self.bias.detach())
+        return replace(self, weight=self._as(self.weight.detach()), bias=bias)
 
-        With one, every chunk casts for itself, so that their gradients add up in the dtype of the weights.
-        """
-        has_gradient = torch.is_grad_enabled() and self.weight.requires_grad
-        if has_gradient or self.dtype in (None, self.weight.dtype):
-            return self
-        return replace(self, weight=self.weight.to(self.dtype), bias=None if self.bias is None else self._as(self.bias))
+    def product(self, hidden: Float[Tensor, "n D"]) -> Float[Tensor, "n V"]:
+        """z W^T + b, in the dtype of the product."""
+        product = torch.nn.functional.linear(self._as(hidden), self._as(self.weight))
+        # added to the rounded product, as there
+        return product if self.bias is None else product + self._as(self.bias)
+
+    def logps_of(self, product: Float[Tensor, "n V"]) -> Float[Tensor, "n V"]:
+        """log p of every token from `product`, in float32."""
+        logits = self._scaled(product)
+        if self.softcap is not None:
+            logits = self.softcap * torch.tanh(logits / self.softcap)
+        if self.temperature != 1:
+            logits = logits / self.temperature
+        return logits.log_softmax(dim=-1)
 
     def logps(self, hidden: Float[Tensor, "n D"]) -> Float[Tensor, "n V"]:
         """log p of every token, in float32."""
-        logits = self._scaled(hidden)
-        if self.softcap is not None:
-            logits = self.softcap * torch.tanh(logits / self.softcap)
-        return (logits / self.temperature).log_softmax(dim=-1)
+        return self.logps_of(self.product(hidden))
 
-    def slopes(self, hidden: Float[Tensor, "n D"], direction: Float[Tensor, "n D"]) -> Float[Tensor, "n V"]:
-        """d log p of every token as `hidden` moves along `direction`: d logit - sum_v p_v d logit_v."""
-        return self._of_logps(torch.nn.functional.linear(self._as(direction), self._as(self.weight)).float(), hidden)
+    def logps_and_product(self, hidden: Float[Tensor, "n D"]) -> tuple[Tensor, Float[Tensor, "n V"] | None]:
+        """(log p of every token, the product where `_of_logits` reads it: it is as large)."""
+        product = self.product(hidden)
+        return self.logps_of(product), None if self.softcap is None else product
 
-    def slopes_of_weight(self, hidden: Float[Tensor, "n D"], direction: Float[Tensor, "V D"]) -> Float[Tensor, "n V"]:
-        """d log p of every token as `weight` moves along `direction`."""
-        return self._of_logps(hidden.to(direction) @ direction.T, hidden)
+    def pulled(
+        self, pull: Float[Tensor, "n V"], logps: Float[Tensor, "n V"], product: Float[Tensor, "n V"] | None
+    ) -> Float[Tensor, "n V"]:
+        """A gradient at the log-probs as it comes to the product, in its dtype; writes over both. No gradient.
 
-    def entropy_by_weight(self, hidden: Float[Tensor, "n D"]) -> Float[Tensor, "V D"]:
-        """d sum of the rows' entropies / d weight; rows that are not finite are left out.
+        d logit_v = g_v - p_v sum_w g_w.
+        """
+        pull = pull.addcmul_(logps.exp_(), pull.sum(dim=-1, keepdim=True), value=-1)
+        return self._of_logits(pull, product).to(self.dtype or self.weight.dtype)
+
+    def slope(
+        self, hidden: Float[Tensor, "n D"], ids: Int[Tensor, "n"], direction: Float[Tensor, "n D"]
+    ) -> Float[Tensor, "n"]:
+        """d log p of each row's token as `hidden` moves along `direction`; no gradient, on the head's device."""
+        moved = torch.nn.functional.linear(self._as(direction), self._as(self.weight))
+        return self._own_slope(moved.float(), hidden, ids)
+
+    def slope_of_weight(
+        self, hidden: Float[Tensor, "n D"], ids: Int[Tensor, "n"], direction: Float[Tensor, "V D"]
+    ) -> Float[Tensor, "n"]:
+        """d log p of each row's token as `weight` moves along `direction`; likewise."""
+        return self._own_slope(hidden.to(direction) @ direction.T, hidden, ids)
+
+    def add_entropy_by_weight_(self, found: Float[Tensor, "V D"], hidden: Float[Tensor, "n D"]) -> None:
+        """Adds d sum of the rows' entropies / d weight to `found`; rows that are not finite are left out. No gradient.
 
         dH / d logit_v = -p_v (log p_v + H).
         """
-        p = self.logps(hidden).exp()
-        surprise = torch.special.entr(p)  # -p log p, 0 at p = 0
-        pull = self._of_logits(surprise - p * surprise.sum(dim=-1, keepdim=True), hidden)
+        logps, product = self.logps_and_product(hidden)
+        p = logps.exp_()
+        pull = torch.special.entr(p)  # -p log p, 0 at p = 0
+        pull = self._of_logits(pull.addcmul_(p, pull.sum(dim=-1, keepdim=True), value=-1), product)
         states = hidden.to(pull)
-        counted = (pull.isfinite().all(dim=1) & states.isfinite().all(dim=1)).unsqueeze(1)
-        return torch.where(counted, pull, 0).T @ torch.where(counted, states, 0)
+        # a sum of numbers of which one is not finite is not
+        ignored = ~(pull.sum(dim=1).isfinite() & states.isfinite().all(dim=1)).unsqueeze(1)
+        found.addmm_(pull.masked_fill_(ignored, 0).T, states.masked_fill(ignored, 0))
 
-    def _of_logps(self, moved: Float[Tensor, "n V"], hidden: Float[Tensor, "n D"]) -> Float[Tensor, "n V"]:
-        """d log p where z W^T moves by `moved`: d logit - sum_v p_v d logit_v."""
-        moved = self._of_logits(moved, hidden)
-        return moved - (self.logps(hidden).exp() * moved).sum(dim=-1, keepdim=True)
+    def _own_slope(
+        self, moved: Float[Tensor, "n V"], hidden: Float[Tensor, "n D"], ids: Int[Tensor, "n"]
+    ) -> Float[Tensor, "n"]:
+        """d log p of the row's token where z W^T moves by `moved`: d logit - sum_v p_v d logit_v."""
+        logps, product = self.logps_and_product(hidden)
+        moved = self._of_logits(moved, product)
+        own = moved.gather(1, ids.unsqueeze(1).to(moved.device)).squeeze(1)
+        return own - logps.exp_().mul_(moved).sum(dim=-1)
 
-    def _of_logits(self, moved: Float[Tensor, "n V"], hidden: Float[Tensor, "n D"]) -> Float[Tensor, "n V"]:
-        """d logit where z W^T moves by `moved`; a diagonal map, so its own transpose."""
+    def _of_logits(self, moved: Float[Tensor, "n V"], product: Float[Tensor, "n V"] | None) -> Float[Tensor, "n V"]:
+        """d logit where z W^T, `product`, moves by `moved`; a diagonal map, so its own transpose."""
         if self.softcap is not None:
-            moved = moved * (1 - torch.tanh(self._scaled(hidden) / self.softcap).square())
-        return moved * (self.scale / self.temperature)
+            assert product is not None
+            moved = moved * (1 - torch.tanh(self._scaled(product) / self.softcap).square())
+        factor = self.scale / self.temperature
+        return moved if factor == 1 else moved * factor
 
-    def _scaled(self, hidden: Float[Tensor, "n D"]) -> Float[Tensor, "n V"]:
-        product = torch.nn.functional.linear(self._as(hidden), self._as(self.weight))
-        if self.bias is not None:  # added to the rounded product, as there
-            product = product + self._as(self.bias)
-        return product.float() * self.scale
+    def _scaled(self, product: Float[Tensor, "n V"]) -> Float[Tensor, "n V"]:
+        return product.float() if self.scale == 1 else product.float() * self.scale
 
     def _as(self, x: Tensor) -> Tensor:
         return x.to(self.weight.device, self.dtype or self.weight.dtype)
@@ -100,20 +135,14 @@ def over_rows(
 ) -> Float[Tensor, "n ..."]:
     """`functional`: (m, V) log-probs -> (m,) or (m, K), for every row; differentiable in rows and head.
 
-    Memory: `rows_at_once` x V floats forward and backward (by default CHUNK_BYTES a copy), at the price of one more
-    projection in the backward pass. K functionals of one pass share its logits. On the device of the rows.
+    Memory: a few times `rows_at_once` x V floats forward and backward (by default CHUNK_BYTES a copy). The backward
+    pass makes the chunks again, but where the head has no gradient: there a row's own comes with its value. K
+    functionals of one pass share its logits. On the device of the rows. `functional` reads no other gradient.
     """
-    head = head.rounded()
-
-    def of_rows(chunk: Tensor) -> Tensor:
-        return functional(head.logps(chunk)).to(chunk.device)
-
-    chunks = rows.split(rows_at_once or head.rows_at_once)
-    if torch.is_grad_enabled():
-        return torch.cat(
-            [checkpoint(of_rows, chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
-        )
-    return torch.cat([of_rows(chunk) for chunk in chunks])
+    given = rows, head.weight, head.bias
+    if not torch.is_grad_enabled():
+        given = [None if each is None else each.detach() for each in given]
+    return OverRows.apply(functional, head, rows_at_once or head.rows_at_once, *given)  # pyright: ignore[reportReturnType]
 
 
 def over_vocab(
@@ -179,8 +208,7 @@ def slope_of_rows(
         chunks = rows.split(size)
         along = map(direction, chunks) if callable(direction) else direction.split(size)
         for chunk, own, tokens in zip(chunks, along, ids.split(size), strict=True):
-            of_all = head.slopes(chunk, own)
-            slopes.append(of_all.gather(1, tokens.unsqueeze(1).to(of_all.device)).squeeze(1).to(chunk.device))
+            slopes.append(head.slope(chunk, tokens, own).to(chunk.device))
         return torch.cat(slopes)
 
 
@@ -208,7 +236,7 @@ def entropy_by_head(
     with torch.no_grad():
         head, found = head.rounded(), torch.zeros_like(head.weight, dtype=torch.float32)
         for chunk in rows.split(rows_at_once or head.rows_at_once):
-            found += head.entropy_by_weight(chunk)
+            head.add_entropy_by_weight_(found, chunk)
     return found
 
 
@@ -230,6 +258,5 @@ def slope_by_head(
     with torch.no_grad():
         head, found = head.rounded(), []
         for z, y in zip(hidden.split(size), ids.split(size), strict=True):
-            slopes = head.slopes_of_weight(z, direction)
-            found.append(slopes.gather(1, y.unsqueeze(1).to(slopes.device)).squeeze(1).to(z.device))
+            found.append(head.slope_of_weight(z, y, direction).to(z.device))
         return torch.cat(found).float()

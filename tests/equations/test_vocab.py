@@ -274,9 +274,11 @@ def test_gradients_of_chunks_add_up_in_the_dtype_of_the_weights():
 
 
 def test_chunks_are_so_many_bytes(monkeypatch: pytest.MonkeyPatch):
-    assert Head(weight=torch.empty(152_064, 1)).rows_at_once == 441  # 256 MiB / (4 x 152,064)
+    with FakeTensorMode():
+        sizes = [Head(weight=torch.empty(152_064, 1, device=kind)).rows_at_once for kind in ("cuda", "cpu")]
+    assert sizes == [441, 62]  # 256 MiB / (4 x 152,064), and 36 MiB
     width, count, vocabulary = 8, 400, 500
-    monkeypatch.setattr(vocab, "CHUNK_BYTES", 20 * 4 * vocabulary)  # 20 rows
+    monkeypatch.setitem(vocab.CHUNK_BYTES, "cpu", 20 * 4 * vocabulary)  # 20 rows
     source = torch.Generator().manual_seed(0)
     head = Head(weight=torch.randn(vocabulary, width, generator=source))
     rows = torch.randn(count, width, generator=source)
@@ -284,7 +286,7 @@ def test_chunks_are_so_many_bytes(monkeypatch: pytest.MonkeyPatch):
         values = over_rows(shannon, rows, head)
     assert seen.calls["mm"] + seen.calls["linear"] + seen.calls["addmm"] == count / 20
     # logits, scaled, divided, log-softmax, p and p log p: a few copies of a chunk; of the whole, 20 times that
-    assert seen.peak < 6 * vocab.CHUNK_BYTES + 4 * count * 4
+    assert seen.peak < 6 * vocab.CHUNK_BYTES["cpu"] + 4 * count * 4
     torch.testing.assert_close(values, shannon((rows @ head.weight.T).log_softmax(-1)))
 
 
