@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import psutil
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -95,14 +96,14 @@ def measure(name: str, ours: bool, width: int, vocab: int, tokens: int, device: 
     """Seconds, peak MiB beyond what is given, and the result's sum and largest number, to compare both by."""
     torch.manual_seed(0)
     rows = torch.randn(tokens, width, device=device)
-    head = Head(weight=torch.randn(vocab, width, device=device).mul_(width**-0.5))  # a copy would be the peak so far
+    head = Head(weight=torch.randn(vocab, width, device=device).mul_(width**-0.5))  # no copy, which could be the peak
     WAYS[name](rows[:2].clone(), head, ours)  # what libraries load at their first use
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated() / 2**20
     else:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        before = psutil.Process().memory_info().rss / 2**20  # now: the most so far holds what was drawn and tried
     start = time.perf_counter(), time.process_time()
     found = WAYS[name](rows, head, ours).detach()
     if device == "cuda":
