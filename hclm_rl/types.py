@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from .equations.geometry import Moments, at_least_float32, moments_everywhere, reduce_moments
+
 # what a term is meant to do to the entropy of the policy: raise it, lower it, or hold it at a level by its own rule
 Direction = Literal["more", "less", "level"]
 
@@ -41,14 +43,9 @@ def no_vocab(functional: Callable[[Tensor], Tensor]) -> Tensor:
     )
 
 
-def no_head(mask: Tensor) -> Tensor:
-    """Stands for `entropy_by_head`, (N, T), of a rollout that has none: refuses every call."""
-    raise ValueError("this rollout has no entropy_by_head: a term that reads it declares needs_vocab = True")
-
-
-def no_head_slope(direction: Tensor, mask: Tensor) -> Tensor:
-    """Stands for `slope_by_head`, (N, T), of a rollout that has none: refuses every call."""
-    raise ValueError("this rollout has no slope_by_head: a term that reads it declares needs_vocab = True")
+def no_head(*_: Tensor) -> Tensor:
+    """Stands for `entropy_by_head` and `slope_by_head`, (N, T), of a rollout that has neither: refuses every call."""
+    raise ValueError("this rollout has no entropy_by_head, no slope_by_head: their readers declare needs_vocab = True")
 
 
 def no_slope(direction: Tensor | Callable[[Tensor], Tensor]) -> Tensor:
@@ -150,6 +147,7 @@ class Rollout:
     # hidden() -> (N, T, D): the last states, those that PREDICTED each token; 0 in the padding. A copy: `states` is not
     hidden: Callable[..., Tensor] = no_hidden
     packed: Callable[[], Tensor] | None = None  # hidden()[mask] as the trainer keeps it, for `states`
+    passed: Mapping[Callable, Moments] | None = None  # of `sampled_moments`, where the states were not kept
     # over_vocab(f), f: (n, V) log-probs of the sampling policy -> (n,), gives (N, T) without gradient, in chunks
     # (vocab.py); 0 off the mask. f -> (n, K) gives (N, T, K): K functionals at the price of one
     over_vocab: Callable[[Callable[[Tensor], Tensor]], Tensor] = no_vocab
@@ -159,7 +157,7 @@ class Rollout:
     # entropy_by_head(mask (N, T)) -> (V, D): d sum of the entropies under it / d weight of the output head, of this
     # process; slope_by_head(direction (V, D), mask) -> (N, T): d log pi(token) as that weight moves, 0 off the mask
     entropy_by_head: Callable[[Tensor], Tensor] = no_head
-    slope_by_head: Callable[[Tensor, Tensor], Tensor] = no_head_slope
+    slope_by_head: Callable[[Tensor, Tensor], Tensor] = no_head
     transcript: Transcript | None = None  # this process's rows as the model reads them; None unless needs_rescoring
     # score(transcript, scorer) -> (log-probs, entropies in nats), each (rows, T), of the completions of any texts, at
     # the sampling temperature and without gradient. scorer: "policy" as it is, or "reference", the frozen model of the
@@ -176,6 +174,12 @@ class Rollout:
     def states(self) -> Float[Tensor, "M D"]:
         """The last states of the M tokens that count, in the order of the mask: `hidden()[mask]`. Not to be changed."""
         return self.hidden()[self.mask] if self.packed is None else self.packed()
+
+    def moments(self, each: Callable[[Tensor], Tensor] = at_least_float32) -> Moments:
+        """Of `each(states())` of all processes; a term that reads nothing else of them says so: `sampled_moments`."""
+        if self.passed is None:
+            return moments_everywhere(self.states(), self.total, each=each)
+        return reduce_moments(self.passed[each], self.total)
 
     def scored(self) -> tuple[Float[Tensor, "N T"], Float[Tensor, "N T"]]:
         """(logps, entropy) of the sampling policy; refuses a rollout that was not scored."""
@@ -276,6 +280,10 @@ class Term:
 
     def vocab_functionals(self) -> tuple[Callable[[Tensor], Tensor], ...]:
         """What stage 1 gives to `over_vocab`, (n, V) -> (n,), if known before: all links share one pass's logits."""
+        return ()
+
+    def sampled_moments(self) -> tuple[Callable[[Tensor], Tensor], ...]:
+        """What stage 1 gives to `Rollout.moments`, if it reads nothing else of the states: they are not kept then."""
         return ()
 
     def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:

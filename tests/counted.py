@@ -13,11 +13,14 @@ WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal
 
 
 class Counted(TorchDispatchMode):
-    """`with Counted() as seen`: seen.peak, bytes held at once beyond what was there before; seen.calls of each op."""
+    """`with Counted() as seen`: seen.peak, bytes held at once beyond what was there before; seen.calls of each op.
+
+    seen.written: numbers that operations gave, views included.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.held = self.peak = 0
+        self.held = self.peak = self.written = 0
         self.calls: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -28,6 +31,7 @@ class Counted(TorchDispatchMode):
         if "index" in func.overloadpacket.__name__ and any(each.dtype == torch.bool for each in read[1:]):
             self.calls["nonzero"] += 1  # how it finds the places
         for made in tree_leaves(out):
+            self.written += made.numel() if isinstance(made, torch.Tensor) else 0
             if isinstance(made, torch.Tensor) and made.untyped_storage()._cdata not in given:
                 self.add(made.untyped_storage())
         return out

@@ -39,14 +39,15 @@ def evaluated(policy: str, out: Path, responses_at_once: int) -> dict[str, float
 
 
 def main(policy: str, out: Path, cases: dict[str, dict], kind: str) -> None:
-    given = start(kind, out)
+    given = start("terms" if kind == "cut" else kind, out)
     half = {"per_device_train_batch_size": 8 // PartialState().num_processes, **given}
     runs = {
         term: {"terms": [{term: given}], "loss_type": "dapo", "beta": beta_of(term)} for term, given in cases.items()
     }
     runs = {term: run | {"fixed": "turns" if term in WITH_TOOLS else True} for term, run in runs.items()}
-    if kind == "terms":
-        return train_each(runs, policy, out, half)
+    if kind in ("terms", "cut"):
+        cut = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+        return train_each(runs, policy, out, half | cut if kind == "cut" else half)
     runs["remembers"] = {"terms": ["tests.own_terms.Remembers"], "fixed": True, "loss_type": "dapo"}
     without_kl = [{term: given} for term, given in cases.items() if not beta_of(term)]
     runs["nothing on one"] = {"terms": without_kl, **NOTHING_ON_ONE}
@@ -93,7 +94,7 @@ def main(policy: str, out: Path, cases: dict[str, dict], kind: str) -> None:
 
 
 def train_each(runs: dict[str, dict], policy: str, out: Path, half: dict[str, Any]) -> None:
-    """The terms' cases alone, by any number of processes."""
+    """The terms' cases alone, by any number of processes; "cut" has two micro-batches on each of two."""
     for name, run in runs.items():
         trainer: Any = make(policy, out / name, **half, **run)
         trainer.train()

@@ -164,8 +164,18 @@ class Chain:
         return [
             link.name
             for link in self.links
-            if link.term.needs_vocab or (link.term.needs_hidden and type(link.term).on_rollout is not Term.on_rollout)
+            if link.term.needs_vocab
+            or (
+                link.term.needs_hidden
+                and type(link.term).on_rollout is not Term.on_rollout
+                and not link.term.sampled_moments()
+            )
         ]
+
+    @property
+    def sampled_moments(self) -> list[Callable[[Tensor], Tensor]]:
+        """Of which rows the first stages read the moments alone, each once."""
+        return list(dict.fromkeys(each for link in self.links for each in link.term.sampled_moments()))
 
     @property
     def needs_attention(self) -> list[str]:

@@ -83,6 +83,13 @@ def merge(a: Moments, b: Moments) -> Moments:
     return Moments(count, a.mean + step * share, a.scatter + b.scatter + torch.outer(step, step) * (a.count * share))
 
 
+def merge_(a: Moments, b: Moments) -> Moments:
+    """`merge` into the scatter of `a`, for many sets of rows one after the other: no further D x D is held."""
+    count = a.count + b.count
+    share, step = b.count / count.clamp(min=1), b.mean - a.mean
+    return Moments(count, a.mean + step * share, a.scatter.add_(b.scatter).addr_(step * (a.count * share), step))
+
+
 def reduce_moments(m: Moments, reduce_sum: Callable[[Tensor], Tensor]) -> Moments:
     """The moments of the rows of all processes, from those of this one, in two all-reduces:
 
@@ -176,6 +183,10 @@ class Factor:
     def log_det(self) -> Scalar:
         """H = sum_j log L_jj, in nats."""
         return self.cholesky.diagonal().log().sum()
+
+    def dof(self, s: Float[Tensor, "D D"]) -> Scalar:
+        """tr(A S), the mean leverage of the rows whose covariance is S: how many directions they use."""
+        return (torch.cholesky_inverse(self.cholesky) * s).sum()
 
     def force(self, z: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
         """F_i = A (z_i - mu) / N_global, detached. Over all rows of the step the F_i sum to 0.

@@ -1,5 +1,6 @@
 """Coding rate of the responses: MCR2, Yu et al., 2020, arXiv:2006.08558"""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -55,16 +56,18 @@ class CodingRate(Term):
         if not self.distortion > 0:
             raise ValueError(f"distortion must be positive, got {self.distortion}")
 
+    def sampled_moments(self) -> tuple[Callable[[Tensor], Tensor], ...]:
+        return (unit_rows,) if self.rows == "tokens" else ()
+
     def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
-        h, counts = rollout.states(), rollout.mask.any(dim=1)
-        if self.rows == "responses":
-            h = mean_of_responses(h, rollout.mask)
-        m = moments_everywhere(h, rollout.total, counts if self.rows == "responses" else None, each=unit_rows)
+        counts = rollout.mask.any(dim=1)
+        h = mean_of_responses(rollout.states(), rollout.mask) if self.rows == "responses" else None
+        m = rollout.moments(unit_rows) if h is None else moments_everywhere(h, rollout.total, counts, each=unit_rows)
         if m.count < 1:
             return RolloutEffect()
         lower = coding_rate_factor(m, self.distortion)
         metrics: dict[str, Metric] = {"value": coding_rate_of(lower, self.distortion)}
-        if self.rows == "responses":
+        if h is not None:
             kept = rollout.everywhere(counts)
             classes = rollout.everywhere(rollout.group)[kept]
             metrics["within"] = coding_rate_within(rollout.everywhere(unit_rows(h))[kept], classes, self.distortion)

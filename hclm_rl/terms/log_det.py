@@ -1,5 +1,6 @@
 """Log-det of the covariance of the hidden states: HCLM, Tran, 2026, arXiv:2605.22940"""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,11 +10,11 @@ from torch import Tensor
 from ..equations.geometry import (
     Factor,
     Moments,
+    at_least_float32,
     covariance,
     factor,
     floor_from,
     has_spread,
-    moments_everywhere,
 )
 from ..equations.rows import injected
 from ..types import Effect, Rollout, RolloutEffect, Term, TokenBatch
@@ -52,16 +53,17 @@ class LogDet(Term):
         if not self.eps_relative > 0:
             raise ValueError(f"eps_relative must be positive, got {self.eps_relative}")
 
+    def sampled_moments(self) -> tuple[Callable[[Tensor], Tensor], ...]:
+        return (at_least_float32,)
+
     def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
-        rows = rollout.states()
-        step = step_factor(moments_everywhere(rows, rollout.total), self.eps_relative, memory)
+        step = step_factor(rollout.moments(), self.eps_relative, memory)
         if step is None:
             return RolloutEffect()
         spread, whole = step
-        trace = covariance(spread).trace()
-        dof = (
-            rollout.total(whole.leverage(rows).sum()) / whole.count if self.removes_radial else torch.zeros_like(trace)
-        )
+        s = covariance(spread)
+        trace = s.trace()
+        dof = whole.dof(s) if self.removes_radial else torch.zeros_like(trace)
         return RolloutEffect(
             shared={
                 "cholesky": whole.cholesky,

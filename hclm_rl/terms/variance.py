@@ -1,11 +1,12 @@
 """Variance of the hidden states: HCLM, Tran, 2026, arXiv:2605.22940"""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from ..equations.geometry import Moments, floor_from, has_spread, moments_everywhere
+from ..equations.geometry import Moments, at_least_float32, floor_from, has_spread
 from ..equations.rows import injected
 from ..equations.surrogates import diagonal, diagonal_force, variance, variance_force
 from ..types import Effect, Rollout, RolloutEffect, Term, TokenBatch
@@ -46,8 +47,11 @@ class Variance(Term):
         if not self.eps_relative > 0:
             raise ValueError(f"eps_relative must be positive, got {self.eps_relative}")
 
+    def sampled_moments(self) -> tuple[Callable[[Tensor], Tensor], ...]:
+        return (at_least_float32,)
+
     def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
-        m = moments_everywhere(rollout.states(), rollout.total)
+        m = rollout.moments()
         if not has_spread(m):
             return RolloutEffect()
         if self.form == "diagonal" and "eps" not in memory:

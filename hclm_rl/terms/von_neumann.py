@@ -1,12 +1,12 @@
 """Von Neumann entropy of the hidden states: VNE, Kim et al., 2023, arXiv:2304.01434"""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ..equations.geometry import moments_everywhere
 from ..equations.rows import injected
 from ..equations.surrogates import through_unit_rows, unit_rows, von_neumann_push
 from ..equations.triangles import full_precision
@@ -45,8 +45,11 @@ class VonNeumann(Term):
         if not 0 < self.floor < 1:
             raise ValueError(f"floor must be in (0, 1), got {self.floor}")
 
+    def sampled_moments(self) -> tuple[Callable[[Tensor], Tensor], ...]:
+        return (unit_rows,)
+
     def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
-        m = moments_everywhere(rollout.states(), rollout.total, each=unit_rows)
+        m = rollout.moments(unit_rows)
         if m.count < 1:
             return RolloutEffect()
         value, _, push = von_neumann_push(m, self.floor)  # the floor is the force's alone

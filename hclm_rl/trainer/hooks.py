@@ -13,7 +13,7 @@ from ..chain.door import TermRefused, measured
 from ..recipe.refusals import NOTHING
 from ..types import Attention
 from .head import language_model
-from .states import Packing
+from .states import Packing, Passing
 from .tracing import record
 
 
@@ -22,7 +22,7 @@ class Seen:
     """What the hooks kept of one pass, an element a forward call; at position i is what predicts token i + 1."""
 
     states: list[Tensor] = field(default_factory=list)  # (B, L, D), the backbone's last, of a pass with gradient
-    packing: Packing | None = None  # of a scoring pass
+    packing: Packing | Passing | None = None  # of a scoring pass
     through_head: list[Tensor] = field(default_factory=list)  # (B, L, D), the alias that the head read
     # (B, heads, queries) of every layer, and the width of its sliding window
     attention: list[tuple[Tensor, int | None]] = field(default_factory=list)
@@ -31,6 +31,12 @@ class Seen:
         """The states that predicted the last `width` tokens; of one forward call a view."""
         own = [states[:, -width - 1 : -1] for states in self.states]
         return torch.cat(own) if len(own) > 1 else next(iter(own), None)
+
+    def sampled(self) -> dict[str, Any]:
+        """What a scoring pass left of its states: fields of `Scores`."""
+        if isinstance(self.packing, Passing):
+            return {"passed": self.packing.found}
+        return {"states": None if self.packing is None else self.packing.packed()}
 
     def spread(self, width: int, attention_mask: Tensor) -> Attention | None:
         """The attention that predicted the last `width` tokens."""
@@ -56,8 +62,8 @@ def watching(trainer: Any, present: Tensor | None) -> Iterator[Seen]:
     chain, seen = trainer._hclm.chain, Seen()
     hooks = []
     try:
-        if present is not None and chain.needs_sampled_states:
-            seen.packing = Packing(present)
+        if present is not None and (chain.needs_sampled_states or chain.sampled_moments):
+            seen.packing = keeper(trainer, present)
             hooks.append(pack_hidden(trainer, seen.packing))
         elif present is None and reads_training_states(trainer):
             hooks.append(watch_hidden(trainer, seen))
@@ -69,15 +75,32 @@ def watching(trainer: Any, present: Tensor | None) -> Iterator[Seen]:
             hook.remove()
 
 
+def keeper(trainer: Any, present: Tensor) -> Packing | Passing:
+    """What takes the states of a scoring pass: their moments, if the terms read no more and it is known of which."""
+    run = trainer._hclm
+    mask = None if run.generation is None else run.generation.mask
+    if mask is None and not may_leave_tokens_out(trainer):
+        mask = present
+    if run.chain.needs_sampled_states or mask is None:
+        return Packing(present)
+    return Passing(mask, run.chain.sampled_moments)
+
+
+def may_leave_tokens_out(trainer: Any) -> bool:
+    """Whether some of the tokens may not count, which TRL's own scoring pass comes too early to say."""
+    own = ("tools", "environments", "environment_factory", "rollout_func")
+    return trainer._hclm.rollout is not None or any(getattr(trainer, name, None) for name in own)
+
+
 def reads_training_states(trainer: Any) -> bool:
     """Whether a term reads the states of the loss's own pass: in stage 2, or in a first stage that waited for it."""
     run = trainer._hclm
-    is_first_stage = run.deferred is not None and run.chain.needs_sampled_states
+    is_first_stage = run.deferred is not None and (run.chain.needs_sampled_states or run.chain.sampled_moments)
     return bool(run.chain.needs_hidden or run.chain.needs_vocab_gradient or is_first_stage)
 
 
-def pack_hidden(trainer: Any, packing: Packing) -> Any:
-    """Keeps the backbone's last hidden states of the response tokens, without gradient."""
+def pack_hidden(trainer: Any, packing: Packing | Passing) -> Any:
+    """Keeps, or passes on, the backbone's last hidden states of the response tokens, without gradient."""
 
     def keep(module: torch.nn.Module, args: Any, output: Any) -> None:
         packing.take(output.last_hidden_state)

@@ -154,8 +154,7 @@ class EntropyTermsMixin:
             logps = stage_two(self, args[0], scores, seen, seen.spread(width, args[2]))
             logps = without_the_rest(run.inputs, logps)
         elif run.generation is not None:
-            states = None if seen.packing is None else seen.packing.packed()
-            run.generation.scores.append(Scores(logps, entropy, states=states))
+            run.generation.scores.append(Scores(logps, entropy, **seen.sampled()))
         return logps, entropy, aux_loss
 
     def _hclm_trls_pass(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Any, Any]:

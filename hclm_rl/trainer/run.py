@@ -4,7 +4,7 @@
 would have to import them, and TRL declares ints as `int | None`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from ..chain.finite import Watch
 from ..chain.generators import link_generator
 from ..chain.metrics import StepMetrics
 from ..chain.state import ChainState
+from ..equations.geometry import Moments
 from ..rollouts.strategy import RolloutStrategy
 from ..types import Transcript
 from ..watch.callback import CollapseCallback
@@ -36,6 +37,7 @@ class Scores:
     entropy: Tensor
     hidden: Tensor | None = None  # (B, T, D), of the loss's own pass, with gradient
     states: States | None = None  # of the sampling policy, for the first stage
+    passed: dict[Callable[[Tensor], Tensor], Moments] | None = None  # of its states, where they were not kept
 
 
 @dataclass
@@ -43,6 +45,7 @@ class Generation:
     """What was seen while TRL made a generation batch."""
 
     scores: list[Scores] = field(default_factory=list)  # of the sampling policy, of the whole batch
+    mask: Tensor | None = None  # (N, T): the tokens that count, where a pass comes late enough to know them
     reward_parts: Tensor | None = None  # of all processes
     prompts: list = field(default_factory=list)
     texts: list = field(default_factory=list)

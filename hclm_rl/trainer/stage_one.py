@@ -35,7 +35,7 @@ from .run import (
     transcript_of,
 )
 from .scoring import aside, reference_hidden, score
-from .states import Shuffled
+from .states import Passing, Shuffled
 from .tracing import traced
 
 
@@ -102,10 +102,16 @@ def deferred(trainer: Any, output: dict[str, Any], generation: Generation) -> di
 def catch_up(trainer: Any, inputs: dict[str, Any], shuffled: Scores) -> None:
     """The deferred first stage, in the order in which the batch was generated."""
     (output, generation), trainer._hclm.deferred = trainer._hclm.deferred, None
-    row, order = inputs[ROW], inputs[ROW].argsort()
-    states = None if shuffled.hidden is None else Shuffled(shuffled.hidden.detach(), order)
+    row, order, chain = inputs[ROW], inputs[ROW].argsort(), trainer._hclm.chain
+    sampled: dict[str, Any] = {}
     with torch.no_grad():
-        scores = Scores(shuffled.logps.detach()[order], shuffled.entropy.detach()[order], states=states)
+        if shuffled.hidden is not None and chain.needs_sampled_states:
+            sampled["states"] = Shuffled(shuffled.hidden.detach(), order)
+        elif shuffled.hidden is not None and chain.sampled_moments:
+            passing = Passing(mask_of(inputs), chain.sampled_moments)
+            passing.add(shuffled.hidden)
+            sampled["passed"] = passing.found
+        scores = Scores(shuffled.logps.detach()[order], shuffled.entropy.detach()[order], **sampled)
         new = stage_one(trainer, output, generation, scores)
     inputs |= {key: value[row] if value.dim() else value for key, value in new.items()}
 
@@ -114,6 +120,7 @@ def own_scores(trainer: Any, output: dict[str, Any], generation: Generation) -> 
     """A pass of our own over the generation batch, where TRL made none and a term asks."""
     ids = torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1)
     attention = torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1)
+    generation.mask = mask_of(output)
     with aside(trainer):
         trainer._get_per_token_logps_and_entropies(
             trainer.model, ids, attention, output["completion_ids"].size(1), trainer.args.per_device_train_batch_size
@@ -211,7 +218,9 @@ def reads_of(trainer: Any, output: dict[str, Any], scores: Scores | None, mask: 
     """The fields of a Rollout that its terms must have declared."""
     chain = trainer._hclm.chain
     reads: dict[str, Any] = {}
-    if scores is not None and scores.states is not None and chain.needs_sampled_states:
+    if scores is not None and scores.passed is not None:
+        reads |= {"hidden": moments_alone, "passed": scores.passed}
+    if scores is not None and scores.states is not None:
         states = scores.states
         reads |= {"hidden": last_layer(states.whole), "packed": lambda: states.of(mask)}
         if chain.needs_vocab:
@@ -225,6 +234,14 @@ def reads_of(trainer: Any, output: dict[str, Any], scores: Scores | None, mask: 
         reads["transcript"] = transcript_of(output)
         reads["reference_hidden"] = lambda: reference_hidden(trainer, reads["transcript"])
     return reads
+
+
+def moments_alone(layer: int = -1) -> Tensor:
+    """Stands for the hidden states that were not kept."""
+    raise ValueError(
+        "the hidden states were not kept: this chain's terms read moments alone (`sampled_moments`), and a term that "
+        "reads states in stage 1 names none there"
+    )
 
 
 def renormalise(trainer: Any, rewards: Tensor) -> tuple[Tensor, Tensor]:

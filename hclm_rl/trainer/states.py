@@ -1,6 +1,6 @@
 """The last hidden states of the sampling policy, as the first stage reads them: kept once, of the tokens alone."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,6 +8,8 @@ from accelerate.utils import is_peft_model
 from torch import Tensor
 
 from ..equations.functional import spread_out
+from ..equations.geometry import Moments, merge_, moments
+from ..equations.rows import pieces
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,32 @@ class Packing:
     def packed(self) -> Packed | None:
         """What was taken."""
         return None if self.rows is None else Packed(self.rows, self.present.to(self.rows.device))
+
+
+@dataclass
+class Passing:
+    """Takes the moments of a scoring pass's states as its pieces come, and keeps nothing of the states."""
+
+    mask: Tensor  # (N, T) bool: the tokens that count
+    kinds: Sequence[Callable[[Tensor], Tensor]]  # what is done to the states before
+    found: dict[Callable[[Tensor], Tensor], Moments] = field(default_factory=dict)
+    responses: int = 0  # seen so far
+
+    def take(self, states: Tensor) -> None:
+        """As `Packing`'s."""
+        width = self.mask.size(1)
+        self.add(states[:, -width - 1 : -1])
+
+    def add(self, states: Tensor) -> None:
+        """The states that predicted the tokens of the next responses, (n, T, D)."""
+        for piece in pieces(len(states), states.size(1) * states.size(2)):
+            part = states[piece].detach()
+            own = self.mask[self.responses : self.responses + len(part)].to(part.device)
+            self.responses += len(part)
+            rows = part[own]
+            for each in self.kinds:
+                new = moments(rows, each=each)
+                self.found[each] = merge_(self.found[each], new) if each in self.found else new
 
 
 def is_reference(trainer: Any) -> bool:

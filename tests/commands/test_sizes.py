@@ -1,17 +1,31 @@
 """The doctor's page of sizes: numbers worked by hand, and the constants counted operation by operation."""
 
+import itertools
 import json
 import math
+import statistics
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from hclm_rl import known_terms
 from hclm_rl.chain.finite import Watch
 from hclm_rl.commands.cli import main
-from hclm_rl.commands.sizes import MODELS, TOKEN_BYTES, Cost, Run, cost_of, model_of, needed, what_would_fit
+from hclm_rl.commands.sizes import (
+    DECOMPOSES,
+    MODELS,
+    PRODUCTS,
+    TOKEN_BYTES,
+    Cost,
+    Run,
+    cost_of,
+    model_of,
+    needed,
+    what_would_fit,
+)
 from hclm_rl.recipe.config import build_chain, find_term
 
 from ..counted import Counted
@@ -27,10 +41,12 @@ def cost(name: str, run: Run = SEVEN) -> Cost:
 def test_the_states_of_a_batch_at_7b():
     # 64 responses a GPU of 2^14 tokens: 2^20; times 3,584 x 4 bytes = 14 x 2^30
     assert SEVEN.tokens == 2**20 and SEVEN.states == 14.0
-    assert cost("log_det").kept == 14.0 and cost("clip_cov").kept == cost("feature_softmax").kept == 0.0
-    assert cost("log_det", replace(SEVEN, state_bytes=2)).kept == 7.0
+    assert cost("information_force").kept == 14.0 and cost("clip_cov").kept == cost("feature_softmax").kept == 0.0
+    assert cost("information_force", replace(SEVEN, state_bytes=2)).kept == 7.0
     # a micro-batch that holds the whole: the loss's own pass has them
-    assert cost("log_det", replace(SEVEN, micro_batch=64)).kept == 0.0
+    assert cost("information_force", replace(SEVEN, micro_batch=64)).kept == 0.0
+    # of these the moments are taken as the scoring pass goes by
+    assert all(cost(name).kept == 0.0 for name in ("log_det", "variance", "von_neumann"))
 
 
 def test_what_a_step_computes_and_sends():
@@ -48,10 +64,10 @@ def test_what_a_step_computes_and_sends():
 
 def test_what_does_not_fit_is_said_with_what_would():
     small = replace(SEVEN, memory=30.0)
-    links = build_chain(["log_det"]).links
-    total = needed([cost("log_det")], small)
+    links = build_chain(["information_force"]).links
+    total = needed([cost("information_force")], small)
     # 7.62e9 x 16 / 8 bytes = 14.19 GiB; 28 layers x 16,384 x 3,584 x 2 bytes = 3.06 GiB; and 14 GiB of states
-    assert total == pytest.approx(14.19 + 3.06 + 14.0 + cost("log_det").peak, abs=0.01) and total > 30
+    assert total == pytest.approx(14.19 + 3.06 + 14.0 + cost("information_force").peak, abs=0.01) and total > 30
     found = what_would_fit(links, small)
     assert found[0].startswith("the model in bfloat16") and found[0].endswith(f"{total - 7:.1f} GiB")
     assert any(each.startswith("16 GPUs") for each in found)
@@ -89,21 +105,21 @@ def test_the_page(capsys: pytest.CaptureFixture):
     assert "will not fit: " in capsys.readouterr().out
     assert main([*line, "--json"]) == 0
     terms = {each["name"]: each for each in json.loads(capsys.readouterr().out)["terms"]}
-    assert set(terms) == set(known_terms()) and terms["log_det"]["kept"] == 14.0
+    assert set(terms) == set(known_terms()) and terms["information_force"]["kept"] == 14.0
     assert main(["doctor", "--model-size", "7b", "--gpus", "0"]) == 2
     assert "--gpus must be positive, got 0" in capsys.readouterr().err
 
 
-def wide_step() -> Step:
-    """64 responses of 32 tokens, none of them padding."""
-    source = torch.Generator().manual_seed(0)
-    ids = torch.randint(11, (64, 32), generator=source)
-    head, old = torch.randn(11, 4, generator=source), torch.randn(64, 32, 4, generator=source)
-    hidden = old + 0.3 * torch.randn(64, 32, 4, generator=source)
+def wide_step(tokens: int = 32, width: int = 4) -> Step:
+    """64 responses of so many tokens, none of them padding."""
+    source, shape = torch.Generator().manual_seed(0), (64, tokens, width)
+    ids = torch.randint(11, shape[:2], generator=source)
+    head, old = torch.randn(11, width, generator=source), torch.randn(shape, generator=source)
+    hidden = old + 0.3 * torch.randn(shape, generator=source)
     (old_logps, old_entropy), (logps, entropy) = of_head(old, head, ids), of_head(hidden, head, ids)
     return Step(
         ids=ids,
-        mask=torch.ones(64, 32).bool(),
+        mask=torch.ones(shape[:2]).bool(),
         old_logps=old_logps,
         old_entropy=old_entropy,
         old_hidden=old,
@@ -133,6 +149,76 @@ WAITS = {
     "simko": 2,
 }
 ONCE = ("log_det", "variance", "von_neumann", "feature_softmax")
+
+
+SIZES, WIDE = (16, 32, 64, 128), 96  # tokens of 64 responses, and the states' width
+# operations on D x D, which do not grow with tokens: (D) -> multiplications and additions
+ON_SQUARES = {
+    "linalg_cholesky_ex": lambda d: d**3 // 3,
+    "cholesky_inverse": lambda d: 2 * d**3 // 3,
+    "_linalg_eigh": lambda d: 20 * d**3 // 3,
+}
+
+
+class Operations(FlopCounterMode):
+    """Of products of matrices, those into a given place and decompositions included."""
+
+    def __init__(self) -> None:
+        aten = torch.ops.aten
+        mapping: dict = {aten.addmm_: lambda out, a, b, *_, out_shape=None, **__: 2 * a[0] * a[1] * b[1]}
+        for name, count in ON_SQUARES.items():
+            mapping[getattr(aten, name)] = lambda s, *_, of=count, out_shape=None, **__: of(s[-1])
+        super().__init__(display=False, custom_mapping=mapping)
+
+
+def both_stages(name: str, step: Step) -> tuple[int, int, int]:
+    """(operations of products, numbers written, numbers sent) of a term, its backward pass included."""
+    sent: list[int] = []
+
+    def total(x: torch.Tensor) -> torch.Tensor:
+        sent.append(x.numel())
+        return x
+
+    term, memory = find_term(name)(), {}
+    view = rollout(step, total=total)
+    with Counted() as seen, Operations() as operations:
+        first = first_stage(term, view, memory)
+        batch = token_batch(step, columns=first.columns, shared=first.shared)
+        out = one_link(term)(batch, {"link": memory}, {"link": 1.0}, always_the_same, first.affected, Watch())
+        for loss in out.losses.values():
+            if loss.requires_grad:
+                loss.sum().backward()
+    return operations.get_total_flops(), seen.written, sum(sent)
+
+
+def exponent(values: tuple[int, ...]) -> float:
+    """The slope of log value over log tokens, of what grows with tokens; 1 where nothing does."""
+    grown = [after - before for before, after in itertools.pairwise(values)]
+    if not any(grown):
+        return 1.0  # of pooled states: a matter of responses
+    x = [math.log(after - before) for before, after in itertools.pairwise(SIZES)]
+    return statistics.linear_regression(x, [math.log(value) for value in grown]).slope
+
+
+@pytest.mark.parametrize("name", known_terms())
+def test_a_terms_cost_is_linear_in_tokens(name: str):
+    if find_term(name)().needs_rescoring or find_term(name)().needs_attention:
+        pytest.skip("its passes over other texts, or the attention's width, are not the tokens' alone")
+    operations, written, sent = zip(*(both_stages(name, wide_step(size, WIDE)) for size in SIZES), strict=True)
+    assert 0.9 <= exponent(written) <= 1.1 and 0.9 <= exponent(operations) <= 1.1
+    if find_term(name).__name__ in PRODUCTS:  # the second moments, the mean, and some sums
+        assert sent[0] == sent[-1] <= WIDE**2 + WIDE + 8
+
+
+@pytest.mark.parametrize("name", ["log_det", "variance", "von_neumann"])
+def test_the_doctors_page_knows_the_products_of_a_term(name: str):
+    step, width = wide_step(16, 512), 512
+    product = 2 * step.ids.numel() * width**2
+    found, kind = both_stages(name, step)[0] / product, find_term(name).__name__
+    expected = PRODUCTS[kind] + DECOMPOSES.get(kind, 0.0) * width**3 / product
+    # a triangle by blocks of 64 columns is 9/16 of a product, substitution with leaves of 32 is 17/16
+    assert expected <= found <= 1.15 * expected
+    assert name != "log_det" or found <= 2.5
 
 
 def test_what_a_term_holds_for_each_token_and_how_often_it_waits():

@@ -276,7 +276,7 @@ def test_gradients_of_chunks_add_up_in_the_dtype_of_the_weights():
 def test_chunks_are_so_many_bytes(monkeypatch: pytest.MonkeyPatch):
     with FakeTensorMode():
         sizes = [Head(weight=torch.empty(152_064, 1, device=kind)).rows_at_once for kind in ("cuda", "cpu")]
-    assert sizes == [441, 62]  # 256 MiB / (4 x 152,064), and 36 MiB
+    assert sizes == [441, 165]  # 256 MiB / (4 x 152,064), and 96 MiB
     width, count, vocabulary = 8, 400, 500
     monkeypatch.setitem(vocab.CHUNK_BYTES, "cpu", 20 * 4 * vocabulary)  # 20 rows
     source = torch.Generator().manual_seed(0)

@@ -65,7 +65,8 @@ class SecondStageOnly(Term):
 
 
 READS = {
-    "log_det": True,
+    "information_force": True,
+    "log_det": False,  # the moments alone: test_passing.py
     "force_reweight": True,  # the next-token distribution of the sampling policy
     "siren": True,
     "feature_softmax": False,
@@ -78,7 +79,9 @@ def test_who_reads_the_sampling_policys_states(name: str):
     assert bool(build_chain([name]).needs_sampled_states) == READS[name]
 
 
-@pytest.mark.parametrize("terms", [["log_det"], ["forking_tokens", SecondStageOnly()]], ids=["asked", "not asked"])
+@pytest.mark.parametrize(
+    "terms", [["information_force"], ["forking_tokens", SecondStageOnly()]], ids=["asked", "not asked"]
+)
 def test_the_first_stage_is_given_states_where_a_term_asks(terms: list, policy: str, tmp_path: Path, monkeypatch):
     seen = []
 
@@ -92,7 +95,7 @@ def test_the_first_stage_is_given_states_where_a_term_asks(terms: list, policy: 
     assert len(seen) == 2
     for output, scores in seen:
         assert scores.hidden is None
-        if terms == ["log_det"]:
+        if terms == ["information_force"]:
             assert len(scores.states.rows) == output["completion_mask"].sum() < output["completion_mask"].numel()
         else:
             assert scores.states is None
@@ -112,6 +115,8 @@ def test_the_references_pass_is_none_of_the_policy(algorithm: str, policy: str, 
     monkeypatch.setattr("hclm_rl.trainer.hooks.Packing", Watched)
     # off-policy, so that TRL scores with the policy itself, and then with its reference through the same model
     changes = {"beta": 0.1, "steps_per_generation": 2} | CUT | {"gradient_accumulation_steps": 1, "max_steps": 1}
-    trainer = make(policy, tmp_path, algorithm=algorithm, terms=["log_det"], trainer={"peft_config": lora}, **changes)
+    trainer = make(
+        policy, tmp_path, algorithm=algorithm, terms=["information_force"], trainer={"peft_config": lora}, **changes
+    )
     trainer.train()
     assert len(passes) == 1
