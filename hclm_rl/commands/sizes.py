@@ -120,12 +120,8 @@ PRODUCTS = {
 }
 POOLS = ("CodingRate", "GroupLogDet", "Spectrum")  # the mean states of all responses go to all processes
 HOLDS_FORCES = ("LogDet", "Variance", "CodingRate", "VonNeumann", "FeatureSoftmax", "GroupLogDet")
-DECOMPOSES = {
-    "VonNeumann": 26 / 3,
-    "InformationForce": 1 / 3,
-    "LogDet": 1 / 3,
-    "CodingRate": 1 / 3,
-}  # of D^3; of log C too
+# of D^3; von Neumann's with the product that gives log C
+DECOMPOSES = {"VonNeumann": 26 / 3, "InformationForce": 1 / 3, "LogDet": 1 / 3, "CodingRate": 1 / 3}
 
 
 def cost_of(link: Link, run: Run) -> Cost:
