@@ -13,8 +13,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .equations.geometry import Moments, at_least_float32, moments_everywhere, reduce_moments
-
 # what a term is meant to do to the entropy of the policy: raise it, lower it, or hold it at a level by its own rule
 Direction = Literal["more", "less", "level"]
 
@@ -147,7 +145,8 @@ class Rollout:
     # hidden() -> (N, T, D): the last states, those that PREDICTED each token; 0 in the padding. A copy: `states` is not
     hidden: Callable[..., Tensor] = no_hidden
     packed: Callable[[], Tensor] | None = None  # hidden()[mask] as the trainer keeps it, for `states`
-    passed: Mapping[Callable, Moments] | None = None  # of `sampled_moments`, where the states were not kept
+    # the moments of `sampled_moments`, where the states were not kept: for `geometry.moments_of_step`
+    passed: Mapping[Callable, Any] | None = None
     # over_vocab(f), f: (n, V) log-probs of the sampling policy -> (n,), gives (N, T) without gradient, in chunks
     # (vocab.py); 0 off the mask. f -> (n, K) gives (N, T, K): K functionals at the price of one
     over_vocab: Callable[[Callable[[Tensor], Tensor]], Tensor] = no_vocab
@@ -174,12 +173,6 @@ class Rollout:
     def states(self) -> Float[Tensor, "M D"]:
         """The last states of the M tokens that count, in the order of the mask: `hidden()[mask]`. Not to be changed."""
         return self.hidden()[self.mask] if self.packed is None else self.packed()
-
-    def moments(self, each: Callable[[Tensor], Tensor] = at_least_float32) -> Moments:
-        """Of `each(states())` of all processes; a term that reads nothing else of them says so: `sampled_moments`."""
-        if self.passed is None:
-            return moments_everywhere(self.states(), self.total, each=each)
-        return reduce_moments(self.passed[each], self.total)
 
     def scored(self) -> tuple[Float[Tensor, "N T"], Float[Tensor, "N T"]]:
         """(logps, entropy) of the sampling policy; refuses a rollout that was not scored."""
@@ -283,7 +276,7 @@ class Term:
         return ()
 
     def sampled_moments(self) -> tuple[Callable[[Tensor], Tensor], ...]:
-        """What stage 1 gives to `Rollout.moments`, if it reads nothing else of the states: they are not kept then."""
+        """What stage 1 gives to `moments_of_step`, if it reads nothing else of the states: they are not kept then."""
         return ()
 
     def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:

@@ -26,6 +26,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ..types import Rollout
 from .functional import Scalar, exactly, widest
 from .rows import pieces
 from .triangles import add_gram_, mirrored_, solve_
@@ -113,6 +114,13 @@ def moments_everywhere(
     It takes and gives a tensor (1 + D,), then one (D, D); `each` makes (n, D) of (n, D).
     """
     return reduce_moments(moments(z, mask, each), reduce_sum)
+
+
+def moments_of_step(rollout: Rollout, each: Callable[[Tensor], Tensor] = at_least_float32) -> Moments:
+    """Of `each(rollout.states())` of all processes; a term that reads no more of them says so (`sampled_moments`)."""
+    if rollout.passed is None:
+        return moments_everywhere(rollout.states(), rollout.total, each=each)
+    return reduce_moments(rollout.passed[each], rollout.total)
 
 
 def covariance(m: Moments) -> Float[Tensor, "D D"]:

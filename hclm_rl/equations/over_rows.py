@@ -1,13 +1,10 @@
 """Functionals of rows of logits with their gradient, some rows at a time, so that the logits of all are never held."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from .vocab import Head
 
 
 class OverRows(torch.autograd.Function):
@@ -21,7 +18,7 @@ class OverRows(torch.autograd.Function):
     def forward(
         ctx: Any,
         functional: Callable[[Tensor], Tensor],
-        head: "Head",
+        head: Any,
         size: int,
         rows: Tensor,
         weight: Tensor,
@@ -63,7 +60,7 @@ class OverRows(torch.autograd.Function):
 
 def add_gradients(
     functional: Callable[[Tensor], Tensor],
-    head: "Head",
+    head: Any,
     size: int,
     rows: Tensor,
     upstream: Tensor,

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..equations.geometry import Factor, moments_everywhere
+from ..equations.geometry import Factor, moments_everywhere, moments_of_step
 from ..equations.rows import injected, mean_of_responses
 from ..equations.surrogates import (
     coding_rate_factor,
@@ -62,7 +62,10 @@ class CodingRate(Term):
     def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
         counts = rollout.mask.any(dim=1)
         h = mean_of_responses(rollout.states(), rollout.mask) if self.rows == "responses" else None
-        m = rollout.moments(unit_rows) if h is None else moments_everywhere(h, rollout.total, counts, each=unit_rows)
+        if h is None:
+            m = moments_of_step(rollout, unit_rows)
+        else:
+            m = moments_everywhere(h, rollout.total, counts, each=unit_rows)
         if m.count < 1:
             return RolloutEffect()
         lower = coding_rate_factor(m, self.distortion)

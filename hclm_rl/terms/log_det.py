@@ -15,6 +15,7 @@ from ..equations.geometry import (
     factor,
     floor_from,
     has_spread,
+    moments_of_step,
 )
 from ..equations.rows import injected
 from ..types import Effect, Rollout, RolloutEffect, Term, TokenBatch
@@ -57,7 +58,7 @@ class LogDet(Term):
         return (at_least_float32,)
 
     def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
-        step = step_factor(rollout.moments(), self.eps_relative, memory)
+        step = step_factor(moments_of_step(rollout), self.eps_relative, memory)
         if step is None:
             return RolloutEffect()
         spread, whole = step

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from ..equations.geometry import Moments, at_least_float32, floor_from, has_spread
+from ..equations.geometry import Moments, at_least_float32, floor_from, has_spread, moments_of_step
 from ..equations.rows import injected
 from ..equations.surrogates import diagonal, diagonal_force, variance, variance_force
 from ..types import Effect, Rollout, RolloutEffect, Term, TokenBatch
@@ -51,7 +51,7 @@ class Variance(Term):
         return (at_least_float32,)
 
     def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
-        m = rollout.moments()
+        m = moments_of_step(rollout)
         if not has_spread(m):
             return RolloutEffect()
         if self.form == "diagonal" and "eps" not in memory:

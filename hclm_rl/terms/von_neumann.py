@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..equations.geometry import moments_of_step
 from ..equations.rows import injected
 from ..equations.surrogates import through_unit_rows, unit_rows, von_neumann_push
 from ..equations.triangles import full_precision
@@ -49,7 +50,7 @@ class VonNeumann(Term):
         return (unit_rows,)
 
     def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
-        m = rollout.moments(unit_rows)
+        m = moments_of_step(rollout, unit_rows)
         if m.count < 1:
             return RolloutEffect()
         value, _, push = von_neumann_push(m, self.floor)  # the floor is the force's alone
