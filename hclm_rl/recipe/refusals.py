@@ -58,10 +58,10 @@ def refuse_what_the_run_lacks(chain: Chain, model: Any, config: Any) -> None:
 
 def refuse_what_the_settings_lack(chain: Chain, config: Any) -> None:
     """What no model is needed to see."""
+    refuse_without_reference(chain, config)
     refuse_rewards_out_of_sight(chain, config)
     refuse_ratios_out_of_reach(chain, config)
     refuse_small_groups(chain, config)
-    refuse_without_reference(chain, config)
 
 
 def refuse_frozen(model: Any) -> None:
@@ -98,11 +98,15 @@ def refuse_two_controls(config: trl.GRPOConfig, chain: Chain) -> None:
 
 
 def refuse_rewards_out_of_sight(chain: Chain, config: Any) -> None:
-    """Terms that make advantages anew from the rewards, where TRL's own advantages are not made from these alone."""
-    names = ", ".join(each.name for each in chain.links if each.term.sets_baseline and each.coef != NOTHING)
+    """Terms that shape rewards, or replace the advantages, where TRL's advantages are not made of the rewards alone."""
     sentence = acts_between(config)
-    if names and sentence:
-        raise ValueError(f"{names}: replaces the advantages that TRL makes of the rewards, {sentence}")
+    on = [link for link in chain.links if link.coef != NOTHING]
+    replaces = ", ".join(each.name for each in on if each.term.sets_baseline)
+    shapes = ", ".join(each.name for each in on if each.term.shapes_rewards)
+    if sentence and replaces:
+        raise ValueError(f"{replaces}: replaces the advantages that TRL makes of the rewards, {sentence}")
+    if sentence and shapes:
+        raise ValueError(f"{shapes}: shapes the rewards, {sentence}")
 
 
 def refuse_ratios_out_of_reach(chain: Chain, config: Any) -> None:

@@ -356,11 +356,26 @@ def test_what_trl_does_to_rewards_is_not_dropped_by_terms_with_a_baseline(
     make(policy, tmp_path, algorithm=algorithm, terms=off, **changes).train()
 
 
-def test_so_with_trls_own_config_before_loading(tmp_path: Path):
+@pytest.mark.parametrize(("algorithm", "changes", "sentence"), BETWEEN)
+def test_nor_by_terms_that_shape_rewards(algorithm: str, changes: dict, sentence: str, policy: str, tmp_path: Path):
+    with pytest.raises(ValueError, match="^majority_vote: shapes the rewards, .*" + sentence.split(".*")[-1].strip()):
+        make(policy, tmp_path, algorithm=algorithm, terms=["clip_cov", "majority_vote"], **changes)
+    make(policy, tmp_path, algorithm=algorithm, terms=[{"majority_vote": {"coef": 0.0}}], **changes).train()
+
+
+@pytest.mark.parametrize(
+    ("term", "sentence"),
+    [
+        ("max_rl", "max_rl: replaces the advantages"),
+        ("unlikeliness", "unlikeliness: shapes the rewards, which .* with beta=0"),
+        ("mara", "mara: acts against the KL in the loss, which RLOO puts into the rewards: use GRPO"),  # not: beta=0
+    ],
+)
+def test_so_with_trls_own_config_before_loading(term: str, sentence: str, tmp_path: Path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))  # there are no weights to load
     args = trl.RLOOConfig(str(tmp_path / "out"), **settings())
-    with pytest.raises(ValueError, match="max_rl: replaces the advantages"):
-        hclm_rl.RLOOTrainer(str(tmp_path), low_words, args, prompts(), entropy_terms=["max_rl"])
+    with pytest.raises(ValueError, match=sentence):
+        hclm_rl.RLOOTrainer(str(tmp_path), low_words, args, prompts(), entropy_terms=[term])
 
 
 def test_groups_smaller_than_a_term_needs_are_refused_before_loading(tmp_path: Path):
