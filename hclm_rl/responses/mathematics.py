@@ -2,7 +2,8 @@ r"""Answers as mathematics, read and compared by math-verify: each whole, or as 
 
 What math-verify does by itself, and what is done about it here:
 - of what is no LaTeX it takes the last number (7 hours 30 minutes is 30): text that it does not read whole stays text;
-- 12\,345 and 12 345 are 12 + 345, a minus sign U+2212 is dropped, 101_2 is 101, 3:30 is 1/10: read here;
+- 12\,345 and 12 345 are 12 + 345, a minus sign U+2212 is dropped, 101_2 is 101, 3:30 is 1/10: read here, and in
+  typography.py;
 - its regular expressions take quadratic time and more: they see one answer, or the end of a response.
 All of it runs in the process of limits.py.
 """
@@ -13,10 +14,9 @@ from dataclasses import dataclass
 
 from .limits import DIGITS, LENGTH, OverLimits, within_limits
 from .readers import minus_signs
+from .typography import is_read_apart, plainly
 
 LARGEST_POWER = 100
-GROUPED = re.compile(r"(?<![\d.,])\d{1,3}(?:(?: |\\[,;: ]|\{,\}|,\\!)\d{3})+(?!\d)")
-SPACES = re.compile(r"(?<!\\)\\[,;:! ]|\\q?quad(?![A-Za-z])|~|(?<!\\)\$|\s")
 ENVIRONMENT = re.compile(r"\\(?:begin|end) *\{[A-Za-z*]+\}(?: *\{[lcr| ]+\})?")
 TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mbox|mathrm|mathbf|rm) *\{([^{}]*)\}( *\^ *\{?-?\d\}?)?")
 RUN = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}\.?|[^\W\d_A-Za-z\u0370-\u03ff]+")  # single letters are variables
@@ -29,8 +29,9 @@ SMALL_WORD = re.compile(  # of two or three letters, and no product of variables
 )
 CLOCK = re.compile(r"(\d{1,2}):([0-5]\d)(?::([0-5]\d))? ?(?:([ap])\.? ?m\.?)?", re.IGNORECASE)
 BASE = re.compile(r"\(?(-?\d[0-9A-Fa-f]*(?:\.[0-9A-Fa-f]+)?)\)? ?_ ?\{? ?\(?(\d{1,2})\)? ?\}?")
+CODED = re.compile(r"(-?)0(?:(x)|(o)|(b))([0-9a-f]+)", re.IGNORECASE)
 PLAIN_NUMBERS = re.compile(r"[\d .,+\-*/^()%]+")
-RANGE = re.compile(r"\d+(?:\.\d+)? ?[-\u2013] ?\d+(?:\.\d+)?")
+RANGE = re.compile(r"-?\d[\d,]*(?:\.\d+)? ?[-\u2013] ?-?\d[\d,]*(?:\.\d+)?")
 CHOICE = re.compile(r"\(([A-Z])\)")
 
 
@@ -106,15 +107,19 @@ def read(answer: str) -> Reading:
         return Reading(text=text, values=parsed(plain), clock=times(clock))
     if (based := BASE.fullmatch(plain)) and 2 <= int(based[2]) <= 36:
         return Reading(text=text, values=[], base=(based[1].upper(), int(based[2])))
+    if coded := CODED.fullmatch(plain):
+        base = 16 if coded[2] else 8 if coded[3] else 2
+        return Reading(text=text, values=[], base=(coded[1] + coded[5].upper(), base))
     parts = listed(plain)
     if len(parts) > 1:
-        is_read = not any(map(has_words, parts)) and all(parsed(part) for part in parts)
+        is_time = any(CLOCK.fullmatch(unwrapped(part)) for part in parts)
+        is_read = not is_time and not any(map(has_words, parts)) and all(parsed(part) for part in parts)
         values = parsed("$ and $".join(parts)) if is_read else []
         return Reading(text=text, values=values, in_words=not values)
     numbers = [piece for piece in pieces(plain) if re.search(r"\d", piece)]
     if not has_words(plain):
         return Reading(text=text, values=parsed(plain))
-    values = parsed(numbers[0]) if len(numbers) == 1 else []
+    values = parsed(numbers[0]) if len(numbers) == 1 and not RANGE.fullmatch(numbers[0]) else []
     return Reading(text=text, values=values, in_words=not values)
 
 
@@ -127,12 +132,6 @@ def read_prose(text: str) -> Reading | None:
         return Reading(text=squeezed(plainly(str(values[-1]))), values=values)
     choices = CHOICE.findall(text)
     return read(choices[-1]) if choices else None
-
-
-def plainly(answer: str) -> str:
-    """With plain minus signs, spaces and numbers, without dollar signs."""
-    answer = GROUPED.sub(lambda found: re.sub(r"\D", "", found.group()), minus_signs(answer))
-    return " ".join(SPACES.sub(" ", answer.replace("{:}", ":")).split()).removesuffix(".").strip()
 
 
 def unwrapped(plain: str) -> str:
@@ -194,7 +193,7 @@ def parsed(plain: str) -> list:
     """What math-verify reads as LaTeX, or as numbers and signs alone; empty where that is not the whole of it."""
     from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse
 
-    if not plain:
+    if not plain or is_read_apart(plain):
         return []
     plain = re.sub(r"\\sqrt ?\(([^()]*)\)", r"\\sqrt{\1}", PLAIN_FUNCTION.sub(r"\\\1", plain))
     found = parse(f"${plain}$", [LatexExtractionConfig()], parsing_timeout=None)  # pyright: ignore[reportArgumentType]
