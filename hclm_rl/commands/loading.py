@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import datasets
+from datasets.exceptions import DatasetsError
 from transformers import TrainerCallback
 from trl import ModelConfig, rewards
 from trl.scripts.utils import DatasetMixtureConfig, ScriptArguments, get_dataset
@@ -141,7 +142,11 @@ def load_datasets(arguments: ScriptArguments, mixture: DatasetMixtureConfig) -> 
         return get_dataset(mixture)
     if not arguments.dataset_name:
         raise ValueError("the data set is missing: set task (whose prompts are its own), dataset_name or datasets")
-    return load_named(arguments.dataset_name, arguments.dataset_config, arguments.dataset_streaming)
+    try:
+        return load_named(arguments.dataset_name, arguments.dataset_config, arguments.dataset_streaming)
+    except DatasetsError as error:
+        why = str(error.__cause__ or error).splitlines()[0]
+        raise ValueError(f"dataset_name '{arguments.dataset_name}' could not be loaded: {why:.300}") from error
 
 
 def split_of(of: Splits, split: str, key: str) -> Rows:
@@ -154,7 +159,7 @@ def train_and_held_out(
     task: Task | None, arguments: RunArguments, config: GRPOConfig | RLOOConfig, mixture: DatasetMixtureConfig
 ) -> tuple[Rows, Rows | None]:
     """The prompts to train on and, where the run evaluates on the way, those held out."""
-    evaluates = config.eval_strategy != "no"
+    evaluates = config.eval_strategy != "no" or config.eval_on_start
     if task is not None:
         train, held_out = task.train_dataset, task.eval_dataset if evaluates else None
     else:
@@ -261,7 +266,7 @@ def trainer_of(
     named = rewards_of(arguments, config, task)
     train, held_out = train_and_held_out(task, arguments, config, mixture)
     reward_funcs = named or by_answers(train)
-    refuse_missing_columns(reward_funcs, train)
+    refuse_missing_columns(reward_funcs, train.select_columns("prompt") if config.remove_unused_columns else train)
     refuse_batch_larger_than_data(train, config)
     path = path_of(arguments, model)
     config.model_init_kwargs = init_kwargs(config, model)

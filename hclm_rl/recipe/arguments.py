@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from transformers import TrainingArguments
 from trl.scripts.utils import DatasetMixtureConfig, ScriptArguments
 from trl.trainer.model_config import ModelConfig
 
 from ..responses.names import FLAG, custom_code
 from .config import GRPOConfig, RLOOConfig
 from .custom_code import refuse_unnamed_code, variables_of
+from .late import refuse_what_fails_late
 from .limits import refuse_out_of_range
 from .packages import refuse_missing_packages
 from .parser import RecipeParser
@@ -164,7 +166,11 @@ def settings_by(parser: RecipeParser, line: Sequence[str]) -> tuple[Any, ...]:
         refuse_unnamed_code(given)
     set_environment(given)
     with custom_code(words.allow_custom_code):
-        return parser.settings(flags)
+        settings = parser.settings(flags)
+    for each in settings:
+        if isinstance(each, TrainingArguments):
+            refuse_what_fails_late(each)
+    return settings
 
 
 def trains_on_cpu(named: Collection[str]) -> bool:

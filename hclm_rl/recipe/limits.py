@@ -50,7 +50,7 @@ LIMITS: Mapping[str, Limit] = {
             "learning_rate", "weight_decay", "beta", "warmup_steps", "eval_samples", "dataloader_num_workers",
             "eval_delay", "max_grad_norm", "adam_epsilon", "entropy_coef_min", "entropy_coef_delta", "entropy_target",
             "router_aux_loss_coef", "neftune_noise_alpha", "save_total_limit", "num_completions_to_print",
-            "vllm_importance_sampling_clip_min",
+            "vllm_importance_sampling_clip_min", "top_k",
         ),
         NOT_NEGATIVE,
     ),

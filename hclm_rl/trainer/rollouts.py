@@ -21,6 +21,7 @@ from ..recipe.rollout import name_of
 from ..rollouts.checks import checked
 from ..rollouts.sampler import Sampler
 from ..rollouts.strategy import Asked, Response, RolloutStrategy
+from .run import note
 from .tools import TrlTools, talk_of
 
 
@@ -245,8 +246,7 @@ def log(trainer: Any, name: str, asked: Asked, responses: Sequence[Response]) ->
         "rollout/logp": logp / max(count, 1),
     }
     found |= {f"{name}/{note}": notes[2 * i] / notes[2 * i + 1] for i, note in enumerate(names) if notes[2 * i + 1]}
-    for key, value in found.items():
-        trainer._metrics["train"][key].append(value)
+    note(trainer, found)
 
 
 def take_columns(trainer: Any, rows: list[dict]) -> None:

@@ -4,6 +4,7 @@
 would have to import them, and TRL declares ints as `int | None`.
 """
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -125,6 +126,13 @@ def strengths(trainer: Any) -> Strengths:
 def generator(trainer: Any, stage: str, link: str) -> torch.Generator:
     """That of a link in the step at hand."""
     return link_generator(trainer.args.seed, trainer.state.global_step, stage, link)
+
+
+def note(trainer: Any, metrics: Mapping[str, float], mode: str = "train") -> None:
+    """Numbers for TRL's log."""
+    for name, value in metrics.items():
+        # transformers keeps every entry of the log in memory: without `intern` each would hold names of its own
+        trainer._metrics[mode][sys.intern(name)].append(value)
 
 
 def everywhere(trainer: Any, x: Tensor) -> Tensor:

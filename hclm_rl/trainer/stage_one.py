@@ -29,6 +29,7 @@ from .run import (
     everywhere,
     generator,
     mask_of,
+    note,
     once,
     progress,
     strengths,
@@ -75,7 +76,7 @@ def count_unscored(trainer: Any, reward_parts: Tensor) -> None:
                 f"the reward function '{name}' returned {count:.0f} infinities for {len(reward_parts)} responses; "
                 "return a finite number, or None for a response that it does not score"
             )
-        trainer._metrics[mode][f"rewards/{name}/not_scored"].append(share)
+        note(trainer, {f"rewards/{name}/not_scored": share}, mode)
 
 
 def trls_scores(trainer: Any, output: dict[str, Any], generation: Generation) -> Scores | None:
@@ -155,8 +156,7 @@ def stage_one(trainer: Any, output: dict[str, Any], generation: Generation, scor
     judge(trainer, watch, metrics.pop(EXCESS), policy)
     if once(trainer, "memory after a first rollout"):
         run.state.require_savable()
-    for name, value in metrics.items():
-        trainer._metrics["train"][name].append(value)
+    note(trainer, metrics)
     keys = keys_of(trainer, rollout, outcome)
     if "old_logps" in output:  # RLOO keeps the sum over a response only
         keys["hclm/old_logps"] = generation.scores[0].logps

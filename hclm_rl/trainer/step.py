@@ -9,7 +9,7 @@ import torch
 from ..chain.chain import Link
 from ..chain.door import moved
 from .judging import ENTROPY, EXCESS, LOGP, judge, say_of_policy
-from .run import once, strengths
+from .run import note, once, strengths
 from .tracing import write_trace
 
 logger = logging.getLogger(__name__)
@@ -57,8 +57,7 @@ def end_step(trainer: Any) -> None:
                 link.name,
                 IDLE_STEPS_BEFORE_WARNING,
             )
-    for name, value in metrics.items():
-        trainer._metrics["train"][name].append(value)
+    note(trainer, metrics)
     run.micro_batches = 0
     step = trainer.state.global_step + 1
     if run.trace.wants(step):

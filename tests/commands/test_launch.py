@@ -365,6 +365,7 @@ ROWS = {
     "generation_batch_size: 64": "the data has 8 prompts and a generation batch takes 16 (generation_batch_size 64",
     "reward_funcs: get_soft_overlong_punishment\nsoft_overlong_length: 99": "begins after 80 tokens",
     "reward_funcs: get_soft_overlong_punishment\nsoft_overlong_cache: 99": "soft_overlong_cache must be at most ",
+    "remove_unused_columns: true": "'correct_payment' asks for 'coins', and the data has the columns prompt",
     "reward_weights: [1.0, 2.0]": "reward_weights has 2 numbers for 1 reward functions",
     "output_dir: /dev/null/run": "output_dir '/dev/null/run' cannot be written to: ",
 }
@@ -408,6 +409,22 @@ def test_a_reward_function_that_cannot_be_called_is_refused():
     # TRL hands on every column but this one
     with pytest.raises(ValueError, match="asks for 'prompt'; TRL gives it as 'prompts', a list"):
         loading.refuse_missing_columns([asks_for_one_prompt], Dataset.from_dict({"prompt": ["a"]}))
+
+
+def test_an_evaluation_at_the_start_has_its_prompts(tmp_path: Path):
+    line = ["--task", "coins", "--use_cpu", "--bf16", "false", "--eval_on_start"]
+    arguments, config, _, mixture = parse("grpo", line)
+    assert loading.train_and_held_out(loading.load_task(arguments), arguments, config, mixture)[1] is not None
+    arguments, config, _, mixture = parse("grpo", line[:-1])
+    assert loading.train_and_held_out(loading.load_task(arguments), arguments, config, mixture)[1] is None
+
+
+def test_data_that_cannot_be_read_is_a_sentence(tmp_path: Path):
+    (tmp_path / "a.csv").write_text("prompt\na\n")
+    (tmp_path / "b.csv").write_text("question\na\n")  # files of other columns
+    arguments, _, _, mixture = parse("grpo", ["--dataset_name", str(tmp_path), "--use_cpu", "--bf16", "false"])
+    with pytest.raises(ValueError, match=r"^dataset_name '.*' could not be loaded: .+"):
+        loading.load_datasets(arguments, mixture)
 
 
 def test_data_without_prompts_or_rows_is_refused():

@@ -57,6 +57,15 @@ WRONG = {
     "loss_type: grop": "loss_type must be one of 'grpo', 'dapo', ",
     "lr_scheduler_type: cosin": "lr_scheduler_type must be one of 'linear', 'cosine', ",
     "run_name: off": "run_name must be str | None, got bool False; YAML reads on, off, yes and no as true and false",
+    # what transformers and torch would say once training begins
+    "lr_scheduler_kwargs: {nope: 1}": "lr_scheduler_type 'linear' with lr_scheduler_kwargs {'nope': 1}: get_linear",
+    "lr_scheduler_type: cosine_with_min_lr": "with lr_scheduler_kwargs none: One of min_lr or min_lr_rate",
+    "lr_scheduler_type: warmup_stable_decay": "missing 1 required positional argument: 'num_decay_steps'",
+    "optim_args: x": "optim_args must be names and values, as in 'rank=8, scale=2', got 'x'",
+    "optim_args: a=1,b=": "optim_args must be names and values, as in 'rank=8, scale=2', got 'b='",
+    "log_level: loud": "log_level must be one of detail, debug, info, warning, error, critical, passive, got 'loud'",
+    "gradient_checkpointing_kwargs: {nope: 1}\ngradient_checkpointing: true": "ing_kwargs has no 'nope'; torch's",
+    "top_k: -2": "top_k must be at least 0, got -2",
     # keys
     "on: 1": "a key must be text, got bool True; YAML reads on, off, yes and no as true and false",
     "3: 1": "a key must be text, got int 3",
@@ -109,6 +118,13 @@ def test_what_is_repeated_by_aliases_ends(tmp_path: Path):
 @pytest.mark.parametrize(
     ("text", "key", "value"),
     [
+        (
+            "lr_scheduler_type: cosine_with_min_lr\nlr_scheduler_kwargs: {min_lr: 0.1}",
+            "lr_scheduler_kwargs",
+            {"min_lr": 0.1},
+        ),
+        ("optim_args: rank=8, scale=2", "optim_args", "rank=8, scale=2"),
+        ("gradient_checkpointing_kwargs: {preserve_rng_state: false}", "gradient_checkpointing", True),
         ("watch_collapse: off", "watch_collapse", "off"),  # YAML reads False
         ("reward_funcs: think_format_reward", "reward_funcs", ["think_format_reward"]),
         ("task_kwargs: {prompts: 3}", "task_kwargs", {"prompts": 3}),

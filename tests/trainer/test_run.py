@@ -202,6 +202,14 @@ def test_trls_own_config_and_terms_as_objects(policy: str, tmp_path: Path):
     assert [float(entry["bonus/coef"]) for entry in trainer.state.log_history[:2]] == pytest.approx([0.1, 0.05])
 
 
+def test_entries_of_the_log_share_the_names_of_our_metrics(policy: str, tmp_path: Path):
+    trainer = make(policy, tmp_path, terms=["entropy_flow", "kl_cov"], max_steps=2, logging_steps=1)
+    trainer.train()
+    first, second = ({name: name for name in entry} for entry in trainer.state.log_history[:2])
+    own = {name for name in first if name.startswith(("entropy_flow/", "kl_cov/")) or name.endswith("not_scored")}
+    assert len(own) > 10 and all(first[name] is second[name] for name in own)
+
+
 def test_terms_twice_are_refused(policy: str, tmp_path: Path):
     args = hclm_rl.GRPOConfig(str(tmp_path), entropy_terms=["qae"], **settings())
     with pytest.raises(ValueError, match="came twice"):
