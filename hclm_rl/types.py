@@ -276,7 +276,7 @@ class Term:
         return ()
 
     def sampled_moments(self) -> tuple[Callable[[Tensor], Tensor], ...]:
-        """What stage 1 gives to `moments_of_step`, if it reads nothing else of the states: they are not kept then."""
+        """What stage 1 gives to `moments_of_step`, from (n, D) to (n, D), if it reads no states else: none are kept."""
         return ()
 
     def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:

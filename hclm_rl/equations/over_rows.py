@@ -87,7 +87,10 @@ def add_gradients(
 
 
 def gradient(made: Tensor, logps: Tensor, upstream: Tensor) -> Tensor:
-    """What `upstream` pulls at the log-probs through the values `made`; refuses other gradients, not to lose them."""
+    """What `upstream` (n, ...) pulls at the log-probs (n, V) through the values `made`, its shape.
+
+    Refuses a gradient that leads elsewhere, not to lose it.
+    """
     if not made.requires_grad:  # a functional of which nothing moves, as a count
         return torch.zeros_like(logps)
     waiting, seen = [made.grad_fn], set()
@@ -107,7 +110,7 @@ def gradient(made: Tensor, logps: Tensor, upstream: Tensor) -> Tensor:
 
 
 def autocast_of(weight: Tensor) -> dict[str, Any]:
-    """The autocast at this moment, so that the backward pass makes the chunks as the forward pass did."""
+    """The autocast of now, where `weight` (V, D) lies, so that the backward pass makes chunks as the forward pass."""
     kind = weight.device.type
     return {
         "device_type": kind,

@@ -157,7 +157,9 @@ def settings_by(parser: RecipeParser, line: Sequence[str]) -> tuple[Any, ...]:
     if "allow_custom_code" in given:
         raise ValueError(f"allow_custom_code is {FLAG} on the command line only: a recipe may not allow it to itself")
     parser.set_defaults_with_config(**{key: value for key, value in given.items() if key != "env"})
-    if trains_on_cpu({*given, *(flag.lstrip("-").partition("=")[0].replace("-", "_") for flag in flags)}):
+    if "use_cpu" in parser.known() and is_left_to_cpu(
+        {*given, *(flag.lstrip("-").partition("=")[0].replace("-", "_") for flag in flags)}
+    ):
         flags += ["--use_cpu", "true"]
     words, _ = parser.parse_known_args(flags)
     refuse_out_of_range(vars(words))
@@ -173,7 +175,7 @@ def settings_by(parser: RecipeParser, line: Sequence[str]) -> tuple[Any, ...]:
     return settings
 
 
-def trains_on_cpu(named: Collection[str]) -> bool:
+def is_left_to_cpu(named: Collection[str]) -> bool:
     """Whether no accelerator is there and nothing is said of it: TRL's default, bfloat16, would end such a run."""
     return not torch.accelerator.is_available() and not {"use_cpu", "bf16", "fp16"} & {*named}
 
