@@ -16,12 +16,13 @@ deviation is that of the mean over problems. Seconds are of one core, of decodin
 import argparse
 import copy
 import dataclasses
+import functools
 import json
 import statistics
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -142,32 +143,54 @@ def make_vector(
     return layer, 1 / ActivationSteering(strength=1.0, layer=layer).relative(vector, states[0])
 
 
-def rows_to_make(base: Base, asked: Sequence[Problem], tokenizer: Any, options: Any) -> dict[str, tuple[Base, Any]]:
-    """What each row of the table decodes with: whose model, and `decoding` as a recipe has it."""
+Made = tuple[Base, Any]  # whose model, and `decoding` as a recipe has it
+
+
+def rows_to_make(base: Base, asked: Sequence[Problem], tokenizer: Any, options: Any) -> dict[str, Callable[[], Made]]:
+    """What each row of the table decodes with; what a method needs of the model is made when its row is."""
     prompts = [base.encode(each.prompt) for each in asked]
-    rows: dict[str, tuple[Base, Any]] = {"plain": (base, None)}
-    rows |= {f"temperature {t}": (dataclasses.replace(base, temperature=t), None) for t in (0.7, 0.4)}
-    for name in ("edt", "em_inf", "adaptive_temperature", "power_sampling"):
-        rows[name] = (base, {name: of_recipe(name)})
-    rows["edt, theta 1"] = (base, {"edt": {"theta": 1.0}})
-    rows["stable_entropy"] = (base, {"stable_entropy": {**of_recipe("stable_entropy"), **zone_of(base, prompts)}})
     files = options.out / options.task
     files.mkdir(parents=True, exist_ok=True)
-    rows["diff_adapt"] = (
+
+    def cooler(temperature: float) -> Made:
+        return dataclasses.replace(base, temperature=temperature), None
+
+    def adapted() -> Made:
+        probe = make_probe(base, asked, tokenizer, options.samples, files / "probe.safetensors")
+        return base, {"diff_adapt": probe}
+
+    @functools.cache
+    def vector() -> tuple[int, float]:
+        return make_vector(base, asked, tokenizer, 8, files / "vector.safetensors")
+
+    def steered(share: float) -> Made:
+        layer, whole = vector()
+        given = {"vector": str(files / "vector.safetensors"), "layer": layer, "strength": share * whole}
+        return base, {"activation_steering": given}
+
+    @functools.cache
+    def draft() -> Base:
+        model = draft_of(base, prompts, options.draft_layers, options.draft_steps, seed=11)
+        return dataclasses.replace(base, model=model)
+
+    def switching(threshold: float) -> Made:
+        given = {"large": str(options.model), "threshold": threshold, "window": 1, "stay": 0}
+        return draft(), {"model_switching": given}
+
+    rows: dict[str, Callable[[], Made]] = {"plain": lambda: (base, None)}
+    rows |= {f"temperature {t}": functools.partial(cooler, t) for t in (0.7, 0.4)}
+    for name in ("edt", "em_inf", "adaptive_temperature", "power_sampling"):
+        rows[name] = functools.partial(lambda name: (base, {name: of_recipe(name)}), name)
+    rows["edt, theta 1"] = lambda: (base, {"edt": {"theta": 1.0}})
+    rows["stable_entropy"] = lambda: (
         base,
-        {"diff_adapt": make_probe(base, asked, tokenizer, options.samples, files / "probe.safetensors")},
+        {"stable_entropy": {**of_recipe("stable_entropy"), **zone_of(base, prompts)}},
     )
-    layer, whole = make_vector(base, asked, tokenizer, 8, file := files / "vector.safetensors")
-    for share in SHARES:
-        given = {"vector": str(file), "layer": layer, "strength": share * whole}
-        rows[f"activation_steering, {share:g}"] = (base, {"activation_steering": given})
+    rows["diff_adapt"] = adapted
+    rows |= {f"activation_steering, {share:g}": functools.partial(steered, share) for share in SHARES}
     if options.draft_layers:
-        draft = draft_of(base, prompts, options.draft_layers, options.draft_steps, seed=11)
-        small, large = dataclasses.replace(base, model=draft), str(options.model)
-        rows["the draft alone"] = (small, None)
-        for threshold in THRESHOLDS:
-            given = {"large": large, "threshold": threshold, "window": 1, "stay": 0}
-            rows[f"model_switching, {threshold:g} bits"] = (small, {"model_switching": given})
+        rows["the draft alone"] = lambda: (draft(), None)
+        rows |= {f"model_switching, {bits:g} bits": functools.partial(switching, bits) for bits in THRESHOLDS}
     return rows
 
 
@@ -238,11 +261,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         others, _ = problems_of(options.task, "validation")
         rows = rows_to_make(base, others, tokenizer, options)
-        for number, (name, (whose, decoding)) in enumerate(rows.items()):
+        for number, (name, made) in enumerate(rows.items()):
             file = folder / f"{name.replace(',', '').replace(' ', '_')}.json"
             if file.is_file() or (options.only and not name.startswith(tuple(options.only))):
                 continue
-            write(file, {"name": name, "number": number, **measured(whose, decoding, asked, tokenizer, options)})
+            write(file, {"name": name, "number": number, **measured(*made(), asked, tokenizer, options)})
             print(file, flush=True)
     lines = [
         f"{options.task}, {options.samples} samples a problem:",
