@@ -85,6 +85,10 @@ def test_a_prompt_that_is_always_solved_is_stored_once_and_not_rewarded():
     again = judged(Rehearsal(), memory, 1 - SOLVED.flip(0), seed=21)
     assert kept_in(memory).ids.tolist() == kept.ids.tolist()
     assert not again.advantages[4:].any() and again.metrics["link/solved"].item() == 0.5
+    # the first prompt is solved, but only now: judged when it first came, it is neither stored nor left unpaid
+    solved_late = torch.tensor([1.0, 1.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0])
+    late = judged(Rehearsal(checks=2), memory, solved_late, seed=22)
+    assert kept_in(memory).ids.tolist() == kept.ids.tolist() and late.advantages[:4].any()
     paid = judged(Rehearsal(rewarded=True), {}, SOLVED)
     assert paid.advantages is None
 
