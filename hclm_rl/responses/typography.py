@@ -17,6 +17,7 @@ ROOT = re.compile(r"√ ?(\d+(?:\.\d+)?|[A-Za-z\u0370-\u03ff])?")
 SIGNS = {"·": r"\cdot ", "∞": r"\infty ", "°": r"^\circ ", "\N{FRACTION SLASH}": "/"}
 MIXED = re.compile(r"(?<![\w./^{}\\])(\d+) +(\d+) ?/ ?(\d+)(?![\d./])")  # 3 1/2
 EXPONENT = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)[eE]\+?(-?\d{1,3})(?!\w)")  # 2e3
+INDEX = re.compile(r"(?<![A-Za-z])((?:log|sin|cos|tan|cot|sec|csc) ?[_^]) ?(\d)(?= +[\d.])")  # \log_2 8
 READS_APART = re.compile(
     r"(?<![cm]\ )(?<![\d.])[\d.]+\ +[\d.]"  # 1 2, but not \frac 1 2 or \binom 4 2
     r"|\.\.|\\[lc]?dots|\u2026"  # 1, 2, ..., 5
@@ -35,7 +36,7 @@ def plainly(answer: str) -> str:
     answer = POWER.sub(lambda found: f"^{{{''.join(RAISED[sign] for sign in found[0])}}}", minus_signs(answer))
     answer = ROOT.sub(lambda found: rf"\sqrt{{{found[1]}}}" if found[1] else r"\sqrt", answer)
     answer = EXPONENT.sub(r"\1\\times 10^{\2}", MIXED.sub(mixed, "".join(map(plain_sign, answer))))
-    answer = GROUPED.sub(lambda found: re.sub(r"\D", "", found.group()), answer)
+    answer = INDEX.sub(r"\1{\2}", GROUPED.sub(lambda found: re.sub(r"\D", "", found.group()), answer))
     return " ".join(SPACES.sub(" ", answer.replace("{:}", ":")).split()).removesuffix(".").strip()
 
 
