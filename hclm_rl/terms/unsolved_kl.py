@@ -87,7 +87,8 @@ class UnsolvedKl(Term):
         """Which rows' prompts were asked in `free_visits` earlier rollouts or more; counts this one."""
         asked = text_numbers(rollout).cpu()
         nothing = torch.zeros(0, dtype=torch.long)
-        known, visits = memory.get(PROMPTS, nothing), memory.get(VISITS, nothing)
+        # of a run that is resumed they lie on its device
+        known, visits = (memory.get(name, nothing).cpu() for name in (PROMPTS, VISITS))
         earlier = torch.where(torch.isin(asked, known), visits_of(asked, known, visits), 0)
         is_again = torch.isin(known, asked)
         new = asked[~torch.isin(asked, known)].unique()

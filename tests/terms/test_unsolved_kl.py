@@ -79,6 +79,28 @@ def test_a_prompt_is_free_the_first_time():
     assert memory["prompts"].tolist() == sorted(memory["prompts"].tolist())
 
 
+class Elsewhere(torch.Tensor):
+    """Stands for a tensor on an accelerator, which no function takes beside one that is on the CPU."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func is torch.Tensor.cpu:
+            return args[0].as_subclass(torch.Tensor)
+        if any(isinstance(each, torch.Tensor) and not isinstance(each, cls) for each in args):
+            raise RuntimeError("tensors on two devices")
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def test_a_resumed_run_whose_memory_is_on_its_device_goes_on():
+    memory: dict = {}
+    asked(UnsolvedKl(), memory, "a", "b")
+    resumed = {key: each.as_subclass(Elsewhere) if torch.is_tensor(each) else each for key, each in memory.items()}
+    with pytest.raises(RuntimeError, match="two devices"):
+        torch.isin(torch.zeros(1, dtype=torch.long), resumed["prompts"])
+    assert asked(UnsolvedKl(), resumed, "b", "c") == [1, 0]
+    assert asked(UnsolvedKl(), resumed, "c", "a") == [1, 1]
+
+
 def test_a_prompt_in_two_groups_was_asked_once():
     memory: dict = {}
     assert asked(UnsolvedKl(free_visits=2), memory, "a", "a") == [0, 0]
