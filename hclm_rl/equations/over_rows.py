@@ -43,8 +43,9 @@ class OverRows(torch.autograd.Function):
         return torch.cat(values)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if torch.is_grad_enabled():  # with create_graph=True
+            raise ValueError("over_vocab has no second derivative, which create_graph=True asks for")
         rows, weight, bias, pulls = ctx.saved_tensors
         functional, head, size, is_one_pass, autocast = ctx.of
         if is_one_pass:

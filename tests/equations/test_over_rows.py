@@ -120,6 +120,15 @@ def test_a_gradient_beside_the_log_probs_is_refused_and_not_lost():
 
 
 @pytest.mark.parametrize("is_trained", [False, True], ids=["fixed head", "trained head"])
+def test_a_second_derivative_is_refused_and_not_lost(is_trained: bool):
+    rows, head = given(is_trained)
+    values = over_rows(shannon, rows, head)
+    with pytest.raises(ValueError, match="no second derivative"):
+        torch.autograd.grad(values.sum(), rows, create_graph=True)
+    assert torch.autograd.grad(values.sum(), rows)[0].any()
+
+
+@pytest.mark.parametrize("is_trained", [False, True], ids=["fixed head", "trained head"])
 def test_of_what_does_not_move_the_gradient_is_zero(is_trained: bool):
     rows, head = given(is_trained)
     places = over_rows(lambda logps: logps.argmax(dim=1).float(), rows, head)
