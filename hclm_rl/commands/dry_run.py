@@ -73,6 +73,8 @@ def dry_settings(config: GRPOConfig | RLOOConfig, of: Sizes, steps: int, folder:
         "output_dir": folder,
         "max_steps": longest,
         "learning_rate": 0.0,
+        "lr_scheduler_type": "constant",  # others divide by the rate, or ask for one above their end
+        "lr_scheduler_kwargs": None,
         "logging_steps": 1,
         "per_device_train_batch_size": of.rows,
         "gradient_accumulation_steps": of.pieces,

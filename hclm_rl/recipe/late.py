@@ -31,7 +31,7 @@ def refuse_schedule(config: TrainingArguments) -> None:
     """A learning rate schedule that lacks what it needs, or is given what it does not take: made for no weight."""
     kind, kwargs = config.lr_scheduler_type, config.lr_scheduler_kwargs
     assert not isinstance(kwargs, str)  # TRL's parser has read it
-    optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=config.learning_rate)
     try:
         get_scheduler(
             kind,
@@ -40,6 +40,10 @@ def refuse_schedule(config: TrainingArguments) -> None:
             num_training_steps=10,
             scheduler_specific_kwargs=kwargs,
         )
+    except ZeroDivisionError:
+        raise ValueError(
+            f"learning_rate must be above 0 for lr_scheduler_type '{getattr(kind, 'value', kind)}'"
+        ) from None
     except (TypeError, ValueError) as error:
         name, given = getattr(kind, "value", kind), kwargs or "none"
         raise ValueError(f"lr_scheduler_type '{name}' with lr_scheduler_kwargs {given!s:.200}: {error}") from error

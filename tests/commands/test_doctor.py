@@ -174,6 +174,9 @@ def test_tokens_of_a_rollout_for_several_updates(tmp_path: Path):
         "logging_strategy: epoch\n",
         "push_to_hub: true\n",
         "log_completions: true\nlog_completions_hub_repo: nobody/nothing\n",
+        "lr_scheduler_type: polynomial\n",
+        "lr_scheduler_type: cosine_with_min_lr\nlr_scheduler_kwargs: {min_lr: 1.0e-7}\n",
+        "lr_scheduler_type: reduce_lr_on_plateau\neval_strategy: steps\neval_steps: 5\n",
     ],
 )
 def test_valid_recipes_are_examined_and_nothing_leaves_the_machine(
