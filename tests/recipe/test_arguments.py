@@ -63,7 +63,7 @@ WRONG = {
     "lr_scheduler_type: warmup_stable_decay": "missing 1 required positional argument: 'num_decay_steps'",
     "lr_scheduler_type: polynomial\nlr_scheduler_kwargs: {lr_end: 1.0e-5}": "lr_end (1e-05) must be smaller than",
     "lr_scheduler_type: polynomial\nlearning_rate: 0": "lr_end (1e-07) must be smaller than initial lr (0",
-    "lr_scheduler_type: cosine_with_min_lr\nlr_scheduler_kwargs: {min_lr: 1.0e-7}\nlearning_rate: 0": "_rate must be above",
+    "lr_scheduler_type: cosine_with_min_lr\nlr_scheduler_kwargs: {min_lr: 1.0e-7}\nlearning_rate: 0": "_rate must be",
     "optim_args: x": "optim_args must be names and values, as in 'rank=8, scale=2', got 'x'",
     "optim_args: a=1,b=": "optim_args must be names and values, as in 'rank=8, scale=2', got 'b='",
     "log_level: loud": "log_level must be one of detail, debug, info, warning, error, critical, passive, got 'loud'",
