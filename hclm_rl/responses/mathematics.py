@@ -27,6 +27,10 @@ SMALL_WORD = re.compile(  # of two or three letters, and no product of variables
     "to|of|is|at|by|in|on|or|and|the|for|are|per|was|yes|no|not|all|odd|cm|mm|km|kg|mg|ml|ft|yd|lb|oz|hr|hrs|sec|day|"
     "mph|am|pm|usd|eur"
 )
+AREA = re.compile(  # 5 cm^2
+    r"(?<=[\d}])( ?(?:[cdkm]m|ft|yd|in|inch|(?:inche|unit|meter|metre|mile|yard)s?|feet|foot))"
+    r" ?\^ ?(?:[23](?!\d)|\{[23]\})"
+)
 CLOCK = re.compile(r"(\d{1,2}):([0-5]\d)(?::([0-5]\d))? ?(?:([ap])\.? ?m\.?)?", re.IGNORECASE)
 BASE = re.compile(r"\(?(-?\d[0-9A-Fa-f]*(?:\.[0-9A-Fa-f]+)?)\)? ?_ ?\{? ?\(?(\d{1,2})\)? ?\}?")
 CODED = re.compile(r"(-?)0(?:(x)|(o)|(b))([0-9a-f]+)", re.IGNORECASE)
@@ -151,7 +155,7 @@ def pieces(plain: str) -> list[str]:
     def without(found: re.Match) -> str:
         return f" {found[1]} " if any(is_word(run, found[1]) for run in RUN.findall(found[1])) else found[0]
 
-    text = re.sub(r" ?(?:percentage|percent|pct)(?![A-Za-z])", r"\\%", TEXT.sub(without, plain))
+    text = re.sub(r" ?(?:percentage|percent|pct)(?![A-Za-z])", r"\\%", TEXT.sub(without, AREA.sub(r"\1", plain)))
     bare = ENVIRONMENT.sub("", text)
     words = [run for run in RUN.findall(bare) if is_word(run, bare)]
     if not words:
