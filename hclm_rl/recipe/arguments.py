@@ -157,9 +157,8 @@ def settings_by(parser: RecipeParser, line: Sequence[str]) -> tuple[Any, ...]:
     if "allow_custom_code" in given:
         raise ValueError(f"allow_custom_code is {FLAG} on the command line only: a recipe may not allow it to itself")
     parser.set_defaults_with_config(**{key: value for key, value in given.items() if key != "env"})
-    if "use_cpu" in parser.known() and is_left_to_cpu(
-        {*given, *(flag.lstrip("-").partition("=")[0].replace("-", "_") for flag in flags)}
-    ):
+    named = {flag[2:].partition("=")[0].replace("-", "_") for flag in flags if flag.startswith("--")}
+    if "use_cpu" in parser.known() and is_left_to_cpu({*given, *named}):
         flags += ["--use_cpu", "true"]
     words, _ = parser.parse_known_args(flags)
     refuse_out_of_range(vars(words))

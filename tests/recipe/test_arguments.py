@@ -209,6 +209,7 @@ def test_a_machine_without_an_accelerator_trains_on_its_cpu_unless_more_is_said(
     monkeypatch.setattr(arguments.torch.accelerator, "is_available", lambda: False)
     line = ["--task", "coins", "--output_dir", str(tmp_path), "--report_to", "none"]
     assert parse("grpo", line)[1].use_cpu
+    assert parse("grpo", [*line, "--run_name", "bf16"])[1].use_cpu  # a value, and no flag
     assert not arguments.is_left_to_cpu({"task", "bf16"}) and not arguments.is_left_to_cpu({"use_cpu"})
     assert not parse("grpo", [*line, "--bf16", "false"])[1].use_cpu  # transformers finds the CPU by itself
     monkeypatch.setattr(arguments.torch.accelerator, "is_available", lambda: True)
