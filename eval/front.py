@@ -1,4 +1,6 @@
-"""docs/pass_at_k.svg, the picture of the README: pass@k before training, with plain GRPO and with the entries named.
+"""docs/pass_at_k.svg, the picture of the README: pass@k before training, with plain GRPO and with hold_coverage.
+
+docs/pass_at_k_starts.svg, that of docs/choose.md, has both starts and a KL to the start too.
 
 python eval/leaderboard.py --runs docs/leaderboard_runs.tar.xz --table     # brings the published runs
 python eval/front.py --out runs/leaderboard
@@ -26,6 +28,7 @@ LINES = {
     "kl_to_start, beta=0.1": ("KL to the start, 0.1", COLOURS[2]),
     "hold_coverage": ("hold_coverage", COLOURS[1]),
 }
+OF_README = (BEFORE, "plain", "hold_coverage")  # on the first of the panels
 
 
 def curves(board: Board, name: str) -> ndarray:
@@ -36,10 +39,12 @@ def curves(board: Board, name: str) -> ndarray:
     return pass_curve(correct, board.samples, board.pass_ks).mean(axis=2).T
 
 
-def draw(boards: Sequence[Board]) -> Figure:
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
+def draw(boards: Sequence[Board], names: Sequence[str]) -> Figure:
+    """A panel a board, with a curve a name: the mean over seeds, in the band of their range."""
+    figure = Figure(figsize=(1.6 + 3.7 * len(boards), 3.4), layout="constrained")
     for axes, board in zip(figure.subplots(1, len(boards), sharey=True, squeeze=False)[0], boards, strict=True):
-        for name, (label, colour) in LINES.items():
+        for name in names:
+            label, colour = LINES[name]
             of = curves(board, name)
             axes.plot(board.pass_ks, of.mean(axis=0), color=colour, marker="o", markersize=3.5, label=label)
             axes.fill_between(board.pass_ks, of.min(axis=0), of.max(axis=0), color=colour, alpha=0.15, linewidth=0)
@@ -54,13 +59,14 @@ def draw(boards: Sequence[Board]) -> Figure:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/leaderboard"), help="folder of the runs")
-    parser.add_argument("--to", type=Path, default=Path("docs/pass_at_k.svg"))
+    parser.add_argument("--to", type=Path, default=HERE.parent / "docs", help="folder of the pictures")
     parser.add_argument("--seeds", type=int, nargs="+", help="the file's unless given")
     options = parser.parse_args()
     written = yaml.safe_load((HERE / "leaderboard.yaml").read_text())
     with rc_context(STYLE):
         boards = [Board.read(written, task, "off_policy", out=options.out, seeds=options.seeds) for task in PANELS]
-        options.to.write_text(svg_of(draw(boards)))
+        (options.to / "pass_at_k.svg").write_text(svg_of(draw(boards[:1], OF_README)))
+        (options.to / "pass_at_k_starts.svg").write_text(svg_of(draw(boards, tuple(LINES))))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from hclm_rl.commands.cli import find_method
+from hclm_rl.commands.cli import find_method, known_methods
 from hclm_rl.recipe.config import build_chain
 
 from .term_batches import card_step, first_stage, second_stage
@@ -31,6 +31,11 @@ def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for module in ("floor", "rare", "surest", "surest_half"):
         monkeypatch.delitem(sys.modules, module, raising=False)
     return tmp_path
+
+
+def test_the_readme_counts_the_terms():
+    readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    assert re.findall(r"(\d+) terms", readme) == [str(len(known_methods()))]
 
 
 def test_the_smallest_term_is_under_twenty_lines(written: Path):

@@ -150,3 +150,28 @@ def test_the_command_line_shows_them(capsys: pytest.CaptureFixture, monkeypatch:
     assert "What it logs, as right_anchor/NAME" in capsys.readouterr().out
     assert cli.main(["metrics", "right_anchr/losst"]) == 2
     assert "no metric 'right_anchr/losst' is known; the nearest are right_anchor/lost" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("right_ancor/lost", "right_anchor/lost"),
+        ("entropy_bonis/coef", "entropy_bonus/coef"),  # which every link has
+        ("right_anchor/lost", None),
+        ("right_anchor_2/lost", None),  # as a second link of the term is named
+        ("mine/lost", None),
+        ("my_log_det/value", None),
+        ("collapse/state", None),
+        ("entropy", None),
+    ],
+)
+def test_a_misspelt_link_is_told_what_was_probably_meant(
+    name: str, meant: str | None, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert cli.main(["metrics", name]) == 0
+    said = capsys.readouterr()
+    link = name.partition("/")[0]
+    assert said.err == (f"'{link}' is no known name; '{meant}' was probably meant\n" if meant else "")
+    if name == "right_ancor/lost":
+        assert "logged by right_anchor" in said.out.splitlines()[0]

@@ -6,8 +6,10 @@ term's class the name stands without its link; `/q*` stands for the quantiles of
 
 import argparse
 import ast
+import difflib
 import functools
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,7 @@ from rich.table import Table
 from hclm_rl.responses.names import nearest
 
 HOUSE: Final = Path(__file__).parents[1]
+CLOSE: Final = 0.85  # difflib's ratio: a letter of seven is wrong, and my_log_det is a name of its own
 METRIC: Final = "key"  # docstring-parser's word for a section whose lines may have a type
 # what a docstring says of fields and of what is logged; all else in it is shown as it stands
 SECTIONS: Final = google.GoogleParser(
@@ -158,6 +161,19 @@ def meanings(logged: str) -> list[tuple[str, Metric]]:
     return [(who, each) for who, each in found if who == link] or found
 
 
+def probably_meant(logged: str, found: Sequence[tuple[str, Metric]]) -> str | None:
+    """The name that the link's is close to; None where the link's is known, or one's own such as log_det_2."""
+    link, slash, _ = logged.removeprefix("eval_").partition("/")
+    known = {who for who, _ in known_metrics()} - {"every run", "TRL"}
+    if not slash or any(each.name.startswith(f"{link}/") for _, each in found):
+        return None
+    if any(link == who or re.match(rf"{who}[_\d]", link) for who in known):
+        return None
+    is_of_any = any(each.name.startswith("<") for _, each in found)  # `<link>/coef`
+    close = difflib.get_close_matches(link, known if is_of_any else {who for who, _ in found}, n=1, cutoff=CLOSE)
+    return next(iter(close), None)
+
+
 def main(arguments: Sequence[str]) -> int:
     """`hclm-rl metrics NAME ...`: what logged numbers mean."""
     parser = argparse.ArgumentParser(prog="hclm-rl metrics", description="What a number in the log of a run means.")
@@ -168,6 +184,10 @@ def main(arguments: Sequence[str]) -> int:
         if not (found := meanings(name)):
             close = nearest(name, [logged_as(*each) for each in known_metrics()])
             raise ValueError(f"no metric '{name}' is known; the nearest are {close}")
+        if meant := probably_meant(name, found):
+            link, _, rest = name.partition("/")
+            print(f"'{link}' is no known name; '{meant}/{rest}' was probably meant", file=sys.stderr)
+            found = sorted(found, key=lambda each: each[0] != meant)
         for who, each in found:
             console.print(f"[bold]{escape(name)}[/bold] ({each.unit}, logged by {who}): {escape(each.told)}")
     if not names:

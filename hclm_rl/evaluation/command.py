@@ -30,6 +30,7 @@ def parser() -> Parser:
     """Of a model and a task."""
     found = Parser(
         prog="hclm-rl eval",
+        usage="hclm-rl eval MODEL --task TASK [--base BASE] [--KEY VALUE ...]",  # all in brackets take nine lines
         description="pass@k, diversity and, beside a base, whether training has cost either.",
         epilog="hclm-rl eval --counts BASE TRAINED takes counts of right responses instead: --counts --help",
         allow_abbrev=False,
@@ -42,26 +43,34 @@ def parser() -> Parser:
         required=True,
         help="coins, arithmetic or a dotted path (a Task), gym:NAME (reasoning-gym), PATH.jsonl, dataset:NAME",
     )
-    task.add_argument("--task_kwargs", default="{}", help="JSON; arguments of a Task or of a reasoning-gym task")
-    task.add_argument("--problems", type=int, help="the first so many")
-    task.add_argument("--split", default="test", help="of a data set")
-    task.add_argument("--config", help="of a data set")
-    task.add_argument("--prompt_column", default="prompt")
-    task.add_argument("--answer_column", default="answer")
+    task.add_argument(
+        "--task_kwargs", default="{}", metavar="JSON", help="arguments of a Task or of a reasoning-gym task"
+    )
+    task.add_argument("--problems", type=int, metavar="N", help="the first so many")
+    task.add_argument("--split", default="test", metavar="NAME", help="of a data set (test)")
+    task.add_argument("--config", metavar="NAME", help="of a data set")
+    task.add_argument("--prompt_column", default="prompt", metavar="NAME", help="of a file or a data set (prompt)")
+    task.add_argument("--answer_column", default="answer", metavar="NAME", help="of a file or a data set (answer)")
     task.add_argument("--chat", action="store_true", help="prompts go through the trained model's chat template")
     draw = found.add_argument_group("responses")
-    draw.add_argument("--samples", type=int, default=64, help="per problem (64)")
-    draw.add_argument("--temperature", type=float, default=1.0)
-    draw.add_argument("--top_p", type=float, default=1.0)
+    draw.add_argument("--samples", type=int, default=64, metavar="N", help="per problem (64)")
+    draw.add_argument("--temperature", type=float, default=1.0, metavar="T", help="of sampling (1.0)")
+    draw.add_argument("--top_p", type=float, default=1.0, metavar="P", help="nucleus sampling (1.0: off)")
     draw.add_argument(
         "--power", type=float, metavar="ALPHA", help="power sampling: whole texts from p^ALPHA, without training (4)"
     )
-    draw.add_argument("--power_moves", type=int, default=10, help="after each block (10)")
-    draw.add_argument("--power_blocks", type=int, default=16, help="into which max_new_tokens is cut (16)")
-    draw.add_argument("--max_new_tokens", type=int, help="default: the task's, else 512")
-    draw.add_argument("--seed", type=int, default=0, help="the base draws with seed + 1")
-    draw.add_argument("--batch", type=int, default=64, help="responses generated at once (64)")
-    draw.add_argument("--generator", choices=("transformers", "vllm"), default="transformers")
+    draw.add_argument("--power_moves", type=int, default=10, metavar="N", help="after each block (10)")
+    draw.add_argument("--power_blocks", type=int, default=16, metavar="N", help="into which max_new_tokens is cut (16)")
+    draw.add_argument("--max_new_tokens", type=int, metavar="N", help="default: the task's, else 512")
+    draw.add_argument("--seed", type=int, default=0, metavar="N", help="the base draws with seed + 1")
+    draw.add_argument("--batch", type=int, default=64, metavar="N", help="responses generated at once (64)")
+    draw.add_argument(
+        "--generator",
+        choices=("transformers", "vllm"),
+        default="transformers",
+        metavar="NAME",
+        help="transformers (default) or vllm",
+    )
     found.add_argument("--out", type=Path, default=Path("runs/eval"), help="gets report.json, report.html (runs/eval)")
     found.add_argument("--cache", type=Path, help="responses of this and earlier runs; default: OUT/responses")
     return found
