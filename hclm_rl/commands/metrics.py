@@ -164,7 +164,7 @@ def meanings(logged: str) -> list[tuple[str, Metric]]:
 def probably_meant(logged: str, found: Sequence[tuple[str, Metric]]) -> str | None:
     """The name that the link's is close to; None where the link's is known, or one's own such as log_det_2."""
     link, slash, _ = logged.removeprefix("eval_").partition("/")
-    known = {who for who, _ in known_metrics()} - {"every run", "TRL"}
+    known = {file.stem for room in ("terms", "rollouts") for file in (HOUSE / room).glob("[!_]*.py")}
     if not slash or any(each.name.startswith(f"{link}/") for _, each in found):
         return None
     if any(link == who or re.match(rf"{who}[_\d]", link) for who in known):
