@@ -3,13 +3,11 @@
 import functools
 import json
 import os
-import platform
 import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -27,8 +25,9 @@ from ..testbed import Evaluation, Task, evaluate
 from ..testbed.sampling import measured
 from ..trainer import GRPOTrainer, RLOOTrainer
 from ..trainer.checkpoints import find_checkpoint, refuse_other_rollout, terms_state
-from ..trainer.folder import PACKAGES, note, write_whole
+from ..trainer.folder import note, write_whole
 from ..trainer.reset import refuse_reset
+from ..trainer.versions import versions
 from ..watch.report.runs import SUMMARY_NAME
 from ..watch.secrets import hide, hide_in_line, secrets_in, secrets_in_yaml, without
 from ..watch.trackers import TellTrackers, tell_trackers
@@ -229,7 +228,7 @@ def prepare(
                 "before": before,
                 "after": after,
                 "seconds": {"all": time.perf_counter() - start, "training": seconds},
-                "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
+                "versions": versions(),
             }
             leave_behind(trainer, settings, folder, summary, secrets)
             if trainer.accelerator.is_main_process:

@@ -26,6 +26,28 @@ class Parser(argparse.ArgumentParser):
         raise ValueError(message)
 
 
+def add_sampling(draw: argparse._ArgumentGroup) -> None:
+    """How responses are drawn."""
+    draw.add_argument("--samples", type=int, default=64, metavar="N", help="per problem (64)")
+    draw.add_argument("--temperature", type=float, default=1.0, metavar="T", help="of sampling (1.0)")
+    draw.add_argument("--top_p", type=float, default=1.0, metavar="P", help="nucleus sampling (1.0: off)")
+    draw.add_argument(
+        "--power", type=float, metavar="ALPHA", help="power sampling: whole texts from p^ALPHA, without training (4)"
+    )
+    draw.add_argument("--power_moves", type=int, default=10, metavar="N", help="after each block (10)")
+    draw.add_argument("--power_blocks", type=int, default=16, metavar="N", help="into which max_new_tokens is cut (16)")
+    draw.add_argument("--max_new_tokens", type=int, metavar="N", help="default: the task's, else 512")
+    draw.add_argument("--seed", type=int, default=0, metavar="N", help="the base draws with seed + 1")
+    draw.add_argument("--batch", type=int, default=64, metavar="N", help="responses generated at once (64)")
+    draw.add_argument(
+        "--generator",
+        choices=("transformers", "vllm"),
+        default="transformers",
+        metavar="NAME",
+        help="transformers (default) or vllm",
+    )
+
+
 def parser() -> Parser:
     """Of a model and a task."""
     found = Parser(
@@ -52,25 +74,7 @@ def parser() -> Parser:
     task.add_argument("--prompt_column", default="prompt", metavar="NAME", help="of a file or a data set (prompt)")
     task.add_argument("--answer_column", default="answer", metavar="NAME", help="of a file or a data set (answer)")
     task.add_argument("--chat", action="store_true", help="prompts go through the trained model's chat template")
-    draw = found.add_argument_group("responses")
-    draw.add_argument("--samples", type=int, default=64, metavar="N", help="per problem (64)")
-    draw.add_argument("--temperature", type=float, default=1.0, metavar="T", help="of sampling (1.0)")
-    draw.add_argument("--top_p", type=float, default=1.0, metavar="P", help="nucleus sampling (1.0: off)")
-    draw.add_argument(
-        "--power", type=float, metavar="ALPHA", help="power sampling: whole texts from p^ALPHA, without training (4)"
-    )
-    draw.add_argument("--power_moves", type=int, default=10, metavar="N", help="after each block (10)")
-    draw.add_argument("--power_blocks", type=int, default=16, metavar="N", help="into which max_new_tokens is cut (16)")
-    draw.add_argument("--max_new_tokens", type=int, metavar="N", help="default: the task's, else 512")
-    draw.add_argument("--seed", type=int, default=0, metavar="N", help="the base draws with seed + 1")
-    draw.add_argument("--batch", type=int, default=64, metavar="N", help="responses generated at once (64)")
-    draw.add_argument(
-        "--generator",
-        choices=("transformers", "vllm"),
-        default="transformers",
-        metavar="NAME",
-        help="transformers (default) or vllm",
-    )
+    add_sampling(found.add_argument_group("responses"))
     found.add_argument("--out", type=Path, default=Path("runs/eval"), help="gets report.json, report.html (runs/eval)")
     found.add_argument("--cache", type=Path, help="responses of this and earlier runs; default: OUT/responses")
     return found

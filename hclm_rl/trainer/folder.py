@@ -2,12 +2,10 @@
 
 import json
 import logging
-import platform
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +18,10 @@ from ..watch.callback import CollapseCallback
 from ..watch.report.runs import LOG_NAME, RECIPE_NAME, REPORT_NAME, RUN_NAME, SUMMARY_NAME, read_log
 from ..watch.secrets import hide, secrets_in, without
 from ..watch.trace import FOLDER as TRACE_FOLDER
+from .versions import commit_of, versions
 
 logger = logging.getLogger(__name__)
 
-PACKAGES = ("trl", "transformers", "accelerate", "torch")
 # what belongs to one run; the model that it left is written over, as the trainers of transformers do
 OF_A_RUN = (LOG_NAME, RUN_NAME, SUMMARY_NAME, RECIPE_NAME, REPORT_NAME, TRACE_FOLDER, "checkpoint-*")
 EARLIER = "earlier"  # <output_dir>/earlier-1 holds the first run, earlier-2 the second
@@ -95,7 +93,8 @@ class RunWriter(TrainerCallback):
             "max_steps": state.max_steps,
             "processes": args.world_size,
             "settings": {key: value for key, value in settings.items() if key != "entropy_terms"},
-            "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
+            "versions": versions(),
+            "commit": commit_of(Path.cwd()),
         }
         self.write(folder, args)
 

@@ -183,6 +183,18 @@ def test_the_page_has_contents_and_its_numbers_as_csv(tmp_path: Path):
     assert {row["quantity"] for row in rows} >= {"entropy", "reward"}
 
 
+def test_the_page_says_when_a_run_began_and_at_which_commit(tmp_path: Path):
+    folders = {name: write_run(tmp_path / name) for name in ("a", "b", "c")}
+    for name in ("a", "b"):
+        about = {"started": "2026-01-02T03:04:05+00:00", "ended": None, "commit": "c0ffee, with changes"}
+        (folders[name] / "run.json").write_text(json.dumps(about))
+    text = write_report(folders, tmp_path / "page.html").read_text()
+    assert (
+        text.count("<td>2026-01-02T03:04:05+00:00</td>") == 2
+        and text.count("a and b: commit c0ffee, with changes") == 1
+    )
+
+
 def test_only_seeds_make_one_column(tmp_path: Path):
     names = ("target=0.15,delta=0.01/seed-11", "target=0.35,delta=0.01/seed-11", "a, b, seed 1", "a, b, seed 2")
     runs = [Run(name=name, folder=tmp_path, summary=summary()) for name in names]
@@ -263,6 +275,14 @@ def test_bars_before_are_one_if_all_started_alike(tmp_path: Path):
     assert [label for label, *_ in bar_series(alike)] == ["before", "a, after", "b, after"]
     unlike = [alike[0], Run(name="b", folder=tmp_path, summary=other)]
     assert [label for label, *_ in bar_series(unlike)] == ["a, before", "b, before", "a, after", "b, after"]
+
+
+def test_a_run_that_was_not_measured_has_no_column_and_no_bars(tmp_path: Path):
+    runs = [Run(name="a", folder=tmp_path, summary=summary()), Run(name="broken", folder=tmp_path)]
+    table = compare(runs)
+    assert table is not None and table.columns == ["before", "a, after"]
+    assert [label for label, *_ in bar_series(runs)] == ["before", "a, after"]
+    assert compare(runs[1:]) is None and not bar_series(runs[1:])
 
 
 class Page(HTMLParser):
@@ -385,6 +405,20 @@ def test_a_curve_says_its_values_at_a_step(tmp_path: Path):
     assert shown is not None and shown.steps == [5, 10, 15, 20]
     assert shown.rows[0] == ("token entropy (nats)", "plain", ["0.35", "0.3", "0.25", "0.2"])
     assert shown.rows[3] == ("mean reward", "a <b>", ["0.25", "0.5", "0.75", "1"])
+
+
+def test_the_numbers_of_a_curve_end_where_its_run_does(tmp_path: Path):
+    long, short = run_of("long", tmp_path, [1.0, 0.5, 0.25, 0.2]), run_of("short", tmp_path, [0.75, 0.5])
+    for step in (1, 3):  # of the long run's rewards two are logged
+        del long.log[step]["reward"]
+    section = curves([long, short])
+    shown = section and section.numbers()
+    assert shown and shown.rows == [
+        ("token entropy (nats)", "long", ["1", "0.5", "0.25", "0.2"]),
+        ("token entropy (nats)", "short", ["0.75", "0.5", "", ""]),
+        ("mean reward", "long", ["0.5", "0.5", "0.5", "0.5"]),
+        ("mean reward", "short", ["0.5", "0.5", "", ""]),
+    ]
 
 
 def test_a_strip_lies_over_its_step():

@@ -102,16 +102,21 @@ def with_hover(svg: str, figure: Figure, unit: str = "step") -> str:
 
 
 def numbers(figure: Figure) -> Numbers | None:
-    """The curves of all panels at a few steps; None where none has a name."""
+    """The curves of all panels at a few steps, as far as their run goes; None where none has a name."""
     panels = [(axes.get_ylabel().replace("$", "").replace("\\", ""), curves_on(axes)) for axes in figure.axes]
     steps = steps_of([curve for _, of in panels for curve in of], COLUMNS)
     if not steps:
         return None
+    reached: dict[str, float] = {}  # the last step of a run, in any panel
+    for _, of in panels:
+        for curve in of:
+            reached[curve.name] = max([reached.get(curve.name, 0), *curve.values])
     rows = []
     for label, of in panels:
         for curve in of:
-            # not every quantity is logged at every step: the last value up to there
-            known = [max((at for at in curve.values if at <= step), default=None) for step in steps]
+            # not every quantity is logged at every step: the last value up to there, but none after the run's end
+            before = [[at for at in curve.values if at <= step <= reached[curve.name]] for step in steps]
+            known = [max(each, default=None) for each in before]
             values = ["" if at is None else f"{curve.values[at]:.4g}" for at in known]
             rows.append((label, curve.name, values))
     return Numbers(steps=[int(step) for step in steps], rows=rows)

@@ -60,6 +60,15 @@ def versions_of(runs: list[Run]) -> str:
     return ", ".join(f"{name} {number}" for name, number in found.items())
 
 
+def commits_of(runs: list[Run]) -> list[tuple[str, str]]:
+    """(names of the runs, commit of the folder where they were started), of those that say it."""
+    names: dict[str, list[str]] = {}
+    for run in runs:
+        if isinstance(commit := run.about.get("commit"), str):
+            names.setdefault(commit, []).append(run.name)
+    return [(" and ".join(of), commit) for commit, of in names.items()]
+
+
 def write_report(runs: dict[str, Path], out: Path, *, png: bool = False) -> Path:  # long: one page, part by part
     """Writes the page of the run folders {name: folder} to the file `out`; a broken run is shown as far as it goes.
 
@@ -96,6 +105,7 @@ def write_report(runs: dict[str, Path], out: Path, *, png: bool = False) -> Path
         equal=at_equal_steps(read),
         data=as_csv(read),
         versions=versions_of(read),
+        commits=commits_of(read),
         terms={run.name: terms_of(run) for run in read},
         overrides={run.name: overrides_of(run) for run in read},
         recipes=recipes_of(read),

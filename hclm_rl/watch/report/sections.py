@@ -246,7 +246,8 @@ def bar_series(runs: Sequence[Run]) -> list[tuple[str, str, float, dict[str, Val
     else:
         known = [name for name in groups if any(values["before"][name].values())]
         series += [(f"{name}, before", palette[name], 0.4, values["before"][name]) for name in known]
-    return series + [(f"{name}, after", palette[name], 1.0, values["after"][name]) for name in groups]
+    ended = [name for name in groups if any(values["after"][name].values())]
+    return series + [(f"{name}, after", palette[name], 1.0, values["after"][name]) for name in ended]
 
 
 def bars(runs: Sequence[Run]) -> Section | None:

@@ -105,7 +105,7 @@ def changes(runs: Sequence[Run]) -> list[tuple[str, str]]:
 
 
 def compare(runs: Sequence[Run]) -> Table | None:
-    """One column "before" if all groups started alike, and one a group after training; None if nothing was measured."""
+    """One column "before" if all groups started alike, and one a group after training, where it was measured."""
     groups = by_group(runs)
     starts = {name: [value_of(of, "before", measure) for measure in MEASURES] for name, of in groups.items()}
     known = [start for start in starts.values() if any(start)]
@@ -116,6 +116,7 @@ def compare(runs: Sequence[Run]) -> Table | None:
     else:
         columns += [(f"{name}, before", of, "before") for name, of in groups.items()]
     columns += [(f"{name}, after", of, "after") for name, of in groups.items()]
+    columns = [each for each in columns if any(value_of(each[1], each[2], measure) for measure in MEASURES)]
     values = {label: [value_of(of, when, m) for _, of, when in columns] for m, label in MEASURES.items()}
     rows = [(label, written(row)) for label, row in values.items() if any(row)]
     if not rows:
