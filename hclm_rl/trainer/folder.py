@@ -18,6 +18,7 @@ from ..watch.callback import CollapseCallback
 from ..watch.report.runs import LOG_NAME, RECIPE_NAME, REPORT_NAME, RUN_NAME, SUMMARY_NAME, read_log
 from ..watch.secrets import hide, secrets_in, without
 from ..watch.trace import FOLDER as TRACE_FOLDER
+from ..watch.trackers import pages_of_run
 from .versions import commit_of, versions
 
 logger = logging.getLogger(__name__)
@@ -95,6 +96,7 @@ class RunWriter(TrainerCallback):
             "settings": {key: value for key, value in settings.items() if key != "entropy_terms"},
             "versions": versions(),
             "commit": commit_of(Path.cwd()),
+            "trackers": pages_of_run(),
         }
         self.write(folder, args)
 

@@ -22,6 +22,18 @@ STEP = "train/global_step"  # transformers' axis in W&B and trackio
 Points = list[tuple[int, dict[str, float]]]  # (optimiser step, values)
 
 
+def pages_of_run() -> dict[str, str]:
+    """Tracker -> address of the run that is open there, of those that have one."""
+    found = {}
+    wandb, trackio = sys.modules.get("wandb"), sys.modules.get("trackio")
+    if url := getattr(getattr(wandb, "run", None), "url", None):  # None offline
+        found["wandb"] = str(url)
+    place = getattr(getattr(trackio, "context_vars", None), "current_space_id", None)
+    if place is not None and (space := place.get()):
+        found["trackio"] = f"https://huggingface.co/spaces/{space}"
+    return found
+
+
 def points(before: dict | None, after: dict | None, first: int, last: int) -> Points:
     """The means of `before` and `after` at the steps at which they were measured."""
     found = [(first, before), (last, after)]

@@ -195,6 +195,23 @@ def test_the_page_says_when_a_run_began_and_at_which_commit(tmp_path: Path):
     )
 
 
+def test_the_page_links_to_the_trackers_run_and_runs_no_script(tmp_path: Path):
+    folder = write_run(tmp_path / "a")
+    trackers = {"wandb": "https://wandb.ai/me/p/runs/1?a=1&b=2", "trackio": "javascript:alert(1)", "other": 3}
+    (folder / "run.json").write_text(json.dumps({"started": "-", "trackers": trackers}))
+    text = write_report({"a": folder}, tmp_path / "page.html").read_text()
+    assert '<a href="https://wandb.ai/me/p/runs/1?a=1&amp;b=2">in wandb</a>' in text and "javascript" not in text
+    (folder / "run.json").write_text(json.dumps({"started": "-", "trackers": "https://nowhere"}))
+    assert "nowhere" not in write_report({"a": folder}, tmp_path / "page.html").read_text()
+
+
+def test_a_recipe_says_what_the_command_line_put_in_its_place(tmp_path: Path):
+    folders = {name: write_run(tmp_path / name) for name in ("a", "b")}
+    (folders["a"] / "summary.json").write_text(json.dumps({**summary(), "overrides": "--max_steps 4"}))
+    text = write_report(folders, tmp_path / "page.html").read_text()
+    assert text.count("in place of it:") == 1 and "a in place of it: <code>--max_steps 4</code>" in text
+
+
 def test_only_seeds_make_one_column(tmp_path: Path):
     names = ("target=0.15,delta=0.01/seed-11", "target=0.35,delta=0.01/seed-11", "a, b, seed 1", "a, b, seed 2")
     runs = [Run(name=name, folder=tmp_path, summary=summary()) for name in names]

@@ -11,7 +11,7 @@ import pytest
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from hclm_rl.commands import cli
-from hclm_rl.watch.trackers import TellTrackers, points, tell_trackers
+from hclm_rl.watch.trackers import TellTrackers, pages_of_run, points, tell_trackers
 
 from ..synthetic_run import write_trace
 
@@ -114,6 +114,16 @@ def test_every_tracker_gets_before_and_after(started: tuple, tmp_path: Path):
     assert trackio.calls[1:-1] == [("log", step, {**values, "train/global_step": step}) for step, values in AT]
     assert board.scalars == [("events", name, value, step) for step, values in AT for name, value in values.items()]
     assert wandb.artefacts == []  # nothing was traced
+
+
+def test_a_run_has_an_address_where_a_tracker_shows_it(started: tuple, monkeypatch: pytest.MonkeyPatch):
+    _, wandb, trackio = started
+    assert pages_of_run() == {}  # this machine alone has them
+    wandb.run.url, trackio.space = "https://wandb.ai/me/p/runs/r1", "someone/runs"
+    assert pages_of_run() == {"wandb": wandb.run.url, "trackio": "https://huggingface.co/spaces/someone/runs"}
+    for name in ("wandb", "trackio"):
+        monkeypatch.delitem(sys.modules, name)
+    assert pages_of_run() == {}
 
 
 def test_a_run_in_a_space_is_told_there(started: tuple, tmp_path: Path):

@@ -34,13 +34,13 @@ def terms_of(run: Run) -> str:
     return "; ".join(term if isinstance(term, str) else json.dumps(hide(term)) for term in terms) or "none"
 
 
-def recipes_of(runs: list[Run]) -> list[tuple[str, str]]:
+def recipes_of(runs: list[Run]) -> list[tuple[list[str], str]]:
     """(names of the runs, recipe), the same recipe once."""
     names: dict[str, list[str]] = {}
     for run in runs:
         if run.recipe:
             names.setdefault(hide_in_yaml(run.recipe), []).append(run.name)
-    return [(" and ".join(of), recipe) for recipe, of in names.items()]
+    return [(of, recipe) for recipe, of in names.items()]
 
 
 def as_csv(runs: list[Run]) -> str:
@@ -67,6 +67,17 @@ def commits_of(runs: list[Run]) -> list[tuple[str, str]]:
         if isinstance(commit := run.about.get("commit"), str):
             names.setdefault(commit, []).append(run.name)
     return [(" and ".join(of), commit) for commit, of in names.items()]
+
+
+def links_of(runs: list[Run]) -> list[tuple[str, str, str]]:
+    """(run, tracker, address) of the runs that a tracker has too; an address from elsewhere may be no script."""
+    found = [(run.name, run.about.get("trackers")) for run in runs]
+    return [
+        (name, str(tracker), url)
+        for name, trackers in found
+        for tracker, url in (trackers.items() if isinstance(trackers, dict) else ())
+        if isinstance(url, str) and url.startswith(("https://", "http://"))
+    ]
 
 
 def write_report(runs: dict[str, Path], out: Path, *, png: bool = False) -> Path:  # long: one page, part by part
@@ -106,6 +117,7 @@ def write_report(runs: dict[str, Path], out: Path, *, png: bool = False) -> Path
         data=as_csv(read),
         versions=versions_of(read),
         commits=commits_of(read),
+        links=links_of(read),
         terms={run.name: terms_of(run) for run in read},
         overrides={run.name: overrides_of(run) for run in read},
         recipes=recipes_of(read),
