@@ -180,7 +180,7 @@ def is_left_to_cpu(named: Collection[str]) -> bool:
 
 
 def set_environment(recipe: Mapping[str, object]) -> None:
-    """What stands below `env`, as TRL has it."""
+    """What stands below `env`, as TRL has it. Refuses what is no name with a value."""
     env = recipe.get("env") or {}
     if not isinstance(env, Mapping):
         raise ValueError(f"env must be names and values, as in `WANDB_PROJECT: mine`, got {type(env).__name__}")
@@ -198,7 +198,7 @@ def with_recipe_apart(line: Sequence[str]) -> list[str]:
 
 
 def recipe_of(line: Sequence[str]) -> Path | None:
-    """The file that --config names."""
+    """The file that --config names. Refuses it twice, or without a path."""
     if "--config" not in line:
         return None
     if line.count("--config") > 1:

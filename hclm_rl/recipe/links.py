@@ -31,7 +31,10 @@ def known_terms() -> list[str]:
 
 
 def find_term(name: str) -> type[Term]:
-    """The class behind a recipe's name: `clip_cov` is terms/clip_cov.py's ClipCov, `my_lab.floor.Floor` is itself."""
+    """The class behind a recipe's name: `clip_cov` is terms/clip_cov.py's ClipCov, `my_lab.floor.Floor` is itself.
+
+    Refuses an unknown name, and what is no frozen dataclass of a Term.
+    """
     if "." in name:
         found = find(name, "entropy term")
     elif name in _modules_of_terms():
@@ -85,7 +88,10 @@ def build_term(name: str, parameters: Mapping[str, Any]) -> Term:
 
 
 def checked_term(name: str, term: Term) -> Term:
-    """The term, its fields being of the declared kinds and its numbers finite, where infinity is not the default."""
+    """The term, its fields being of the declared kinds and its numbers finite, where infinity is not the default.
+
+    Refuses any other.
+    """
     annotations = typing.get_type_hints(type(term))
     for each in dataclasses.fields(term) if dataclasses.is_dataclass(term) else ():
         value, annotation = vars(term)[each.name], annotations[each.name]
@@ -100,7 +106,10 @@ def checked_term(name: str, term: Term) -> Term:
 
 
 def build_link(entry: object) -> Link:
-    """One entry of `entropy_terms`: a Link, a Term, a name, or {name: {hyper-parameters, coef, name}}."""
+    """One entry of `entropy_terms`: a Link, a Term, a name, or {name: {hyper-parameters, coef, name}}.
+
+    Refuses any other form, an unknown name and a wrong value.
+    """
     if isinstance(entry, Link):
         checked_term(entry.name, entry.term)
         return entry
@@ -133,7 +142,7 @@ def build_link(entry: object) -> Link:
 
 
 def build_chain(entries: object) -> Chain:
-    """`entropy_terms` as given, in Python, YAML or JSON, to a Chain."""
+    """`entropy_terms` as given, in Python, YAML or JSON, to a Chain. Refuses what is no list of entries."""
     if entries is None:
         return Chain()
     if isinstance(entries, str):

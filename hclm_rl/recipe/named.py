@@ -12,7 +12,10 @@ from .values import fits, options_of, shown, stored, written
 
 
 def named_entry(entry: object, key: str) -> tuple[str, dict[str, Any]]:
-    """(name, hyper-parameters) of `name`, `{name: {...}}`, or these as JSON; `key` is what the recipe calls it."""
+    """(name, hyper-parameters) of `name`, `{name: {...}}`, or these as JSON; `key` is what the recipe calls it.
+
+    Refuses any other form.
+    """
     if isinstance(entry, str) and entry.lstrip()[:1] == "{":
         try:
             entry = json.loads(entry)
@@ -40,7 +43,10 @@ def refuse_unknown(name: str, known: Sequence[str], key: str) -> None:
 
 
 def filled(kind: type, name: str, given: Mapping[str, Any], without: Sequence[str] = ()) -> Any:
-    """An object of the dataclass with these fields; those in `without` are not the recipe's to give."""
+    """An object of the dataclass with these fields; those in `without` are not the recipe's to give.
+
+    Refuses unknown fields, missing ones and wrong values.
+    """
     annotations = typing.get_type_hints(kind)
     fields = [each for each in dataclasses.fields(kind) if each.init and each.name not in without]
     known = [each.name for each in fields]

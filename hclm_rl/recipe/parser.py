@@ -131,7 +131,7 @@ class RecipeParser(TrlParser):
 
 
 def meant(key: str, value: object, annotation: object) -> object:
-    """A recipe's value as the key takes it, or a sentence with what it takes."""
+    """A recipe's value as the key takes it, or a sentence with what it takes. The sentence is a ValueError."""
     options, words = options_of(annotation), words_of(key, annotation)
     if isinstance(value, bool) and not fits(value, annotation):
         value = next((word for word in READ_AS[value] if word in words), value)

@@ -30,7 +30,7 @@ class Loader(yaml.SafeLoader):
 
 
 def read_recipe(recipe: Path) -> dict[str, object]:
-    """The recipe's keys and values."""
+    """The recipe's keys and values. Refuses what is no YAML of keys and values."""
     if not recipe.is_file():
         raise ValueError(f"no recipe at '{recipe}': --config names a YAML file")
     try:

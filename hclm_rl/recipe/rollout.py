@@ -21,7 +21,10 @@ ROLLOUT_HELP = (
 
 
 def find_rollout(name: str) -> type[RolloutStrategy]:
-    """The class behind a recipe's name: `entropy_fork` is rollouts/entropy_fork.py's EntropyFork."""
+    """The class behind a recipe's name: `entropy_fork` is rollouts/entropy_fork.py's EntropyFork.
+
+    Refuses an unknown name, and what is no frozen dataclass of a RolloutStrategy.
+    """
     if "." in name:
         found = find(name, "rollout")
     else:

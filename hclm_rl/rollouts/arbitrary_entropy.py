@@ -91,7 +91,7 @@ class ArbitraryEntropy(RolloutStrategy):
         return 1.0 if entropy is None else min(max(1 + self.target - entropy, self.coldest), self.hottest)
 
     def auxiliary(self, prompts: int) -> int:
-        """Groups among so many."""
+        """Groups among so many. Refuses fewer than two prompts."""
         if prompts < 2:
             raise ValueError(
                 "arbitrary_entropy samples some of the prompts of a generation batch in its own way, and on each "
@@ -126,6 +126,7 @@ class ArbitraryEntropy(RolloutStrategy):
 
 
 def flat(groups: Sequence[Sequence[Branch]]) -> list[Branch]:
+    """The branches of all groups in one list, in their order."""
     return [each for group in groups for each in group]
 
 

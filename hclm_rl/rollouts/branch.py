@@ -27,7 +27,10 @@ class Branch:
     talk: object = None  # what the tools know of it
 
     def fork(self, at: int, stream: random.Random) -> "Branch":
-        """A branch that goes on behind the first `at` tokens, which are not drawn again."""
+        """A branch that goes on behind the first `at` tokens, which are not drawn again.
+
+        Refuses a place behind its end.
+        """
         if not 0 <= at <= len(self.ids):
             raise ValueError(f"a branch starts at one of the {len(self.ids)} tokens of its parent, got {at}")
         return Branch(

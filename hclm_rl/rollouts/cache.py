@@ -22,6 +22,7 @@ class Kept:
     length: int
 
     def cut(self, length: int) -> "Kept":
+        """The same cache with `length` tokens at most."""
         return replace(self, length=min(self.length, length))
 
 

@@ -7,7 +7,10 @@ from .strategy import Asked, Response
 
 
 def checked(name: str, given: object, asked: Asked, words: int) -> list[Response]:
-    """As many responses as are due, each whole; `words`: in the model's vocabulary."""
+    """As many responses as are due, each whole; `words`: in the model's vocabulary.
+
+    Refuses another number of them, what is no Response, and unlike columns.
+    """
     due = len(asked.prompts) * asked.responses
     if not isinstance(given, Sequence) or not all(isinstance(each, Response) for each in given):
         kinds = {type(each).__name__ for each in given} if isinstance(given, Sequence) else {type(given).__name__}

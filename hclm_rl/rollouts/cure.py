@@ -62,6 +62,7 @@ class Cure(RolloutStrategy):
             raise ValueError(f"least_characters must be at least 0, got {self.least_characters}")
 
     def check(self, responses: int) -> None:
+        """Refuses a number of responses that is no multiple of a root with its branches."""
         if responses % (1 + self.branches):
             raise ValueError(
                 f"cure: num_generations must be a multiple of 1 + branches, {1 + self.branches}, got {responses}"

@@ -53,6 +53,7 @@ class EntropyFork(RolloutStrategy):
         return 1 + self.forks * self.branches
 
     def check(self, responses: int) -> None:
+        """Refuses a number of responses that is no multiple of the leaves of a tree."""
         if responses % self.leaves:
             raise ValueError(
                 f"entropy_fork: num_generations must be a multiple of 1 + forks x branches, {self.leaves}, got "

@@ -72,7 +72,7 @@ class Sampler:
 
     @torch.no_grad()
     def begin(self, prompts: Sequence[Sequence[int]]) -> list[Branch]:
-        """A root for each prompt, which is read once: fork it at 0 for each response."""
+        """A root for each prompt, which is read once: fork it at 0 for each response. Refuses an empty prompt."""
         roots = [Branch(prompt=list(each)) for each in prompts]
         if not all(prompts):
             raise ValueError("every prompt must have at least one token, got an empty one")
@@ -85,6 +85,7 @@ class Sampler:
         return roots
 
     def is_open(self, branch: Branch) -> bool:
+        """Whether a token may still be drawn: it has not ended and is not as long as allowed."""
         return not branch.is_ended and len(branch.ids) < self.longest
 
     @torch.no_grad()

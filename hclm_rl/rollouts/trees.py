@@ -53,6 +53,7 @@ class Tree:
 
     @property
     def missing(self) -> int:
+        """Responses that are still to be made."""
         return self.budget - len(self.made)
 
 

@@ -12,7 +12,7 @@ IGNORED = -100
 
 
 def prompts_of(ids: Tensor, labels: Tensor, mask: Tensor) -> list[list[int]]:
-    """What stands before the first label of each row."""
+    """What stands before the first label of each row. All three are (B, T). Refuses a row without a prompt."""
     is_prompt = ((labels != IGNORED).cumsum(dim=1) == 0) & mask.bool()
     found = [row[chosen].tolist() for row, chosen in zip(ids, is_prompt, strict=True)]
     if not all(found):

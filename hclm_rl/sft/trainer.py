@@ -246,7 +246,7 @@ class _Checkpoints(TrainerCallback):
 
 
 def read_checkpoint(trainer: SFTTrainer, method: SftMethod, folder: Path) -> None:
-    """The teacher as it was; a sentence where the checkpoint is another method's."""
+    """The teacher as it was; a sentence where the checkpoint is another method's. Refuses another method's."""
     wanted, file = as_recipe(method), folder / METHOD_FILE
     came = json.loads(file.read_text()) if file.is_file() else None
     if came != wanted:

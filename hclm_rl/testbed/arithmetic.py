@@ -36,6 +36,8 @@ INTEGER = re.compile(r"-?[1-9][0-9]*|0")
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
+    """A question with its one answer."""
+
     expression: str  # such as "6 * 2"
     answer: str  # canonical: "12", "-3", "0"
     key: Key  # what is asked: operator and operands, sorted where their order does not matter
@@ -62,6 +64,8 @@ def make_task(  # long: a third is its docstring
     questions than `prompts` (one-digit sums 155, one-digit products 55). The shots are drawn from the training
     questions, without the row's own. Same arguments, same task; the test questions do not depend on `prompts` but for
     their shots.
+
+    Refuses another split, and more held-out questions than there are.
     """
     _check(problem, prompts, eval_prompts, shots, max_digits)
     if eval_split not in ("validation", "test"):
@@ -98,6 +102,7 @@ def read_answer(row: Row, completion: str) -> str | None:
 
 
 def is_correct(row: Row, completion: str) -> bool:
+    """Whether the answer that stands in the completion is the right one."""
     return read_answer(row, completion) == row["answer"]
 
 

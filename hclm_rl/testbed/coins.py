@@ -45,6 +45,7 @@ class Problem:
 
     @property
     def prompt(self) -> str:
+        """The problem as the policy reads it: coins, amount, forbidden sums."""
         coins, forbidden = (" ".join(map(str, numbers)) for numbers in (self.coins, self.forbidden))
         return f"{coins} : {self.amount} ! {forbidden} >"
 
@@ -92,7 +93,7 @@ class Problem:
 
 
 def random_problems(split: Split, seed: int) -> Iterator[Problem]:
-    """An endless row of different problems of a split, each with at least 3 solutions."""
+    """An endless row of different problems of a split, each with at least 3 solutions. Refuses another split."""
     if split not in ("train", "validation", "test"):
         raise ValueError(f"split must be train, validation or test, got {split!r}")
     source = random.Random(f"{split} {seed}")

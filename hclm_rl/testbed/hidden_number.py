@@ -35,6 +35,7 @@ class Problem:
 
     @property
     def prompt(self) -> list[dict[str, str]]:
+        """The problem as the policy reads it: the ends of the range, as a message of the user."""
         return [{"role": "user", "content": f"{self.low} {self.high}"}]
 
     @property
@@ -65,11 +66,12 @@ class HiddenNumber:
 
 
 def compare(number: int, hidden: int) -> str:
+    """What the tool answers to a guess: right, higher or lower."""
     return "right" if number == hidden else "higher" if hidden > number else "lower"
 
 
 def random_problems(split: Split, seed: int) -> Iterator[Problem]:
-    """An endless row of problems of a split; there are few, so they repeat."""
+    """An endless row of problems of a split; there are few, so they repeat. Refuses another split."""
     if split not in ("train", "validation", "test"):
         raise ValueError(f"split must be train, validation or test, got {split!r}")
     source = random.Random(f"{split} {seed}")

@@ -33,7 +33,7 @@ def bucket_of(left: int, right: int) -> int:
 
 
 def questions_of(split: Split) -> list[tuple[int, int]]:
-    """All questions of a split."""
+    """All questions of a split. Refuses another split."""
     if split not in BUCKETS:
         raise ValueError(f"split must be one of {', '.join(BUCKETS)}, got {split!r}")
     return [(left, right) for left in LEFT for right in RIGHT if bucket_of(left, right) in BUCKETS[split]]
@@ -60,6 +60,7 @@ def answer(row: Row, completion: str) -> str | None:
 
 
 def is_correct(row: Row, completion: str) -> bool:
+    """Whether the product that stands in the completion is the right one."""
     return answer(row, completion) == str(row["left"] * row["right"])
 
 
@@ -70,7 +71,7 @@ def correct_product(completions: list[str], left: list[int], right: list[int], *
 
 
 def make_dataset(split: Split, questions: int, seed: int) -> datasets.Dataset:
-    """Columns prompt, left, right."""
+    """Columns prompt, left, right. Refuses more questions than the split has."""
     drawn = [pair for pair, _ in zip(random_questions(split, seed), range(questions), strict=False)]
     if len(drawn) < questions:
         raise ValueError(f"the split {split} has {len(drawn)} questions, {questions} were asked for")

