@@ -19,6 +19,7 @@ class Absent(Tensor):
 
     @classmethod
     def like(cls, values: Tensor, why: str) -> "Absent":
+        """A tensor of the shape and the values of `values`, (B, T), that refuses to be read, with the reason."""
         made = values.detach().as_subclass(cls)
         made.why = why
         return made

@@ -61,12 +61,15 @@ class Alone:
     """Stands for accelerate's Accelerator where one process sees everything."""
 
     def reduce(self, value: Tensor, reduction: str) -> Tensor:
+        """The value, of any shape, as one process has it."""
         return value
 
     def pad_across_processes(self, value: Tensor, **_: object) -> Tensor:
+        """The value, of any shape, as one process has it."""
         return value
 
     def gather(self, value: Tensor) -> Tensor:
+        """The value, of any shape, as one process has it."""
         return value
 
 
@@ -80,6 +83,7 @@ class FirstStage:
 
     @classmethod
     def of(cls, chain: Chain, seed: int = 0) -> "FirstStage":
+        """That of a chain at the start of a run."""
         return cls(chain=chain, state=ChainState.fresh(chain), seed=seed)
 
     # long: what comes in and what goes out, each field once
@@ -176,7 +180,10 @@ def rollout_of(given: Generated, groups: Groups, *, step: int, progress: float) 
 
 
 def renormalised(groups: Groups, renormalise: Renormalise, rewards: Tensor) -> tuple[Tensor, Tensor]:
-    """Shaped rewards, place by place, to the trainer's advantages and scale; unscored places have no part in it."""
+    """Shaped rewards, place by place, to the trainer's advantages and scale; unscored places have no part in it.
+
+    All are (N,), N the places of the groups.
+    """
     has_part = (groups.row >= 0).to(rewards.device) & ~rewards.isnan()
     advantages, scale = torch.zeros_like(rewards), torch.ones_like(rewards)
     if has_part.any():

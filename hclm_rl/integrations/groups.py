@@ -56,7 +56,7 @@ class Groups:
         return torch.arange(len(self.row)) // self.size
 
     def placed(self, values: Tensor, empty: float) -> Tensor:
-        """The rows' values, place by place; `empty` where there is none."""
+        """The rows' values, place by place; `empty` where there is none. (B, ...) -> (N, ...), N the places."""
         taken = values[self.row.clamp(min=0).to(values.device)]
         is_none = (self.row < 0).to(values.device).view(-1, *[1] * (values.dim() - 1))
         return taken.masked_fill(is_none, empty)
@@ -70,14 +70,17 @@ class Groups:
         return [values[row] if row >= 0 else "" for row in self.row.tolist()]
 
     def back(self, values: Tensor, instead: Tensor) -> Tensor:
-        """From places to rows; rows without a place keep theirs of `instead`."""
+        """From places to rows; rows without a place keep theirs of `instead`. (N, ...) -> (B, ...), N the places."""
         is_row, result = self.row >= 0, instead.clone()
         result[self.row[is_row].to(result.device)] = values[is_row.to(values.device)].to(result)
         return result
 
 
 def scale_of(rewards: Tensor, uid: Sequence[Hashable], counts: Sequence[bool], epsilon: float | None) -> Tensor:
-    """What GRPO divides each row's centred reward by: its group's deviation plus `epsilon`; 1 where that is None."""
+    """What GRPO divides each row's centred reward by: its group's deviation plus `epsilon`; 1 where that is None.
+
+    Both are (B,), a row a response.
+    """
     scale = torch.ones_like(rewards)
     if epsilon is None:
         return scale

@@ -14,7 +14,10 @@ KEYS = ("recipe", "entropy_terms", "seed")
 
 
 def chain_of_file(path: str) -> Chain:
-    """The terms that a recipe names; its other keys are of TRL, and whoever has some is told that nobody reads them."""
+    """The terms that a recipe names; its other keys are of TRL, and whoever has some is told that nobody reads them.
+
+    Refuses a recipe without entropy_terms.
+    """
     file = Path(path).expanduser()
     recipe = read_recipe(file)
     if "entropy_terms" not in recipe:
@@ -25,7 +28,10 @@ def chain_of_file(path: str) -> Chain:
 
 
 def chain_of_section(section: object, where: str) -> tuple[Chain, int]:
-    """Terms and seed of a trainer's own config; `where` is what the section is called there."""
+    """Terms and seed of a trainer's own config; `where` is what the section is called there.
+
+    Refuses unknown keys, none or both of recipe and entropy_terms, and a seed that is no whole number.
+    """
     example = f"`{where}.recipe=terms.yaml`"
     if not isinstance(section, Mapping):
         raise ValueError(f"this run has no {where} that names entropy terms: set {example}, got {section!r:.60}")
@@ -42,7 +48,7 @@ def chain_of_section(section: object, where: str) -> tuple[Chain, int]:
 
 
 def not_empty(chain: Chain, where: str) -> Chain:
-    """Whoever asked for terms and gets none would train plainly without knowing."""
+    """Whoever asked for terms and gets none would train plainly without knowing. So that is refused."""
     if not chain.links:
         raise ValueError(f"{where} names no entropy term: take the adapter out, or name one")
     return chain

@@ -21,6 +21,7 @@ class Kept(dict):
     """A term's memory as the workers get it: what is written here would be lost with the step."""
 
     def refuse(self, *_: object, **__: object) -> NoReturn:
+        """Refuses any change."""
         raise ValueError("its stage 2 writes into its memory, which under this trainer is a copy: only stage 1 may")
 
     __setitem__ = __delitem__ = __ior__ = refuse
@@ -41,7 +42,10 @@ def token_batch(
     clips: bool = True,
     ref_logps: Float[Tensor, "B T"] | None = None,
 ) -> TokenBatch:
-    """The micro-batch as terms see it. `rows`: what travelled with its rows; `clips`: whether the loss clips tokens."""
+    """The micro-batch as terms see it. `rows`: what travelled with its rows; `clips`: whether the loss clips tokens.
+
+    `rows` are those of stage 1, (B, T) or (B,).
+    """
     empty = advantages.new_full((len(mask),), torch.nan)
     device = advantages.device
     is_clipped = None
@@ -71,7 +75,10 @@ def token_batch(
 def second_stage(
     chain: Chain, told: Told, batch: TokenBatch, rows: Mapping[str, Tensor], micro_batch: int = 0
 ) -> Outcome:
-    """Stage 2 on a micro-batch; raises where a term made what is not finite, or writes into its memory."""
+    """Stage 2 on a micro-batch; raises where a term made what is not finite, or writes into its memory.
+
+    `rows` are those of stage 1, (B, T) or (B,).
+    """
     memory = {link.name: Kept(told.memory.get(link.name, {})) for link in chain.links}
     nothing = torch.zeros_like(batch.mask)
     affected = {link.name: rows.get(AFFECTED + link.name, nothing).bool() for link in chain.links}
@@ -93,7 +100,10 @@ def second_stage(
 
 
 def logged(outcome: Outcome, mask: Tensor) -> dict[str, tuple[float, Literal["token", "batch"]]]:
-    """Each metric of a micro-batch: a sum over its tokens ("token"), or a value of its own ("batch")."""
+    """Each metric of a micro-batch: a sum over its tokens ("token"), or a value of its own ("batch").
+
+    `mask` is (B, T).
+    """
     found: dict[str, tuple[float, Literal["token", "batch"]]] = {}
     for name, metric in outcome.metrics.items():
         if isinstance(metric, Total):

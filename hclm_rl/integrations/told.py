@@ -25,10 +25,10 @@ class Told:
 
 
 def carried(rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The rows' values as any trainer can carry them."""
+    """The rows' values as any trainer can carry them. Each is (B, ...)."""
     return {name: value.to(torch.uint8) if value.dtype == torch.bool else value for name, value in rows.items()}
 
 
 def arrived(rows: Mapping[str, Tensor], told: Told) -> dict[str, Tensor]:
-    """The inverse of `carried`."""
+    """The inverse of `carried`. Each is (B, ...)."""
     return {name: value.bool() if name in told.masks else value for name, value in rows.items()}

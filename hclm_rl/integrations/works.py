@@ -54,11 +54,12 @@ def batch() -> Generated:
 
 
 def unchanged(rewards: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """An algorithm whose advantages are the rewards."""
+    """An algorithm whose advantages are the rewards. All are (N,), N the places of the groups."""
     return rewards, torch.ones_like(rewards)
 
 
 def first(chain: Chain, given: Generated) -> Shaped:
+    """Stage 1 of a chain alone."""
     return FirstStage.of(chain)(given, unchanged, step=0, progress=0.0)
 
 
@@ -101,6 +102,7 @@ def under_verl(chain: Chain) -> None:
 
 
 def under_skyrl(chain: Chain) -> None:
+    """Both stages as SkyRL runs them, which raises where a term does not work there."""
     given = replace(batch(), entropy=None, no_entropy=skyrl.NO_ENTROPY)
     left_by_both(chain, given, first(chain, given))
 

@@ -23,6 +23,7 @@ def alert(title: str, text: str, *, is_over: bool) -> list[str]:
 
 
 def by_trackio(title: str, text: str, is_over: bool) -> bool:
+    """Sends an alert to the run that is open in trackio; False where none is."""
     import trackio  # pyright: ignore[reportMissingImports]
 
     if trackio.context_vars.current_run.get() is None:
@@ -32,6 +33,7 @@ def by_trackio(title: str, text: str, is_over: bool) -> bool:
 
 
 def by_wandb(title: str, text: str, is_over: bool) -> bool:
+    """Sends an alert to the run that is open in W&B; False where none is."""
     import wandb  # pyright: ignore[reportMissingImports]
 
     if wandb.run is None:

@@ -30,7 +30,10 @@ ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def read_entries(path: Path, extra: Names | None = None, run: str | None = None) -> list[Entry]:
-    """All entries of the log at `path` so far, in the detector's names; `run`: which, where a file holds several."""
+    """All entries of the log at `path` so far, in the detector's names; `run`: which, where a file holds several.
+
+    Refuses a path with no log.
+    """
     if path.is_dir():
         path = file_in(path)
     if not path.is_file():
@@ -46,7 +49,7 @@ def read_entries(path: Path, extra: Names | None = None, run: str | None = None)
 
 
 def file_in(folder: Path) -> Path:
-    """The log in a run's folder: ours, TRL's latest, or TensorBoard's."""
+    """The log in a run's folder: ours, TRL's latest, or TensorBoard's. Refuses a folder without one."""
     for pattern in ("log.jsonl", "trainer_state.json", "checkpoint-*/trainer_state.json", "**/events.out.tfevents*"):
         found = sorted(folder.glob(pattern), key=lambda path: path.stat().st_mtime)
         if found:
@@ -67,6 +70,7 @@ def rows_of(lines: Iterable[str]) -> Iterator[Entry]:
 
 
 def chained(first: str, rest: Iterable[str]) -> Iterator[str]:
+    """A first line before the rest."""
     yield first
     yield from rest
 
@@ -110,7 +114,7 @@ def verl_row(line: str) -> Entry | None:
 
 
 def tensorboard_rows(path: Path) -> list[Entry]:
-    """The scalars of an event file, by tensorboard's own reader."""
+    """The scalars of an event file, by tensorboard's own reader. Refuses where that is not installed."""
     if importlib.util.find_spec("tensorboard") is None:
         raise ValueError(f"reading {path.name} needs TensorBoard's reader: pip install tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import (  # pyright: ignore[reportMissingImports]
@@ -126,7 +130,10 @@ def tensorboard_rows(path: Path) -> list[Entry]:
 
 
 def trackio_rows(path: Path, run: str | None) -> list[Entry]:
-    """The metrics of one run of a project's database, by default the latest."""
+    """The metrics of one run of a project's database, by default the latest.
+
+    Refuses another run's name, and what is no database of trackio's.
+    """
     with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as database:
         try:
             known = [

@@ -62,6 +62,7 @@ class Signs:
         return tuple(told)
 
     def smoothed(self, name: str, mean: float, first: float, spare: float) -> list[str]:
+        """What a running mean says of the metric, beside its first value; [] where that is nothing."""
         noun = name.rpartition("/")[2]
         if noun == "live" and mean < self.least_live * first:
             return [

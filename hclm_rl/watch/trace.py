@@ -27,7 +27,9 @@ FOLDER = "trace"
 class Decoder(Protocol):
     """The part of a tokenizer that is needed here."""
 
-    def decode(self, token_ids: list[int]) -> str: ...
+    def decode(self, token_ids: list[int]) -> str:
+        """The text of these tokens."""
+        ...
 
 
 def file_of(folder: Path, step: int, part: int = 0, of: int = 1) -> Path:
@@ -59,7 +61,10 @@ def traced_steps(folder: Path) -> list[int]:
 
 
 def read_trace(folder: Path, step: int) -> pa.Table:
-    """The tokens of one optimiser step of the run in `folder`, by response and position; `.to_pandas()` from here."""
+    """The tokens of one optimiser step of the run in `folder`, by response and position; `.to_pandas()` from here.
+
+    Refuses a step without a whole trace.
+    """
     files = files_of(folder, step)
     if not files:
         known = ", ".join(map(str, traced_steps(folder))) or "none"
@@ -125,9 +130,11 @@ class Trace:
 
     @property
     def is_on(self) -> bool:
+        """Whether any step is traced."""
         return bool(self.steps or self.every)
 
     def wants(self, step: int) -> bool:
+        """Whether this step is traced."""
         return step in self.steps or bool(self.every and step % self.every == 0)
 
     def start(self, mask: "Tensor", columns: Mapping[str, "Tensor"], prompts: Iterable[tuple[int, list[int]]]) -> None:

@@ -43,6 +43,7 @@ def points(before: dict | None, after: dict | None, first: int, last: int) -> Po
 
 
 def by_wandb(measured: Points, folder: Path) -> None:
+    """Logs before and after, the last traced step as a table and all of them as an artefact."""
     import wandb  # pyright: ignore[reportMissingImports]
 
     run = wandb.run

@@ -10,7 +10,10 @@ from .arguments import NO_POLICY
 
 
 def left_by_both(chain: Chain, given: Generated, shaped: Shaped) -> tuple[Tensor, dict[str, float]]:
-    """Advantages and metrics after stage 2 as well, to which the policy in the update is unknown."""
+    """Advantages and metrics after stage 2 as well, to which the policy in the update is unknown.
+
+    The advantages are (B, T). Refuses a term that adds a loss of its own.
+    """
     advantages = given.advantages if shaped.advantages is None else shaped.advantages
     absent = Absent.like(advantages, NO_POLICY)
     batch = token_batch(

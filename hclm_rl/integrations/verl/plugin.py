@@ -33,6 +33,7 @@ class After(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
+        """Leaves a registry to its own loader, and looks on when that has loaded it."""
         if fullname not in REGISTRIES or fullname in self.theirs:
             return None
         self.theirs[fullname] = self  # pyright: ignore[reportArgumentType]  (so that the next line does not end here)
@@ -46,6 +47,7 @@ class After(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return self.theirs[spec.name].create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
+        """Loads the registry as its own loader does, then registers there."""
         loader = self.theirs[module.__name__]
         if module.__spec__ is not None:
             module.__spec__.loader = module.__loader__ = loader  # as if nobody had looked

@@ -9,7 +9,10 @@ from .runs import REPORT_NAME
 
 
 def named(given: Sequence[str]) -> dict[str, Path]:
-    """{name: folder} of FOLDER or NAME=FOLDER; a folder is called by the end of its path that no other shares."""
+    """{name: folder} of FOLDER or NAME=FOLDER; a folder is called by the end of its path that no other shares.
+
+    Refuses a name twice.
+    """
     folders = [Path(each) if Path(each).exists() else Path(each.rpartition("=")[2]) for each in given]
     names = ["" if Path(each).exists() else each.rpartition("=")[0] for each in given]
     ends = [folder.resolve().parts for folder in folders]
@@ -26,6 +29,7 @@ def named(given: Sequence[str]) -> dict[str, Path]:
 
 
 def main(arguments: Sequence[str]) -> int:
+    """Writes the page of the runs that the command line names."""
     parser = argparse.ArgumentParser(prog="hclm-rl report", description="One self-contained HTML page of runs.")
     parser.add_argument(
         "runs",

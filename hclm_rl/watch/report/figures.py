@@ -58,12 +58,15 @@ class Section:
     caption: str
 
     def svg(self) -> str:
+        """The figure as an element of a page, with the values that it shows where one points."""
         return with_hover(svg_of(self.figure), self.figure)
 
     def numbers(self) -> Numbers | None:
+        """Its curves as a table; None where it has none."""
         return numbers(self.figure)
 
     def png(self, file: Path) -> Path:
+        """Writes the figure as a PNG, and gives the file."""
         with rc_context(STYLE):
             self.figure.savefig(file, dpi=150, metadata={"Software": None})
         return file

@@ -19,6 +19,8 @@ LINE_HEIGHT, LETTER = 11.0, 5.2  # of the text in a box, in points
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
+    """A curve of a figure as it was drawn."""
+
     name: str
     values: dict[float, float]  # step -> as logged
 
@@ -48,6 +50,7 @@ def spaced(steps: Sequence[float], count: int) -> list[float]:
 
 
 def steps_of(curves: Sequence[Curve], count: int) -> list[float]:
+    """Steps of the curves, `count` of them at most."""
     return spaced(sorted({step for curve in curves for step in curve.values}), count)
 
 

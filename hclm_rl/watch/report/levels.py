@@ -15,6 +15,8 @@ FIRST_STEPS = 5  # logged ones whose mean is the start, of which a floor is a sh
 
 @dataclass(frozen=True)
 class Level:
+    """A level of entropy that the run was to hold, and what to call it."""
+
     nats: float
     label: str
 
@@ -30,6 +32,7 @@ def levels_of(run: Run) -> list[Level]:
 
 
 def of_terms(terms: Sequence[object], run: Run) -> Iterator[Level]:
+    """The targets, floors and ceilings of entropy terms."""
     for term in terms:
         for name, given in term.items() if isinstance(term, Mapping) else ():
             given = given if isinstance(given, Mapping) else {}

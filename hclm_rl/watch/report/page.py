@@ -85,6 +85,8 @@ def write_report(runs: dict[str, Path], out: Path, *, png: bool = False) -> Path
 
     Runs called "plain, seed 1", "plain, seed 2" are taken as seeds of one. With `png`, every figure is also a file
     beside the page: report-training.png and so on. Needs the extra `report`.
+
+    Refuses no runs.
     """
     try:
         import jinja2

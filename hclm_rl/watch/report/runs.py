@@ -30,6 +30,7 @@ class Run:
 
     @property
     def last_step(self) -> int:
+        """The optimiser step last logged; 0 where none was."""
         return self.log[-1]["step"] if self.log else 0
 
     def curve(self, name: str) -> tuple[list[int], list[float]]:
@@ -44,6 +45,7 @@ class Run:
 
 
 def is_number(value: object) -> TypeGuard[float]:
+    """Whether it is a finite number."""
     return isinstance(value, int | float) and math.isfinite(value)
 
 

@@ -68,6 +68,7 @@ def keys_ending(runs: Sequence[Run], metric: str) -> list[str]:
 
 
 def links_of(keys: Sequence[str]) -> list[str]:
+    """The links that the metrics belong to, in order."""
     return sorted({key.partition("/")[0] for key in keys})
 
 
@@ -136,6 +137,7 @@ def alarms(runs: Sequence[Run]) -> Section | None:
 
 
 def draw_bands(axes: Axes, runs: Sequence[Run]) -> None:
+    """A row a run, in the colours of the detector's states."""
     for row, run in enumerate(runs):
         for state, start, end in stretches(run):
             axes.broken_barh([(start, max(end - start, 0.5))], (row - 0.35, 0.7), color=STATES[state][1], linewidth=0)

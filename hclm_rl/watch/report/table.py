@@ -28,6 +28,8 @@ class Value:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
+    """A table of the page, its cells as text."""
+
     columns: list[str]
     rows: list[tuple[str, list[str]]]  # a measure's label, and its value in each column
     caption: str
@@ -39,6 +41,7 @@ def group_of(name: str) -> str:
 
 
 def by_group(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """The runs that are seeds of one, by their common name."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(group_of(run.name), []).append(run)
@@ -167,4 +170,5 @@ def mean_of(run: Run, key: str, start: int, end: int) -> float | None:
 
 
 def spread(values: Sequence[float]) -> float | None:
+    """The standard deviation of several values; None of one."""
     return statistics.stdev(values) if len(values) > 1 else None

@@ -35,6 +35,7 @@ class Scale:
     is_never_negative: bool = False
 
     def colour(self, value: float | None) -> str:
+        """The colour of a value, as CSS writes it: white where there is none."""
         if value is None or not is_number(value):
             return "#fff"
         part = max(-1.0, min(1.0, (value - self.white) / self.reach))
@@ -51,6 +52,8 @@ class Scale:
 
 @dataclass(frozen=True, kw_only=True)
 class Token:
+    """A token as the page shows it."""
+
     text: str
     hover: str
     style: str
@@ -58,6 +61,8 @@ class Token:
 
 @dataclass(frozen=True, kw_only=True)
 class Response:
+    """A response as the page shows it."""
+
     reward: str
     tokens: list[Token]
     left_out: int  # tokens after the last one shown
@@ -65,6 +70,8 @@ class Response:
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
+    """A prompt of a traced step, with its responses."""
+
     text: str
     place: str  # to link to
     elsewhere: list[tuple[int, str]]  # the other steps that show it, and its place there
@@ -134,6 +141,7 @@ def scales_of(rows: Sequence[dict]) -> list[Scale]:
 
 
 def token_of(row: dict, scales: Sequence[Scale]) -> Token:
+    """The token of a row of the trace, with its numbers and a colour for each scale."""
     numbers = [f"{name} {value:.4g}" for name, value in row.items() if name not in PLAIN and is_number(value)]
     hover = "\n".join([f"{row['token']!r}, id {row['id']}, position {row['position']}", *numbers])
     style = ";".join(f"--c{i}:{scale.colour(row.get(scale.column))}" for i, scale in enumerate(scales))
@@ -157,6 +165,7 @@ def prompts_of(
     scales: Sequence[Scale],
     places: Mapping[tuple[str, int, int], tuple[str, str]],
 ) -> list[Prompt]:
+    """The prompts of a traced step, each with its first responses."""
     by_prompt: dict[int, dict[int, list[dict]]] = {}
     for row in rows:
         by_prompt.setdefault(row["prompt"], {}).setdefault(row["response"], []).append(row)
