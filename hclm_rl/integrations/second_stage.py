@@ -42,10 +42,7 @@ def token_batch(
     clips: bool = True,
     ref_logps: Float[Tensor, "B T"] | None = None,
 ) -> TokenBatch:
-    """The micro-batch as terms see it. `rows`: what travelled with its rows; `clips`: whether the loss clips tokens.
-
-    `rows` are those of stage 1, (B, T) or (B,).
-    """
+    """The micro-batch as terms see it. `rows`: (B, T) or (B,), of stage 1; `clips`: whether the loss clips tokens."""
     empty = advantages.new_full((len(mask),), torch.nan)
     device = advantages.device
     is_clipped = None
