@@ -85,7 +85,10 @@ def examine(
         except (ValueError, OSError, ImportError, NotFinite) as error:
             return unusable(error)
         mistakes += memory_mistakes(run.trainer.model, config)
-        found = read_from(run, recipe, chain, config, tries)
+        try:
+            found = read_from(run, recipe, chain, config, tries)
+        except OSError as error:  # vectors of a large model lie on the disk, which may fill up
+            return unusable(error)
         found.notes.extend(of.notes())
     return replace(found, mistakes=mistakes + found.mistakes, seconds=time.perf_counter() - start)
 

@@ -249,3 +249,12 @@ def test_a_recipe_of_fewer_prompts_than_the_dry_run_takes_is_examined(tmp_path: 
 def test_flags_of_the_doctor_are_written_whole(tmp_path: Path, capsys):
     assert main(["doctor", *recipe(tmp_path), "--step", "1"]) == 1
     assert "unknown key 'step' on the command line" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_disk_that_fills_up_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("hclm_rl.commands.doctor.read_from", full)
+    found = examine(recipe(tmp_path), prompts=1, steps=1)
+    assert len(found.mistakes) == 1 and "No space left on device" in found.mistakes[0]
