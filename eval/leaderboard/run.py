@@ -39,9 +39,10 @@ from transformers import TrainerCallback
 
 from hclm_rl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from hclm_rl.commands import launch
-from hclm_rl.commands.launch import PACKAGES, build_trainer, on_held_out, written
+from hclm_rl.commands.launch import build_trainer, on_held_out, written
 from hclm_rl.recipe.arguments import RunArguments, parse
 from hclm_rl.testbed import Evaluation, Task
+from hclm_rl.trainer.versions import PACKAGES
 from hclm_rl.watch.report.runs import LOG_NAME, RECIPE_NAME, SUMMARY_NAME, read_run
 
 from . import page as leaderboard_page
