@@ -109,7 +109,9 @@ def test_the_rows_of_the_table_of_methods_are_short_and_its_numbers_are_on_the_p
     with (DOCS / "verdicts.csv").open(newline="") as file:
         of_file = {row["name"] for row in csv.DictReader(file)}
     of_table = {found[1] for line in table if (found := re.match(r"\| \[`(\w+)`\].*(better|worse|shown|seeds)", line))}
-    assert of_file == of_table
+    # what is no term stands in the page's other table, in words
+    beside = set(re.findall(r"^\| `(\w+)`", (DOCS / "methods.md").read_text(), re.MULTILINE))
+    assert of_table <= of_file <= of_table | beside
 
 
 def test_code_in_a_cell_may_break_between_words_and_nothing_else_changes(pages: ModuleType):
