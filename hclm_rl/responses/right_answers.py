@@ -214,19 +214,20 @@ def prompt_numbers(rollout: Rollout) -> Int[Tensor, "N"]:
     return rollout.everywhere(torch.tensor(numbers, device=rollout.mask.device)).cpu()
 
 
-def sampled_before(memory: dict) -> dict[int, int]:
-    """How often each right answer of `counted` was sampled so far."""
-    if "counted" not in memory:
+def sampled_before(memory: dict, of: str = "counted", times: str = "sampled") -> dict[int, int]:
+    """How often each number under `of` came so far, by default each right answer of `counted`."""
+    if of not in memory:
         return {}
-    return dict(zip(memory["counted"].tolist(), memory["sampled"].tolist(), strict=True))
+    return dict(zip(memory[of].tolist(), memory[times].tolist(), strict=True))
 
 
-def count_in(memory: dict, counted: Int[Tensor, "R"]) -> dict[int, int]:
-    """The same after these; kept in memory, 12 bytes for each answer."""
-    found = Counter(sampled_before(memory))
-    found.update(counted.tolist())
-    memory["counted"] = torch.tensor(list(found), dtype=torch.long)
-    memory["sampled"] = torch.tensor(list(found.values()), dtype=torch.int32)
+def count_in(memory: dict, new: Int[Tensor, "R"], of: str = "counted", times: str = "sampled") -> dict[int, int]:
+    """The same after these; kept in memory, 12 bytes for each number, in ascending order."""
+    found = Counter(sampled_before(memory, of, times))
+    found.update(new.tolist())
+    found = dict(sorted(found.items()))
+    memory[of] = torch.tensor(list(found), dtype=torch.long)
+    memory[times] = torch.tensor(list(found.values()), dtype=torch.int32)
     return found
 
 

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool
 from torch import Tensor
 
 from ..equations.functional import in_double, per_token
-from ..responses.right_answers import successes, tell_of_unclear_rewards, text_numbers
+from ..responses.right_answers import count_in, sampled_before, successes, tell_of_unclear_rewards, text_numbers
 from ..types import Rollout, RolloutEffect, Term
 
 PROMPTS, VISITS = "prompts", "visits"  # in the memory: numbers that stand for prompts, and rollouts that asked them
@@ -38,7 +38,7 @@ class UnsolvedKl(Term):
         beta: strength, advantages a nat, above 0; with MaxRL's weights (`max_rl`, `hold_coverage`) a nat of drift costs
             at 1 what a nat of success is worth.
         free_visits: rollouts in which a prompt is asked before it may be held, >= 0; 0 holds from the first on. How
-            often each prompt was asked goes into checkpoints, 16 bytes a prompt, told apart by its text.
+            often each prompt was asked goes into checkpoints, 12 bytes a prompt, told apart by its text.
         right_at: the reward from which a response is right; None: 1, with a warning where rewards are not 0 or 1.
 
     Metrics:
@@ -85,20 +85,8 @@ class UnsolvedKl(Term):
 
     def _is_late(self, rollout: Rollout, memory: dict) -> Bool[Tensor, "N"]:
         """Which rows' prompts were asked in `free_visits` earlier rollouts or more; counts this one."""
-        asked = text_numbers(rollout).cpu()
-        nothing = torch.zeros(0, dtype=torch.long)
-        # of a run that is resumed they lie on its device
-        known, visits = (memory.get(name, nothing).cpu() for name in (PROMPTS, VISITS))
-        earlier = torch.where(torch.isin(asked, known), visits_of(asked, known, visits), 0)
-        is_again = torch.isin(known, asked)
-        new = asked[~torch.isin(asked, known)].unique()
-        known, order = torch.cat([known, new]).sort()
-        memory[PROMPTS], memory[VISITS] = known, torch.cat([visits + is_again, torch.ones_like(new)])[order]
-        return rollout.here((earlier >= self.free_visits).to(rollout.mask.device))
-
-
-def visits_of(asked: Int[Tensor, "N"], known: Int[Tensor, "P"], visits: Int[Tensor, "P"]) -> Int[Tensor, "N"]:
-    """The counts of the prompts, whose numbers ascend; of one that is not known any number."""
-    if not len(known):
-        return torch.zeros_like(asked)
-    return visits[torch.searchsorted(known, asked).clamp(max=len(known) - 1)]
+        asked = text_numbers(rollout)
+        before = sampled_before(memory, PROMPTS, VISITS)
+        is_late = [before.get(number, 0) >= self.free_visits for number in asked.tolist()]
+        count_in(memory, asked.unique(), PROMPTS, VISITS)
+        return rollout.here(torch.tensor(is_late, device=rollout.mask.device))
