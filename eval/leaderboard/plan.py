@@ -29,6 +29,7 @@ KEYS = {
 CLIPPING = {"epsilon", "epsilon_high", "delta"}
 # of a method's own recipe; how a run is measured and where it is written is the board's
 NOT_THE_METHODS = {"task", "task_kwargs", "model_name_or_path", "output_dir", "seed", "eval_samples", "eval_batch"}
+POWER = "power"  # of an entry that is not trained: moves and blocks of power sampling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +41,15 @@ class Run:
     settings: dict  # all that decides the result, the terms with all their hyper-parameters; as JSON gives it back
     recipe: dict  # the same as a recipe, and where it writes
     temperatures: tuple[float, ...] = ()  # at which it is measured beside its own
+
+    @property
+    def power(self) -> dict | None:
+        """How the start's texts are sharpened, of an entry that trains nothing."""
+        return self.settings.get(POWER)
+
+    @property
+    def is_trained(self) -> bool:
+        return self.entry != BEFORE and self.power is None
 
 
 def resolved(settings: dict) -> dict:
@@ -93,7 +103,7 @@ class Candidate:
         board = self.board
         kwargs = {**board.layers.get("task_kwargs", {}), **board.splits[split]}
         recipe = {
-            **{key: value for key, value in self.own.items() if key not in NOT_THE_METHODS},
+            **{key: value for key, value in self.own.items() if key not in NOT_THE_METHODS | {POWER}},
             **board.layers,
             "task_kwargs": kwargs,
             "eval_samples": board.samples,
@@ -106,7 +116,7 @@ class Candidate:
         return Run(
             folder=folder,
             entry=self.entry,
-            settings=resolved(recipe),
+            settings=resolved({**recipe, **{key: self.own[key] for key in {POWER} & self.own.keys()}}),
             recipe={**recipe, **quiet},
             temperatures=board.temperatures if split == "report" else (),
         )
@@ -118,7 +128,7 @@ class Candidate:
 
     def brings(self) -> dict:
         """The settings besides terms that its recipe has and the board does not."""
-        board = self.board.layers.keys() | NOT_THE_METHODS | {"entropy_terms", "save_strategy", "disable_tqdm"}
+        board = self.board.layers.keys() | NOT_THE_METHODS | {POWER, "entropy_terms", "save_strategy", "disable_tqdm"}
         return {key: value for key, value in self.own.items() if key not in board}
 
     def needs_several_updates(self) -> bool:

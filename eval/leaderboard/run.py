@@ -47,7 +47,8 @@ from hclm_rl.watch.report.runs import LOG_NAME, RECIPE_NAME, SUMMARY_NAME, read_
 
 from . import page as leaderboard_page
 from . import stamp as leaderboard_stamp
-from .plan import BEFORE, Board, Candidate, Run, chosen, is_finished
+from .plan import Board, Candidate, Run, chosen, is_finished
+from .powered import by_power
 
 HERE = Path(__file__).parents[1]
 ERROR_NAME, OUTPUT_NAME = "error.txt", "output.txt"
@@ -69,7 +70,7 @@ def train(run: Run, callbacks: Sequence[TrainerCallback] = ()) -> None:
     if run.temperatures and task.environment is not None:
         raise ValueError("other temperatures are measured on tasks without tools alone")
     seconds, cpu_seconds = time.perf_counter(), time.process_time()
-    if run.entry != BEFORE:
+    if run.is_trained:
         launch.train(trainer, arguments)
     seconds, cpu_seconds = time.perf_counter() - seconds, time.process_time() - cpu_seconds
     result = on_held_out(trainer, task, arguments, config)
@@ -85,7 +86,7 @@ def train(run: Run, callbacks: Sequence[TrainerCallback] = ()) -> None:
         "affected": affected(run.folder),
         "after": written(result),
         "per_prompt": per_prompt(result),
-        "at_temperature": at_temperatures(run.temperatures, trainer, task, arguments, config),
+        "at_temperature": at_temperatures(run, trainer, task, arguments, config),
         "seconds": {
             "all": time.perf_counter() - start,
             "all_cpu": time.process_time() - cpu_start,
@@ -156,7 +157,7 @@ def per_prompt(result: Evaluation) -> dict[str, list]:
 
 
 def at_temperatures(
-    temperatures: Sequence[float],
+    run: Run,
     trainer: GRPOTrainer | RLOOTrainer,
     task: Task,
     arguments: RunArguments,
@@ -164,10 +165,13 @@ def at_temperatures(
 ) -> dict[str, dict]:
     """What temperatures.py reads: by temperature, the right ones among each prompt's samples."""
     found = {}
-    for at in temperatures:
+    for at in run.temperatures:
         sampled = copy.copy(config)
         sampled.temperature = at
-        result = on_held_out(trainer, task, arguments, sampled)
+        if run.power is None:
+            result = on_held_out(trainer, task, arguments, sampled)
+        else:
+            result = by_power(run.power, trainer, task, arguments, sampled)
         entropy = round(result.token_entropy, DIGITS)
         found[str(at)] = {"correct": per_prompt(result)["correct"], "token_entropy": entropy}
     return found

@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 # what belongs to one run; the model that it left is written over, as the trainers of transformers do
 OF_A_RUN = (LOG_NAME, RUN_NAME, SUMMARY_NAME, RECIPE_NAME, REPORT_NAME, TRACE_FOLDER, "checkpoint-*")
+AT_THE_END = "train_runtime"  # in the entry that transformers logs when a run is done
 EARLIER = "earlier"  # <output_dir>/earlier-1 holds the first run, earlier-2 the second
 
 
@@ -125,8 +126,9 @@ class LogWriter(TrainerCallback):
         if state.is_world_process_zero:
             self.path = Path(args.output_dir or "") / LOG_NAME
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            # a resumed run repeats the steps after its checkpoint
-            kept = [entry for entry in read_log(self.path)[0] if entry["step"] <= state.global_step]
+            # a resumed run repeats the steps after its checkpoint, and writes the line at its end anew
+            log = read_log(self.path)[0]
+            kept = [each for each in log if each["step"] <= state.global_step and AT_THE_END not in each]
             write_whole(self.path, "".join(json.dumps(entry) + "\n" for entry in kept if state.global_step))
 
     def on_log(

@@ -630,6 +630,20 @@ def test_a_run_does_what_its_recipe_says_of_weights_and_reference(tmp_path: Path
     assert seen == [{"every": 1}, "sigma", "step", "step"]
 
 
+def test_the_control_without_training_is_the_start_itself_and_its_sharpened_texts(tmp_path: Path):
+    written = {**WRITTEN, "recipes": str(tmp_path), "entries": {"sharp": {"power": {"moves": 2, "blocks": 2}}}}
+    board = Board.read({**written, "grids": {}, "also": {}}, out=tmp_path, temperatures=(0.01,))
+    run, before = (entry_of(board, name).default.run(1, "report") for name in ("sharp", BEFORE))
+    for each in (run, before):
+        leaderboard.train(each)
+    sharp, start = (json.loads((each.folder / "summary.json").read_text()) for each in (run, before))
+    assert sharp["steps"] == 0 and is_finished(run)
+    assert sharp["settings"]["power"] == {"moves": 2, "blocks": 2} and "power" not in run.recipe
+    assert sharp["per_prompt"] == start["per_prompt"]
+    # at p^100 all four texts to a prompt are the likeliest one: none or all of them are right
+    assert {*sharp["at_temperature"]["0.01"]["correct"]} <= {0, 4}
+
+
 def test_a_failed_run_is_told_and_left_for_the_next_start(tmp_path: Path):
     good, bad = (entry_of(board_in(tmp_path), name).default.run(1, "report") for name in (BEFORE, "plain"))
     bad.recipe["task"] = "no_such_task"

@@ -71,6 +71,15 @@ def test_a_resumed_run_stays_and_a_broken_one_says_how_far_it_came(policy: str, 
     assert [entry["step"] for entry in log_in(tmp_path)][:2] == [1, 2]
 
 
+@pytest.mark.parametrize(("max_steps", "steps"), [(2, [1, 2, 2]), (3, [1, 2, 3, 3])])
+def test_a_run_that_goes_on_from_its_end_has_one_last_line(policy: str, tmp_path: Path, max_steps: int, steps: list):
+    make(policy, tmp_path, save_strategy="steps", save_steps=1, max_steps=2).train()
+    make(policy, tmp_path, max_steps=max_steps).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    log = log_in(tmp_path)
+    assert [entry["step"] for entry in log] == steps  # a line a step, then that of the end
+    assert ["train_runtime" in entry for entry in log] == [False] * max_steps + [True]
+
+
 def test_a_detector_of_ones_own_takes_the_place_of_the_runs(policy: str, tmp_path: Path):
     own = hclm_rl.CollapseCallback(action="stop")
     trainer = make(policy, tmp_path)
