@@ -4,6 +4,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+COLDEST, HOTTEST = 1e-30, 1e30  # below is the top word, above the uniform distribution; float32 ends at 1e38
+
+
+def tempered(logits: Float[Tensor, "*N V"], temperature: float) -> Float[Tensor, "*N V"]:
+    """log softmax(z / temperature), in float32 and without overflow for any temperature above 0."""
+    wide = logits.float()
+    wide = wide - wide.amax(dim=-1, keepdim=True)
+    return (wide / min(max(temperature, COLDEST), HOTTEST)).log_softmax(dim=-1)
+
 
 def entropy_of(logits: Float[Tensor, "*N V"]) -> Float[Tensor, "*N"]:
     """H = -sum_v p_v log p_v in nats, p = softmax(logits); a word at -inf is ruled out and adds 0."""
@@ -18,7 +27,7 @@ def temperature_at_entropy(
 
     H(z / tau) rises with tau. In float32 whatever the logits: in half precision the bisection would stall.
     """
-    wide = logits.float()
+    wide, low, high = logits.float(), max(low, COLDEST), min(high, HOTTEST)
     below, above = torch.full_like(target, low), torch.full_like(target, high)
     is_low, is_high = target <= entropy_of(wide / low), target >= entropy_of(wide / high)
     for _ in range(steps):

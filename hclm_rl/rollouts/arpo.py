@@ -1,5 +1,6 @@
 """ARPO, agentic reinforced policy optimisation: Dong et al., 2025, arXiv:2507.19849; code RUC-NLPIR/ARPO"""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -59,9 +60,15 @@ class Arpo(RolloutStrategy):
             raise ValueError(f"initial must be in (0, 1], got {self.initial}")
         if not 0 <= self.threshold <= 1:
             raise ValueError(f"threshold must be in [0, 1], got {self.threshold}")
+        if not math.isfinite(self.weight):
+            raise ValueError(f"weight must be finite, got {self.weight}")
         for name in ("beam", "tokens", "candidates"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.reduction not in ("sum", "mean"):
+            raise ValueError(f"reduction must be 'sum' or 'mean', got {self.reduction!r}")
+        if self.attribution not in ("soft", "hard"):
+            raise ValueError(f"attribution must be 'soft' or 'hard', got {self.attribution!r}")
 
     def term(self) -> Term | None:
         return SharedCredit(rollout="arpo") if self.attribution == "hard" else None

@@ -1,7 +1,7 @@
 """What a rollout gave back, before TRL goes on with it: a mistake is one sentence with the rollout and the response."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from .strategy import Asked, Response
 
@@ -37,9 +37,24 @@ def _off(came: int, due: int) -> str:
     return f"response {came} is the first that is missing" if came < due else f"response {due} is the first too many"
 
 
+def _no_list(response: Response) -> str | None:
+    """What is no list, such as a tensor."""
+    for name in ("ids", "logps", "is_trained", "prompt"):
+        value = getattr(response, name)
+        if not isinstance(value, Sequence | None) or isinstance(value, str):
+            return f"{name} must be a list, got {type(value).__name__}"
+        if value is None and name == "ids":
+            return "has no token; at least one is needed"
+    if not isinstance(response.columns, Mapping):
+        return f"columns must be a mapping, got {type(response.columns).__name__}"
+    return None
+
+
 def _fault(response: Response, longest: int, words: int) -> str | None:
     """What is wrong with a response."""
     ids, logps = response.ids, response.logps
+    if kind := _no_list(response):
+        return kind
     if not ids:
         return "has no token; at least one is needed"
     if len(ids) > longest:

@@ -65,14 +65,16 @@ class EntropyBalanced(RolloutStrategy):
 
     def __post_init__(self) -> None:
         for name in ("beta", "gamma"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
         for name in ("threshold", "penalty"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
         for name in ("beam", "tokens", "candidates"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.reduction not in ("sum", "mean"):
+            raise ValueError(f"reduction must be 'sum' or 'mean', got {self.reduction!r}")
 
     def __call__(self, asked: Asked) -> list[Response]:
         measure = Measure(tokens=self.tokens, candidates=self.candidates, reduction=self.reduction)

@@ -1,5 +1,6 @@
 """Draws responses from a model in batches, with a cache from which a branch goes on at any token."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -11,13 +12,13 @@ from transformers import (
     MinPLogitsWarper,
     PreTrainedModel,
     RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
 
 from ..decoding.rows import left_padded
 from ..equations.functional import widest
+from ..equations.temperature import tempered
 from .branch import Branch, Tools
 from .cache import Kept, arguments_of, gathered, layers_of, select, unforkable
 
@@ -31,6 +32,13 @@ class Counts:
     reused: int = 0  # that a text took from the cache when it went on, instead of running them through the model
 
 
+def filled(texts: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """(rows, longest) of rows that end together, filled up in front with words of their own: a penalty on words that
+    stand in the text must not meet a padding, which depends on the batch mates."""
+    width = max(map(len, texts))
+    return torch.tensor([[text[0]] * (width - len(text)) + list(text) for text in texts], device=device)
+
+
 @dataclass
 class Front:
     """The rows that are being drawn, which end together."""
@@ -38,6 +46,16 @@ class Front:
     rows: list[Branch]
     cache: DynamicCache
     mask: Tensor  # (rows, columns), 1 on tokens, of the cache and of what is read next
+
+
+class Tempered(LogitsProcessor):
+    """Divides by a temperature above 0, however small or large."""
+
+    def __init__(self, temperature: float) -> None:
+        self.temperature = temperature
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return tempered(scores, self.temperature)
 
 
 @dataclass
@@ -154,7 +172,7 @@ class Sampler:
         if self.repetition_penalty != 1.0:
             found.append(RepetitionPenaltyLogitsProcessor(penalty=self.repetition_penalty))
         if temperature != 1.0:
-            found.append(TemperatureLogitsWarper(temperature))
+            found.append(Tempered(temperature))
         if self.top_k:
             found.append(TopKLogitsWarper(top_k=self.top_k))
         if self.top_p < 1.0:
@@ -170,17 +188,22 @@ class Sampler:
         of_likeliest = torch.special.entr(logps.topk(min(self.likeliest, logps.shape[-1])).values.exp()).sum(dim=-1)
         scores = logits
         if processors:
-            texts, _ = left_padded([each.prompt + each.ids for each in front.rows], self.pad, logits.device)
+            texts = filled([each.prompt + each.ids for each in front.rows], logits.device)
             for processor in processors:
                 scores = processor(texts, scores)  # pyright: ignore[reportArgumentType]
         wide = widest(logits.device)
         sums = scores.log_softmax(dim=-1).to(wide).exp().cumsum(dim=-1)
         numbers = torch.tensor([each.stream.random() for each in front.rows], dtype=wide, device=logits.device)
         words = torch.searchsorted(sums, numbers[:, None] * sums[:, -1:], right=True).clamp(max=logits.shape[-1] - 1)
-        seen = (words, logps.gather(1, words), summands.sum(dim=-1), of_likeliest)
-        for branch, word, logp, entropy, likely in zip(
+        seen = (words, logps.gather(1, words), sums[:, -1], summands.sum(dim=-1), of_likeliest)
+        for branch, word, logp, total, entropy, likely in zip(
             front.rows, *(each.flatten().tolist() for each in seen), strict=True
         ):
+            if math.isnan(logp + total):
+                raise ValueError(
+                    f"a response has no distribution to draw token {len(branch.ids)} (counted from 0) from: its scores "
+                    "are NaN or infinite; a weight of the model is not finite, or the temperature is too small"
+                )
             branch.ids.append(word)
             branch.is_own.append(True)
             branch.logps.append(logp)

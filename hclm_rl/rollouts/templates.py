@@ -40,11 +40,17 @@ class Template:
         return sum(text.count(mark) == 1 for mark in self.once) / len(self.once) if self.once else 1.0
 
     def around(self, prompt: Any) -> Any:
-        """The prompt as it is asked: text, or the messages of a chat, whose last is the problem."""
+        """The prompt as it is asked: text, or the messages of a chat, whose last is the problem.
+
+        Refuses a last message that is not the user's, or is no text.
+        """
         if isinstance(prompt, str):
             asked = self.user.replace(QUESTION, prompt)
             return f"{self.system}\n\n{asked}" if self.system else asked
         *before, last = prompt
+        if last["role"] != "user" or not isinstance(last["content"], str):
+            what = "is no text" if last["role"] == "user" else f"is of the role '{last['role']!s:.40}'"
+            raise ValueError(f"a template stands around what the user says last, and here the last message {what}")
         if self.system:
             before = [{"role": "system", "content": self.system}, *(m for m in before if m["role"] != "system")]
         return [*before, {**last, "content": self.user.replace(QUESTION, last["content"])}]

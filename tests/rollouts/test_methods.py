@@ -237,7 +237,7 @@ def test_every_name_of_the_library_is_a_rollout():
         ({"arpo": {"beam": 0}}, "arpo: beam must be at least 1, got 0"),
         ({"arpo": {"reduction": "max"}}, "arpo: reduction must be .*'sum'.*'mean'.*, got str 'max'"),
         ({"arpo": {"weight": float("nan")}}, "arpo: weight must be finite, got nan"),
-        ({"entropy_balanced": {"beta": -1.0}}, "entropy_balanced: beta must be at least 0, got -1.0"),
+        ({"entropy_balanced": {"beta": -1.0}}, "entropy_balanced: beta must be at least 0 and finite, got -1.0"),
         ({"entropy_balanced": {"penalty": 1.5}}, r"entropy_balanced: penalty must be in \[0, 1\], got 1.5"),
         ("cures", "rollout: unknown name 'cures'; it must be one of .*cure"),
         (7, "rollout is a name or one {name: {hyper-parameter: value}}, got 7"),
@@ -252,6 +252,22 @@ def test_a_wrong_word_is_one_sentence(entry: object, sentence: str):
     with pytest.raises(ValueError, match=sentence) as caught:
         build_rollout(entry)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong", "sentence"),
+    [
+        (Arpo, {"weight": math.nan}, "weight must be finite, got nan"),
+        (Arpo, {"reduction": "max"}, "reduction must be 'sum' or 'mean', got 'max'"),
+        (Arpo, {"attribution": "both"}, "attribution must be 'soft' or 'hard', got 'both'"),
+        (EntropyBalanced, {"gamma": math.inf}, "gamma must be at least 0 and finite, got inf"),
+        (EntropyBalanced, {"beta": math.nan}, "beta must be at least 0 and finite, got nan"),
+        (EntropyBalanced, {"reduction": "max"}, "reduction must be 'sum' or 'mean', got 'max'"),
+    ],
+)
+def test_a_wrong_value_in_python_is_refused_too(kind: type, wrong: dict, sentence: str):
+    with pytest.raises(ValueError, match=sentence):
+        kind(**wrong)
 
 
 @pytest.mark.parametrize(
@@ -278,6 +294,12 @@ GOOD = Response(ids=[2, 3], logps=[-1.0, -0.5])
         (Response(ids=[2, 3.0], logps=[-1.0] * 2), "token 3.0 is no id of the vocabulary"),
         (Response(ids=[2], logps=[-1.0], prompt=[]), "prompt: has no token; at least one is needed"),
         (Response(ids=[2], logps=[-1.0], prompt=[-1]), "prompt: token -1 is no id of the vocabulary"),
+        (Response(ids=torch.tensor([2, 3]), logps=[-1.0] * 2), "ids must be a list, got Tensor"),
+        (Response(ids=[2, 3], logps=torch.tensor([-1.0, -1.0])), "logps must be a list, got Tensor"),
+        (Response(ids=[2], logps=[-1.0], prompt=torch.tensor([2, 3])), "prompt must be a list, got Tensor"),
+        (Response(ids=[2], logps=[-1.0], is_trained=torch.tensor([True])), "is_trained must be a list, got Tensor"),
+        (Response(ids="23", logps=[-1.0] * 2), "ids must be a list, got str"),
+        (Response(ids=[2], logps=[-1.0], columns=[1]), "columns must be a mapping, got list"),
         (Response(ids=[2, 3], logps=None), "has no log-probs; one for each of its 2 tokens is needed"),
         (Response(ids=[2, 3], logps=[-1.0]), "has 1 log-probs for 2 tokens; one for each is needed"),
         (Response(ids=[2, 3], logps=[-1.0, math.nan]), "the log-prob of token 1 is nan; finite numbers of at most 0"),

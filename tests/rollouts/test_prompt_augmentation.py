@@ -63,6 +63,18 @@ def test_a_template_goes_around_text_and_messages():
     assert Template(name="bare").around(spoken) == spoken
 
 
+@pytest.mark.parametrize(
+    "last, what",
+    [
+        ({"role": "user", "content": [{"type": "text", "text": "2 + 2"}]}, "is no text"),
+        ({"role": "assistant", "content": "It is"}, "is of the role 'assistant'"),
+    ],
+)
+def test_a_template_stands_around_the_users_text_alone(last: dict, what: str):
+    with pytest.raises(ValueError, match=f"what the user says last, and here the last message {what}"):
+        Template(name="t").around([{"role": "user", "content": "2 + 2"}, last])
+
+
 OWN = [{"name": "as it is"}, {"name": "doubled", "user": "7 {question}", "opener": "3 5", "once": ["2", "4"]}]
 
 

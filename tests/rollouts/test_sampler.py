@@ -210,3 +210,48 @@ def test_a_branch_starts_at_a_token_of_its_parent(model: PreTrainedModel):
     [root] = sampler_of(model).begin([[2, 3]])
     with pytest.raises(ValueError, match="a branch starts at one of the 0 tokens of its parent, got 1"):
         root.fork(1, random.Random(0))
+
+
+def test_a_penalty_on_words_that_stand_in_the_text_does_not_meet_the_padding(model: PreTrainedModel):
+    """The end of text is also the padding, as in many models: a longer mate must not make it rarer."""
+
+    def rows(mates: list[list[int]]) -> list[list[int]]:
+        sampler = Sampler(model=model, ends=[EOS], pad=EOS, longest=8, repetition_penalty=3.0)
+        mine, *others = sampler.begin([[2, 3], *mates])
+        some = forks(mine, 8)
+        sampler.extend([*some, *(other.fork(0, random.Random(0)) for other in others)])
+        return [each.ids for each in some]
+
+    alone = rows([])
+    assert rows([[4, 4, 2, 3, 2, 2, 3, 4, 4]]) == alone and len({str(each) for each in alone}) > 1
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e-40])
+def test_the_coldest_temperature_is_the_top_word(temperature: float, model: PreTrainedModel):
+    sampler = sampler_of(model, longest=3)
+    [row] = forks(sampler.begin([[2, 3]])[0], 1)
+    sampler.extend([row], temperature=temperature)
+    for t, word in enumerate(row.ids):
+        assert word == logps_after(model, [2, 3, *row.ids[:t]]).argmax()
+
+
+def test_scores_that_are_no_distribution_are_refused():
+    model = model_of("llama")
+    with torch.no_grad():
+        model.lm_head.weight.fill_(math.nan)
+    sampler = sampler_of(model)
+    with pytest.raises(ValueError, match=r"no distribution to draw token 0 .counted from 0. from: its scores are NaN"):
+        sampler.extend(forks(sampler.begin([[2, 3]])[0], 1))
+
+
+class Zero(random.Random):
+    def random(self) -> float:
+        return 0.0
+
+
+def test_the_number_0_draws_no_word_that_is_ruled_out(model: PreTrainedModel):
+    sampler = sampler_of(model, longest=1, top_k=1)
+    [root] = sampler.begin([[2, 3]])
+    row = root.fork(0, Zero())
+    sampler.extend([row])
+    assert row.ids == [logps_after(model, [2, 3]).argmax().item()] != [0]
