@@ -27,6 +27,7 @@ from hclm_rl.testbed.hidden_number import (
     random_transcript,
 )
 from hclm_rl.testbed.hidden_number_policy import new_tokenizer, own_words, warm_start
+from tests.rollouts.test_seam import TERMS as CHAINS
 from tests.tiny import settings
 
 
@@ -293,6 +294,17 @@ def test_a_branch_has_a_copy_of_the_environment_and_the_reply(rollout: object, t
         assert entry["rollout/share_trained"] < 1  # what the tool wrote
         assert entry["rollout/tokens_drawn"] < entry["rollout/tokens_returned"] * entry["rollout/share_trained"]
         assert float(entry["tools/call_frequency"]) > 0.25
+
+
+@pytest.mark.parametrize("terms", CHAINS, ids=lambda terms: "+".join(str(each)[:12] for each in terms))
+@pytest.mark.parametrize("rollout", ["arpo", "entropy_balanced"])
+def test_terms_work_with_rollouts_that_branch(rollout: str, terms: list, talker: str, tmp_path: Path):
+    trainer = make(talker, tmp_path, terms, max_steps=1, rollout=rollout)
+    trainer.train()
+    [entry] = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert all(torch.tensor(float(value)).isfinite() for value in entry.values())
+    for each in terms:
+        assert float(entry[f"{each if isinstance(each, str) else next(iter(each))}/affected"]) > 0
 
 
 def test_soft_and_hard_attribution_are_one_where_nothing_is_clipped(talker: str, tmp_path: Path):
