@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..equations.temperature import entropy_of, temperature_at_entropy
+from ..equations.temperature import COLDEST, entropy_of, temperature_at_entropy
 from .method import Losses, SftBatch, SftMethod
 
 
@@ -69,7 +69,7 @@ class CurioSft(SftMethod):
         entropy = entropy_of(largest)
         target = entropy + self.most_rise * torch.sigmoid(self.kappa * (entropy - self.centre))
         tau = temperature_at_entropy(largest, target, self.coldest, self.hottest, steps=20)
-        return torch.where(entropy_of(logps) <= self.gate, self.coldest, tau)
+        return torch.where(entropy_of(logps) <= self.gate, max(self.coldest, COLDEST), tau)
 
     def of_teacher(self, logps: Float[Tensor, "M V"], labels: Int[Tensor, "M"]) -> dict[str, Float[Tensor, "M"]]:
         """Log-probs of the labels under the softened teacher, and the temperatures that soften it."""

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import trl
-from accelerate.utils import is_peft_model
+from accelerate.utils import AutocastKwargs, is_peft_model
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -148,7 +148,9 @@ class SFTTrainer(trl.SFTTrainer):
             inputs = with_own_responses(self, method, inputs, number)
         columns = {}
         if isinstance(method, CurioSft):
-            columns = self._hclm_teachers().columns(self._hclm_plain(), inputs, inputs["labels"], method.of_teacher)
+            # as the student's pass, but without its cache of weights in half precision, which are the student's
+            with self.accelerator.autocast(AutocastKwargs(cache_enabled=False)):
+                columns = self._hclm_teachers().columns(self._hclm_plain(), inputs, inputs["labels"], method.of_teacher)
         self._hclm_micro_batches += 1
 
         def watched(**given: Any) -> Any:
@@ -175,6 +177,12 @@ class SFTTrainer(trl.SFTTrainer):
             columns=columns,
         )
         found = method(batch)
+        if not found.losses.isfinite().all():
+            whose = "of the model" if not batch.logps.isfinite().all() else f"of {name_of(method)}"
+            raise ValueError(
+                f"sft_method: a loss {whose} is not finite at step {self.state.global_step}; training stopped before "
+                "the optimiser step, and the weights are those of the step before"
+            )
         for name, value in found.metrics.items():
             self._hclm_metrics[f"{name_of(method)}/{name}"].append(value.detach().float())
         return found.losses

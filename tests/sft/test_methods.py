@@ -81,6 +81,14 @@ def test_curio_sft_as_on_its_card():
     close(loss(CurioSft(alpha=0.0), batch(logps, columns=found)).detach(), 0.546682)
 
 
+@pytest.mark.parametrize(
+    "wild", [{"hottest": 1e300}, {"coldest": 1e-300, "gate": 1e300}, {"most_rise": 1e300}, {"kappa": 1e300}]
+)
+def test_huge_values_leave_a_temperature(wild: dict):
+    found = CurioSft(**wild).of_teacher(torch.tensor(TEACHERS), LABELS)
+    assert all(value.isfinite().all() for value in found.values())
+
+
 def test_without_the_gate_a_certain_token_would_be_softened_most():
     assert CurioSft(gate=0.0).temperatures(torch.tensor(TEACHERS[2:])).tolist() == [1.5]
 

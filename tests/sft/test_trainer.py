@@ -163,6 +163,16 @@ def test_the_teacher_is_another_model_and_the_student_is_not_touched(policy: str
     torch.testing.assert_close(found, torch.tensor([[*wanted.tolist(), 0.0]]))
 
 
+def test_under_autocast_the_teacher_reads_as_the_student_does(policy: str, tmp_path: Path):
+    """At temperature 1 a teacher that is still the student pulls nowhere, in half precision too."""
+    same = {"coldest": 1.0, "hottest": 1.0, "sync_every": 1, "new_weight": 1.0}
+    trainer = make(policy, tmp_path, method={"curio_sft": same}, bf16=True, max_steps=1)
+    before = weights_of(trainer)
+    trainer.train()
+    assert trainer.state.log_history[0]["curio_sft/pull"] < 1e-9
+    assert largest_difference(weights_of(trainer), before) > 1e-3  # the student's pass has its gradient
+
+
 @pytest.mark.parametrize("name", ["curio_sft", "em_ft"])
 def test_a_resumed_run_is_the_uninterrupted_one(name: str, policy: str, tmp_path: Path):
     method = {name: FOLLOWS.get(name, {"longest": 5})}
@@ -192,6 +202,19 @@ def test_a_micro_batch_without_labels_adds_nothing(name: str, policy: str, tmp_p
     assert trainer.compute_loss(trainer.model, inputs, num_items_in_batch=torch.tensor(5)).item() == 0.0
     # its metrics are there all the same: processes must log the same names
     assert trainer._hclm_metrics and all(each[0].isfinite() for each in trainer._hclm_metrics.values())
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step(policy: str, tmp_path: Path):
+    trainer = make(policy, tmp_path, method={"curio_sft": {"alpha": 1e300}})
+    before = weights_of(trainer)
+    with pytest.raises(ValueError, match=r"sft_method: a loss of curio_sft is not finite at step 0; training stopped"):
+        trainer.train()
+    assert largest_difference(weights_of(trainer), before) == 0.0
+    trainer = make(policy, tmp_path, method="mix_ce")
+    with torch.no_grad():
+        trainer.model.lm_head.weight.fill_(float("nan"))
+    with pytest.raises(ValueError, match=r"sft_method: a loss of the model is not finite at step 0"):
+        trainer.train()
 
 
 def test_what_is_refused(policy: str, tmp_path: Path):
