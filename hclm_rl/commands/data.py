@@ -18,14 +18,14 @@ READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parque
 ANSWER = "answer"  # the column that the reward `right_answer` reads
 
 
-def load_named(name: str, config: str | None, is_streamed: bool) -> Splits:
-    """What `dataset_name` names; of a single file the split `train`."""
+def load_named(name: str, config: str | None, is_streamed: bool, of_prompts: bool = True) -> Splits:
+    """What `dataset_name` names; of a single file the split `train`. `of_prompts`: each row must have a prompt."""
     path = Path(name)
     if path.suffix in READERS and not path.is_dir():
         if not path.is_file():
             raise ValueError(f"no file at '{path}': dataset_name is a file, a folder, or a data set of the hub")
         if path.suffix == ".jsonl" and not is_streamed:
-            return datasets.DatasetDict({"train": from_jsonl(path)})
+            return datasets.DatasetDict({"train": from_jsonl(path, of_prompts)})
         return datasets.load_dataset(READERS[path.suffix], data_files={"train": name}, streaming=is_streamed)
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         found = datasets.load_from_disk(name)
@@ -33,14 +33,22 @@ def load_named(name: str, config: str | None, is_streamed: bool) -> Splits:
     return datasets.load_dataset(name, name=config, streaming=is_streamed)
 
 
-def from_jsonl(path: Path) -> datasets.Dataset:
-    """One object a line; answers as text, so that numbers and text may stand beside each other."""
-    rows = list(checked(path, jsonl_rows(path)))
+def from_jsonl(path: Path, of_prompts: bool = True) -> datasets.Dataset:
+    """One object a line; beside prompts answers are text, so that numbers and text may stand beside each other."""
+    rows = list((checked if of_prompts else objects)(path, jsonl_rows(path)))
     names = dict.fromkeys(name for row in rows for name in row)
     try:
         return datasets.Dataset.from_dict({name: [row.get(name) for row in rows] for name in names})
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise ValueError(f"{path}: a column must hold one kind of value: {' '.join(str(error).split())}") from error
+
+
+def objects(path: Path, rows: Iterable[tuple[str, Mapping | str]]) -> Iterable[dict]:
+    """The rows, or a sentence with the line that is no object."""
+    for where, row in rows:
+        if isinstance(row, str):
+            raise ValueError(f"{path}, {where} {row}")
+        yield dict(row)
 
 
 def checked(path: Path, rows: Iterable[tuple[str, Mapping | str]]) -> Iterable[dict]:

@@ -136,14 +136,14 @@ def shipped_policy(task: str | None) -> str:
     return policy_path(task) if task in SHAPES else policy_path()
 
 
-def load_datasets(arguments: ScriptArguments, mixture: DatasetMixtureConfig) -> Splits:
-    """As in TRL's scripts, and a file."""
+def load_datasets(arguments: ScriptArguments, mixture: DatasetMixtureConfig, of_prompts: bool = True) -> Splits:
+    """As in TRL's scripts, and a file, whose rows have a prompt each if `of_prompts`."""
     if mixture.datasets:
         return get_dataset(mixture)
     if not arguments.dataset_name:
         raise ValueError("the data set is missing: set task (whose prompts are its own), dataset_name or datasets")
     try:
-        return load_named(arguments.dataset_name, arguments.dataset_config, arguments.dataset_streaming)
+        return load_named(arguments.dataset_name, arguments.dataset_config, arguments.dataset_streaming, of_prompts)
     except DatasetsError as error:
         why = str(error.__cause__ or error).splitlines()[0]
         raise ValueError(f"dataset_name '{arguments.dataset_name}' could not be loaded: {why:.300}") from error

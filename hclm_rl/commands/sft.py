@@ -89,9 +89,23 @@ def data_of(settings: Settings) -> tuple[Rows, Rows | None]:
         return lessons_of(arguments.task, config.seed, arguments.lessons), None
     if not (mixture.datasets or arguments.dataset_name):
         raise ValueError("the data set is missing: set task (whose lessons are its own), dataset_name or datasets")
-    loaded = load_datasets(arguments, mixture)
+    loaded = load_datasets(arguments, mixture, of_prompts=False)
     train = split_of(loaded, arguments.dataset_train_split, "dataset_train_split")
-    return train, split_of(loaded, arguments.dataset_test_split, "dataset_test_split") if evaluates else None
+    held_out = split_of(loaded, arguments.dataset_test_split, "dataset_test_split") if evaluates else None
+    for rows in (train, held_out):
+        if rows is not None:
+            refuse_columns(rows.column_names, config)
+    return train, held_out
+
+
+def refuse_columns(names: Sequence[str] | None, config: SFTConfig) -> None:
+    """Rows of which TRL makes no lesson; what is streamed may not say its columns."""
+    forms = [{"messages"}, {"conversations"}, {"prompt", "completion"}, {"input_ids"}, {config.dataset_text_field}]
+    if names and not any(form <= set(names) for form in forms):
+        raise ValueError(
+            f"the data has the columns {', '.join(names)}; lessons have messages, or prompt and completion, or "
+            f"{config.dataset_text_field} (dataset_text_field)"
+        )
 
 
 def model_of(settings: Settings, folder: Path) -> str:
@@ -121,7 +135,7 @@ def build(settings: Settings, folder: Path, recipe: Path | None) -> SFTTrainer:
         config.eos_token = EOS
     path = model_of(settings, folder)
     try:
-        return SFTTrainer(
+        trainer = SFTTrainer(
             model=path,
             args=config,
             train_dataset=train,
@@ -132,6 +146,12 @@ def build(settings: Settings, folder: Path, recipe: Path | None) -> SFTTrainer:
         )
     except OSError as error:  # as transformers says that there is no such model
         raise ValueError(f"model_name_or_path '{path}' could not be loaded: {error}") from error
+    if isinstance(trainer.train_dataset, datasets.Dataset) and not len(trainer.train_dataset):
+        raise ValueError(
+            f"no row of the data has a token to learn within max_length, {config.max_length}: raise max_length, or "
+            "look at the completions"
+        )
+    return trainer
 
 
 def run(settings: Settings, recipe: Path | None = None) -> None:

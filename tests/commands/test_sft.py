@@ -139,3 +139,46 @@ def test_a_missing_model_and_missing_data_are_named(capsys: pytest.CaptureFixtur
     assert "the model is missing: set model_name_or_path" in capsys.readouterr().err
     assert cli.main(["sft", *common, "--model_name_or_path", "testbed"]) == 2
     assert "the data set is missing: set task" in capsys.readouterr().err
+
+
+def on_file(folder: Path, rows: list[dict], name: str = "rows.jsonl") -> list[str]:
+    """The line that learns from these rows, two steps."""
+    file = folder / name
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    line = ["sft", "--model_name_or_path", policy_path(), "--dataset_name", str(file), "--eos_token", "<eos>"]
+    line += ["--output_dir", str(folder / "run"), "--max_steps", "2", "--bf16", "false", "--use_cpu", "true"]
+    return [*line, "--report_to", "none", "--save_strategy", "no", "--gradient_checkpointing", "false"]
+
+
+@pytest.mark.parametrize(
+    "row", [{"text": "2 3 5 : 20 ! 1 2 4 > 5 5"}, {"prompt": "2 3 5 : 20 ! 1 2 4 >", "completion": " 5 5", "answer": 3}]
+)
+def test_a_file_of_lessons_needs_no_prompt(row: dict, tmp_path: Path):
+    assert cli.main(on_file(tmp_path, [row])) == 0
+    assert json.loads((tmp_path / "run/summary.json").read_text())["steps"] == 2
+
+
+@pytest.mark.parametrize(
+    "row, more, sentence",
+    [
+        ({"x": "5"}, [], "the data has the columns x; lessons have messages, or prompt and completion, or text"),
+        ({"prompt": "5"}, [], "the data has the columns prompt; lessons have messages, or prompt and completion"),
+        (
+            {"prompt": "5 5", "completion": " 5"},
+            ["--max_length", "1"],
+            "no row of the data has a token to learn within",
+        ),
+    ],
+)
+def test_data_without_lessons_is_a_sentence(row: dict, more: list[str], sentence: str, tmp_path: Path, capsys):
+    assert cli.main([*on_file(tmp_path, [row]), *more]) == 2
+    err = capsys.readouterr().err
+    assert f"hclm-rl sft: {sentence}" in err and "Traceback" not in err
+
+
+def test_a_line_that_is_no_object_is_named(tmp_path: Path, capsys):
+    line = on_file(tmp_path, [{"text": "5"}])
+    with (tmp_path / "rows.jsonl").open("a") as file:
+        file.write("[1]\n")
+    assert cli.main(line) == 2
+    assert "rows.jsonl, line 2 is not a JSON object" in capsys.readouterr().err
