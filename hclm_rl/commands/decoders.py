@@ -6,7 +6,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 from transformers import AutoModelForCausalLM, LogitsProcessor, PreTrainedModel
 
 from ..decoding.activation_steering import ActivationSteering, last_states, responses_under
@@ -137,6 +139,11 @@ def within(template: str, prompt: Prompt) -> Prompt:
 class Adapted(Decoder):
     def __init__(self, base: Base, settings: DiffAdapt, probe: Path) -> None:
         super().__init__(base)
+        if base.temperature != 1:
+            raise ValueError(
+                f"diff_adapt takes the temperature of each question by its kind, got {base.temperature}: leave "
+                "temperature at 1, and set that of easy, normal and hard"
+            )
         self.settings, self.probe, self.counts = settings, load_probe(probe), dict.fromkeys(KINDS, 0)
 
     def __call__(self, prompts: Sequence[Prompt], streams: Sequence[random.Random]) -> list[Drawn]:
@@ -169,10 +176,7 @@ class Steered(Decoder):
             raise ValueError(f"no vector at '{file}': make one first, docs/decoding.md")
         if base.temperature != 1:
             raise ValueError(f"activation_steering draws at temperature 1, got {base.temperature}")
-        vector = load_file(file).get("vector")
-        if vector is None:
-            raise ValueError(f"'{file}' holds no tensor named vector")
-        self.settings, self.vector = settings, vector
+        self.settings, self.vector = settings, vector_in(file, base.model.config.get_text_config().hidden_size)
         self.lengths: list[float] = []
 
     def __call__(self, prompts: Sequence[Prompt], streams: Sequence[random.Random]) -> list[Drawn]:
@@ -186,6 +190,22 @@ class Steered(Decoder):
 
     def report(self) -> dict[str, float]:
         return {"relative_strength": sum(self.lengths) / max(len(self.lengths), 1)}
+
+
+def vector_in(file: Path, width: int) -> Tensor:
+    """The tensor `vector` (width,) of a safetensors file; a ValueError where it is something else."""
+    try:
+        vector = load_file(file).get("vector")
+    except SafetensorError as error:
+        raise ValueError(f"'{file}' is no safetensors file: {error}") from error
+    if vector is None:
+        raise ValueError(f"'{file}' holds no tensor named vector")
+    if vector.shape != (width,) or not vector.isfinite().all():
+        raise ValueError(
+            f"the vector in '{file}' must have {width} finite numbers, as the states of this model, got shape "
+            f"{tuple(vector.shape)}{'' if vector.isfinite().all() else ' with some that are not finite'}"
+        )
+    return vector
 
 
 def taken(given: dict[str, Any], name: str, key: str, what: str) -> str:

@@ -14,6 +14,7 @@ from ..decoding.rows import Drawn, streams_of
 from ..evaluation.generate import TransformersGenerator
 from ..evaluation.tasks import Problem, Problems, Prompt, Source, load, rendered
 from ..recipe.arguments import recipe_of, settings_by, with_recipe_apart
+from ..recipe.limits import NOT_NEGATIVE
 from ..recipe.parser import RecipeParser
 from ..recipe.refusals import refuse_unwritable
 from ..responses.names import custom_code
@@ -147,7 +148,10 @@ def encoder_of(tokenizer: PreTrainedTokenizerBase, model: str, is_chat: bool) ->
             raise ValueError(
                 f"the chat template refuses the prompt {prompt!s:.80}: {' '.join(str(error).split())}"
             ) from error
-        return tokenizer(text, add_special_tokens=not is_chat)["input_ids"]  # pyright: ignore[reportReturnType]
+        try:
+            return tokenizer(text, add_special_tokens=not is_chat)["input_ids"]  # pyright: ignore[reportReturnType]
+        except Exception as error:  # tokenizers raises no other where it lacks a word and one for unknown words
+            raise ValueError(f"the tokenizer of '{model}' cannot read the prompt {text!r:.80}: {error}") from error
 
     return encode
 
@@ -195,12 +199,19 @@ def run(options: GenerateArguments) -> dict:  # long: a third of it is the field
     return summary
 
 
+def parser_of() -> RecipeParser:
+    """The keys and flags of the command; temperature 0, which training refuses, is greedy here."""
+    parser = RecipeParser([GenerateArguments], prog="hclm-rl generate")
+    parser.limits = {"temperature": NOT_NEGATIVE}
+    return parser
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line: a mistake in the recipe is one sentence on stderr and exit code 2."""
     line = with_recipe_apart(sys.argv[1:] if arguments is None else arguments)
     try:
         recipe_of(line)
-        [options] = settings_by(RecipeParser([GenerateArguments], prog="hclm-rl generate"), line)
+        [options] = settings_by(parser_of(), line)
         with custom_code(options.allow_custom_code):
             summary = run(options)
     except (ValueError, OSError, ImportError) as error:

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from ..equations.temperature import entropy_of, temperature_at_entropy
+from ..equations.temperature import HOTTEST, entropy_of, temperature_at_entropy
 
 COLDEST = 0.01  # the authors' code
 
@@ -35,6 +35,6 @@ class AdaptiveTemperature(LogitsProcessor):
 
     def __call__(self, input_ids: Int[Tensor, "N L"], scores: Float[Tensor, "N V"]) -> Float[Tensor, "N V"]:
         entropy = entropy_of(scores)
-        target = (self.share * entropy).clamp(min=self.floor)
+        target = (self.share * entropy).clamp(min=min(self.floor, HOTTEST))
         tau = torch.where(entropy <= target, 1.0, temperature_at_entropy(scores, target, COLDEST, 1.0, steps=30))
         return (scores.float() / tau.unsqueeze(1)).to(scores.dtype)

@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -94,7 +95,12 @@ class Probe(nn.Module):
 
     @torch.no_grad()
     def kinds(self, states: Float[Tensor, "N D"]) -> list[Difficulty]:
-        """The likeliest difficulty of each row."""
+        """The likeliest difficulty of each row. Refuses states of another width than those that it was fitted on."""
+        if states.shape[1] != len(self.mean):
+            raise ValueError(
+                f"the probe reads states of {len(self.mean)} numbers, and this model's have {states.shape[1]}: fit one "
+                "for this model"
+            )
         return [KINDS[i] for i in self(states.float().cpu()).argmax(dim=1).tolist()]
 
 
@@ -132,7 +138,10 @@ def load_probe(path: Path) -> Probe:
     """One sentence where there is none, or where the file is something else. Refuses both with a ValueError."""
     if not path.is_file():
         raise ValueError(f"no probe at '{path}': fit one first")
-    weights: Mapping[str, Tensor] = load_file(path)
+    try:
+        weights: Mapping[str, Tensor] = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"'{path}' is no probe: {error}") from error
     try:
         hidden, width = weights["layers.0.weight"].shape
         probe = Probe(width, hidden)

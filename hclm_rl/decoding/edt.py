@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from ..equations.temperature import entropy_of
+from ..equations.temperature import HOTTEST, entropy_of
 
 LEAST_ENTROPY = 1e-6  # nats: theta / H at a certain token
 LEAST_TEMPERATURE = 1e-3  # below it all but the top word are at probability 0 in float32 anyway
@@ -18,9 +18,9 @@ class Edt(LogitsProcessor):
     """Samples each token at its own temperature: near the greedy one where the model is certain.
 
     T = base_temperature base^(theta / H), H the entropy in nats of the model's own distribution at temperature 1.
-    The card gives base 0.8; the paper tunes the other two per task. Logs and normalisations of H other than nats
-    change what theta means. `theta` 0 is plain sampling at `base_temperature`. `generate` divides by its own
-    `temperature` afterwards: leave that at 1.
+    Base 0.8 is the paper's by a summary of it; it tunes the other two per task, to values that were not found. Logs
+    and normalisations of H other than nats change what theta means. `theta` 0 is plain sampling at `base_temperature`.
+    `generate` divides by its own `temperature` afterwards: leave that at 1.
 
     Trained with, this is another behaviour policy: an importance ratio needs the log-probs of what was sampled.
 
@@ -44,8 +44,9 @@ class Edt(LogitsProcessor):
 
     def temperatures(self, scores: Float[Tensor, "N V"]) -> Float[Tensor, "N"]:
         """T = base_temperature * base^(theta / H) of each row, H in nats of its next-token distribution."""
-        exponent = self.theta / entropy_of(scores).clamp(min=LEAST_ENTROPY)
-        return (self.base_temperature * (exponent * math.log(self.base)).exp()).clamp(min=LEAST_TEMPERATURE)
+        exponent = (self.theta / entropy_of(scores).clamp(min=LEAST_ENTROPY)).clamp(max=HOTTEST)
+        temperature = self.base_temperature * (exponent * math.log(self.base)).exp()
+        return temperature.clamp(LEAST_TEMPERATURE, HOTTEST)
 
     def __call__(self, input_ids: Int[Tensor, "N L"], scores: Float[Tensor, "N V"]) -> Float[Tensor, "N V"]:
         return (scores.float() / self.temperatures(scores).unsqueeze(1)).to(scores.dtype)

@@ -1,5 +1,6 @@
 """Responses drawn row by row: each row has its own stream of random numbers, so that its batch mates change nothing."""
 
+import math
 import random
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from ..equations.functional import widest
-from ..equations.temperature import entropy_of
+from ..equations.temperature import entropy_of, tempered
 
 
 @dataclass
@@ -49,6 +50,7 @@ class RowSampler(LogitsProcessor):
     """Draws the next word of each row by the row's own stream and leaves no other; `generate` then takes it greedily.
 
     A stream gives one number a token of its row and none after its end or limit. Temperature 0 takes the top word.
+    Scores that are no distribution, NaN or infinite, are refused with the row.
     """
 
     def __init__(
@@ -63,7 +65,7 @@ class RowSampler(LogitsProcessor):
 
     def __call__(self, input_ids: Int[Tensor, "N L"], scores: Float[Tensor, "N V"]) -> Float[Tensor, "N V"]:
         logps = scores.float().log_softmax(dim=-1)
-        drawn = (scores.float() / self.temperature).log_softmax(dim=-1) if self.temperature else logps
+        drawn = logps if self.temperature in (0, 1) else tempered(scores, self.temperature)
         is_open = [self.is_open(i) for i in range(len(self.rows))]
         if self.temperature:
             numbers = [stream.random() if on else 0.0 for stream, on in zip(self.streams, is_open, strict=True)]
@@ -74,10 +76,15 @@ class RowSampler(LogitsProcessor):
         else:
             words = logps.argmax(dim=-1, keepdim=True)
         seen = zip(words[:, 0].tolist(), logps.gather(1, words)[:, 0].tolist(), strict=True)
-        for row, on, (word, logp), q in zip(
-            self.rows, is_open, seen, drawn.gather(1, words)[:, 0].tolist(), strict=True
-        ):
-            if on:
+        for i, ((word, logp), q) in enumerate(zip(seen, drawn.gather(1, words)[:, 0].tolist(), strict=True)):
+            row = self.rows[i]
+            if is_open[i]:
+                if math.isnan(logp + q):
+                    raise ValueError(
+                        f"row {i} of the batch has no distribution to draw token {len(row.ids)} from (both counted "
+                        "from 0): its scores are NaN or infinite; a value of the method is too large, or a weight of "
+                        "the model is not finite"
+                    )
                 row.ids.append(word)
                 row.logps.append(logp)
                 row.drawn_logps.append(q)

@@ -24,6 +24,9 @@ class StableEntropy(LogitsProcessor):
     The bounds are those of a model and a domain: `fit_zone` finds them, values of GPT-2 say nothing of a model that
     reasons at 0.3 nats.
 
+    As in the authors' later manuscript: nothing is done where the entropy is low. Their first text had a lower bound
+    too, and their public code has no decoding loop to compare with.
+
     Args:
         mean: nats, of the token entropy on human text; `fit_zone` gives it
         deviation: nats, at least 0; likewise

@@ -161,7 +161,7 @@ def settings_by(parser: RecipeParser, line: Sequence[str]) -> tuple[Any, ...]:
     if "use_cpu" in parser.known() and is_left_to_cpu({*given, *named}):
         flags += ["--use_cpu", "true"]
     words, _ = parser.parse_known_args(flags)
-    refuse_out_of_range(vars(words))
+    refuse_out_of_range(vars(words), parser.limits)
     refuse_missing_packages(vars(words))
     if not words.allow_custom_code:
         refuse_unnamed_code(given)

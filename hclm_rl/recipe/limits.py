@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 
 @dataclass(frozen=True)
@@ -74,12 +75,12 @@ LIMITS: Mapping[str, Limit] = {
 }  # fmt: skip
 
 
-def refuse_out_of_range(settings: Mapping[str, object]) -> None:
-    """All keys at once: a mistake is seldom alone."""
+def refuse_out_of_range(settings: Mapping[str, object], own: Mapping[str, Limit] = MappingProxyType({})) -> None:
+    """All keys at once: a mistake is seldom alone. `own`: a command's limits where they are not those of training."""
     found = []
     for key, value in settings.items():
         values = value if isinstance(value, (list, tuple)) else [value]
-        limit = LIMITS.get(key, Limit())
+        limit = own.get(key, LIMITS.get(key, Limit()))
         for each in values:
             if isinstance(each, (int, float)) and not isinstance(each, bool) and not limit.holds(each):
                 found.append(f"{key} must be {limit}, got {each}")

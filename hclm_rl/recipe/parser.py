@@ -14,6 +14,7 @@ from trl.scripts.utils import TrlParser
 
 from ..responses.names import nearest
 from ..watch.secrets import HIDDEN, is_secret
+from .limits import Limit
 from .moved import MOVED
 from .values import fits, is_mixed, options_of, shown, written
 
@@ -71,10 +72,12 @@ def words_of(key: str, annotation: object) -> tuple[str, ...]:
 class RecipeParser(TrlParser):
     """TRL's parser; what is wrong is said in one sentence, as a ValueError, without pages of usage.
 
-    `instead` stands in for what recipe and flags say of its keys, of those that the algorithm knows.
+    `instead` stands in for what recipe and flags say of its keys, of those that the algorithm knows; `limits` are
+    those of a command's own keys.
     """
 
     instead: Mapping[str, object] = MappingProxyType({})
+    limits: Mapping[str, Limit] = MappingProxyType({})
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})

@@ -1,6 +1,7 @@
 """`hclm-rl generate`: every method runs from its recipe, whatever the batch; a mistake is a sentence."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -139,6 +140,39 @@ def test_messages_that_no_template_takes_are_a_sentence(chat_model: Path, tmp_pa
     assert cli.main([*line, str(tmp_path / "refuses")]) == 2
     assert "the chat template refuses the prompt [{'role': 'user'" in (err := capsys.readouterr().err)
     assert "no such role" in err and "Traceback" not in err
+
+
+def test_temperature_0_takes_the_likeliest_word(tmp_path: Path):
+    line = ["generate", "--config", str(RECIPES["plain_generate"]), "--output_dir", str(tmp_path), "--problems", "1"]
+    assert cli.main([*line, "--samples", "3", "--max_new_tokens", "4", "--temperature", "0"]) == 0
+    rows = [json.loads(row) for row in (tmp_path / "responses.jsonl").read_text().splitlines()]
+    assert len({row["response"] for row in rows}) == 1
+
+
+def vectors(folder: Path) -> dict[str, str]:
+    """Files that are no vector of the shipped policy, whose states have 64 numbers."""
+    save_file({"vector": torch.zeros(8)}, folder / "short")
+    save_file({"vector": torch.zeros(2, 64)}, folder / "two")
+    save_file({"vector": torch.full((64,), math.nan)}, folder / "nan")
+    (folder / "text").write_text("no such file")
+    return {
+        "short": "must have 64 finite numbers, as the states of this model, got shape (8,)",
+        "two": "must have 64 finite numbers, as the states of this model, got shape (2, 64)",
+        "nan": "got shape (64,) with some that are not finite",
+        "text": "is no safetensors file",
+    }
+
+
+def test_a_file_of_another_model_is_a_sentence(files: dict[str, str], tmp_path: Path, capsys):
+    line = ["generate", "--config", str(RECIPES["plain_generate"]), "--problems", "1", "--output_dir", str(tmp_path)]
+    for name, sentence in vectors(tmp_path).items():
+        given = json.dumps({"activation_steering": {"vector": str(tmp_path / name)}})
+        assert cli.main([*line, "--decoding", given]) == 2
+        assert sentence in (err := capsys.readouterr().err) and "Traceback" not in err
+    # a temperature that the kinds' own would pass over in silence
+    adapt = {"diff_adapt": {"probe": files["probe"], "correct_below": 0.1, "entropy_above": 0.2}}
+    assert cli.main([*line, "--decoding", json.dumps(adapt), "--temperature", "0.5"]) == 2
+    assert "diff_adapt takes the temperature of each question by its kind, got 0.5" in capsys.readouterr().err
 
 
 def test_the_summary_is_that_of_its_rows():

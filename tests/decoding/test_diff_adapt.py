@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from hclm_rl.decoding.diff_adapt import DiffAdapt, Strategy, fit_probe, load_probe, save_probe
+from hclm_rl.decoding.diff_adapt import DiffAdapt, Probe, Strategy, fit_probe, load_probe, save_probe
 
 SETTINGS = DiffAdapt(correct_below=0.3, entropy_above=0.5)
 
@@ -57,3 +57,8 @@ def test_what_is_refused(tmp_path: Path):
     save_file({"u": torch.zeros(2)}, tmp_path / "vector")
     with pytest.raises(ValueError, match=r"'.*vector' is no probe: it has u"):
         load_probe(tmp_path / "vector")
+    (tmp_path / "text").write_text("no such file")
+    with pytest.raises(ValueError, match=r"'.*text' is no probe: "):
+        load_probe(tmp_path / "text")
+    with pytest.raises(ValueError, match=r"the probe reads states of 8 numbers, and this model's have 16: fit one for"):
+        Probe(8).kinds(torch.zeros(1, 16))

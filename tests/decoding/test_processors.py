@@ -11,7 +11,7 @@ from scipy.stats import chisquare
 from transformers import AutoModelForCausalLM, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from hclm_rl.decoding import AdaptiveTemperature, Edt, EmInf, StableEntropy
-from hclm_rl.decoding.rows import draw, left_padded, streams_of, within_context
+from hclm_rl.decoding.rows import RowSampler, draw, left_padded, streams_of, within_context
 from hclm_rl.decoding.stable_entropy import fit_zone, violations
 from hclm_rl.equations.temperature import entropy_of
 
@@ -258,3 +258,46 @@ def test_rows_that_would_run_over_the_context_are_drawn_apart(model: PreTrainedM
         assert max(len(prompts[i]) for i in rows) + max(limits[i] for i in rows) <= context
     assert sorted(i for rows in within_context(model, prompts, limits) for i in rows) == [0, 1, 2, 3]
     assert within_context(model, prompts[1:3], limits[1:3]) == [[1, 0]]
+
+
+@pytest.mark.parametrize(
+    "processor",
+    [
+        Edt(theta=1e300, base=1.0),
+        Edt(base_temperature=1e300),
+        Edt(theta=1e300),
+        AdaptiveTemperature(floor=1e300),
+        StableEntropy(mean=1e300, deviation=1e300, prompt_length=1),
+        EmInf(threshold=1e300),
+    ],
+    ids=repr,
+)
+def test_huge_values_leave_a_distribution(processor: LogitsProcessor):
+    [found] = applied(processor, [2.0, 1.0, 0.0, -math.inf]).softmax(-1).tolist()
+    assert sum(found) == pytest.approx(1.0) and found[0] >= found[1] >= found[2] and found[3] == 0
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e-40])
+def test_the_coldest_temperature_is_the_greedy_one(temperature: float, model: PreTrainedModel):
+    def responses(at: float) -> list[list[int]]:
+        drawn = draw(model, PROMPTS, streams_of(5, range(4)), [8] * 4, ends=[1], pad=0, temperature=at)
+        return [each.ids for each in drawn]
+
+    assert responses(temperature) == responses(0.0)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.5, 1.0])
+def test_scores_that_are_no_distribution_are_refused(temperature: float, model: PreTrainedModel):
+    with pytest.raises(ValueError, match=r"row 0 of the batch has no distribution to draw token 0 from"):
+        draw(
+            model, PROMPTS, streams_of(5, range(4)), [8] * 4, ends=[1], pad=0, temperature=temperature,
+            processors=[EmInf(learning_rate=1e300)],
+        )  # fmt: skip
+
+
+def test_the_number_0_draws_no_word_that_is_ruled_out():
+    stream = random.Random()
+    stream.random = lambda: 0.0
+    sampler = RowSampler([stream], [1], [1], 1.0)
+    sampler(NO_IDS, torch.tensor([[-math.inf, -math.inf, 0.0, 0.0]]))
+    assert sampler.rows[0].ids == [2]
