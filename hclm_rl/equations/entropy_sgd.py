@@ -23,7 +23,8 @@ class EntropySgd(Optimizer):
     multiple of them, since between two outer steps the weights are the wandering x'. In RL the rollouts are drawn from
     x' too.
 
-    The factor gamma of the exact gradient is taken into lr, as in the authors' code: tune lr, not lr gamma. Inner
+    The factor gamma of the exact gradient is taken into lr, as in the authors' code: tune lr, not lr gamma. The mean
+    gives its older part 0.75, as in that code; whether the paper means this or the reverse was not settled. Inner
     steps 0 is SGD with that momentum. The noise comes from `seed` and the number of the step alone, so replicas draw
     the same. Three more copies of the weights. FSDP and ZeRO shard them, and the noise would then differ from that of
     the whole.

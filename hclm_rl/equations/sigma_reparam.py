@@ -54,8 +54,8 @@ def sigma_reparam(model: nn.Module) -> Iterator[nn.Module]:
     The model computes the same at first. Enter before training, so that the optimiser sees gamma; save after leaving,
     since inside the names of the weights are not those of the architecture. That also rules out vLLM's weight sync; and
     a sharded W would give the sigma of a shard. With reentrant gradient checkpointing, whose first forward has no
-    gradient, u and v would stand still. ValueError where a layer is frozen, quantised or has an adapter, and where
-    there is no nn.Linear (GPT-2 has layers of its own).
+    gradient, u and v would stand still. ValueError where a layer is frozen, quantised, all 0 or has an adapter, and
+    where there is no nn.Linear (GPT-2 has layers of its own).
     """
     tied = {id(each.weight) for each in model.modules() if isinstance(each, nn.Embedding)}
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # pyright: ignore[reportCallIssue]
@@ -69,6 +69,8 @@ def sigma_reparam(model: nn.Module) -> Iterator[nn.Module]:
     for name, layer in layers.items():
         if not layer.weight.requires_grad or not layer.weight.is_floating_point():
             raise ValueError(f"sigma_reparam trains the weights themselves, and '{name}' is frozen or quantised")
+        if not layer.weight.any():
+            raise ValueError(f"sigma_reparam divides by the largest singular value, and that of '{name}' is 0")
         if parametrize.is_parametrized(layer, "weight"):
             raise ValueError(f"sigma_reparam: the weight of '{name}' is parametrised already")
     for layer in layers.values():

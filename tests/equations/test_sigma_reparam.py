@@ -109,6 +109,13 @@ def test_frozen_layers_and_impossible_bounds_are_refused(policy: str):
     with pytest.raises(ValueError, match=r"trains the weights themselves, and '.*q_proj' is frozen or quantised"):
         sigma_reparam(model).__enter__()
     model.requires_grad_(True)
+    with torch.no_grad():
+        kept = model.model.layers[0].mlp.up_proj.weight.clone()
+        model.model.layers[0].mlp.up_proj.weight.zero_()
+    with pytest.raises(ValueError, match=r"divides by the largest singular value, and that of '.*up_proj' is 0"):
+        sigma_reparam(model).__enter__()
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight.copy_(kept)
     with sigma_reparam(model), pytest.raises(ValueError, match=r"'.*q_proj' is parametrised already"):
         sigma_reparam(model).__enter__()
     with pytest.raises(ValueError, match=r"norm must be >= 0 and finite and keys at least 2, got -1\.0 and 4"):
