@@ -1,13 +1,16 @@
 """AEPO: the card's temperatures, loss and selection; the weights of rows; a run remembers H; what is refused."""
 
 import math
+import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from hclm_rl.recipe.rollout import build_rollout
 from hclm_rl.rollouts.arbitrary_entropy import ArbitraryEntropy, AuxiliaryRows
+from hclm_rl.rollouts.branch import Branch
 from hclm_rl.types import Rollout
 from tests.tiny import largest_difference, make, weights_of
 
@@ -204,3 +207,33 @@ def test_a_resumed_run_is_the_run(algorithm: str, policy: str, tmp_path: Path):
 def test_bad_values_are_a_sentence(given: dict, sentence: str):
     with pytest.raises(ValueError, match=f"arbitrary_entropy: {sentence}"):
         build_rollout({"arbitrary_entropy": given})
+
+
+class Told:
+    """A sampler that draws nothing and keeps the temperatures that it is told."""
+
+    temperature = 0.5
+
+    def __init__(self) -> None:
+        self.told: list[tuple[int, float | None]] = []
+
+    def begin(self, prompts: list[list[int]]) -> list[Branch]:
+        return [Branch(prompt=each) for each in prompts]
+
+    def extend(self, branches: list[Branch], *, temperature: float | None = None) -> None:
+        self.told.append((len(branches), temperature))
+
+
+def test_the_auxiliary_temperature_is_a_factor_of_the_losses():
+    sampler = Told()
+    asked = SimpleNamespace(
+        prompts=[[2], [3], [4]],
+        responses=2,
+        sampler=sampler,
+        memory={"entropy": 0.62},
+        stream=lambda *_: random.Random(0),
+        note=lambda *_: None,
+    )
+    ArbitraryEntropy()(asked)  # type: ignore[arg-type]
+    # 1 + 0.5 - 0.62 = 0.88 of 0.5, for the two responses of the last prompt
+    assert sampler.told == [(4, None), (2, pytest.approx(0.44))]
