@@ -17,7 +17,7 @@ def number(value: object) -> float | None:
     """A finite number, also one that was logged as text; None for anything else."""
     try:
         found = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return found if abs(found) < float("inf") else None
 

@@ -68,6 +68,54 @@ def test_lines_of_the_standard_input(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert "the entropy: collapsed" in capsys.readouterr().out
 
 
+def test_of_two_runs_in_one_file_the_last_is_told(tmp_path: Path, capsys: pytest.CaptureFixture):
+    file = written(tmp_path / "log.jsonl", [0.5] * 300)
+    second = written(tmp_path / "second.jsonl", falling(200)).read_text()
+    file.write_text(file.read_text() + second)
+    assert main(["watch", str(file)]) == 1
+    told = capsys.readouterr()
+    assert told.out.endswith("200 entries, at step 200 the entropy: collapsed\n")
+    assert told.err == "the steps begin anew: of 2 runs the last is told\n"
+    # looked at again, it is no third one
+    assert main(["watch", str(file), "--json", "--follow", "--every", "0.01", "--idle", "0.03"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["entries"] == 200 and found["notes"] == ["the steps begin anew: of 2 runs the last is told"]
+
+
+def test_steps_that_come_again_are_passed_over_and_it_is_said(tmp_path: Path, capsys: pytest.CaptureFixture):
+    """A run that went on from its checkpoint at step 80."""
+    file = written(tmp_path / "log.jsonl", falling(100))
+    again = "".join(json.dumps({"step": i, "entropy": h}) + "\n" for i, h in enumerate(falling(200), 1) if i > 80)
+    file.write_text(file.read_text() + again)
+    assert main(["watch", "--json", str(file)]) == 1
+    resumed = json.loads(capsys.readouterr().out)
+    assert resumed.pop("notes") == ["20 entries were passed over: their steps are not above those before them"]
+    assert main(["watch", "--json", str(written(file, falling(200)))]) == 1
+    whole = json.loads(capsys.readouterr().out)
+    assert whole.pop("notes") == [] and resumed == whole
+
+
+@pytest.mark.parametrize("entropy", ["NaN", "-0.5", '"high"', "1" + "0" * 400, "null", "[0.5]"])
+def test_what_is_no_entropy_is_no_healthy_run(entropy: str, tmp_path: Path, capsys: pytest.CaptureFixture):
+    file = tmp_path / "log.jsonl"
+    file.write_text("".join(f'{{"step": {i}, "entropy": {entropy}}}\n' for i in range(1, 30)))
+    assert main(["watch", str(file)]) == 2
+    assert capsys.readouterr().err.endswith("log.jsonl has an entropy that is a number from 0 on, and a step\n")
+
+
+def test_a_stream_ends_with_the_alarm_that_ends_the_run_and_may_hold_any_bytes(tmp_path: Path):
+    lines = b"\xff\xfe a, b\n" + b"".join(
+        f"step:{i} - actor/entropy:{h:.4f}\n".encode() for i, h in enumerate(falling(200), 1)
+    )
+    script = "import sys; from hclm_rl.commands.cli import main; sys.exit(main(['watch', '-', '--follow']))"
+    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as run:
+        assert run.stdin is not None and run.stdout is not None
+        run.stdin.write(lines)
+        run.stdin.flush()  # and stays open
+        assert run.wait(timeout=120) == 1
+        assert b"the entropy: collapsed" in run.stdout.read()
+
+
 def test_it_follows_a_growing_file_to_the_alarm_that_ends_it(tmp_path: Path, capsys: pytest.CaptureFixture):
     file, all_of_it = tmp_path / "log.jsonl", falling(300)
     written(file, all_of_it[:50])

@@ -27,6 +27,9 @@ CONSOLE = "\n".join(
         "step:3 - actor/pg_loss:-1.2e-05 - actor/entropy:0.85",
     ]
 )
+CONFIG = "{'actor_rollout_ref': {'model': 'a, b'},\n 'data': {}}\n"  # as Python prints it
+RAY = "2026-01-01 10:00:00,123\tINFO worker.py:1832 -- Started a local Ray instance.\n"
+LINES = "".join(json.dumps({"step": i, "entropy": h}) + "\n" for i, h in EXPECTED)
 TEXTS = {
     "log.jsonl": "".join(json.dumps({"step": i, "entropy": h}) + "\n" for i, h in EXPECTED) + '{"step": 4, "entr',
     "trainer_state.json": json.dumps(
@@ -37,6 +40,16 @@ TEXTS = {
         indent=2,
     ),
     "console.log": CONSOLE,
+    "a console that begins with a comma.log": RAY + RAY + CONSOLE,
+    "a console that begins with a mapping.log": CONFIG + CONSOLE,
+    "a console that begins with JSON.log": '{"config": 1}\n' + CONSOLE,
+    "from the middle of a line on.jsonl": '"entropy": 7.0, "reward": 0.5}\n' + LINES,
+    "with a byte order mark.jsonl": "\ufeff" + LINES,
+    "with lines that are none.jsonl": LINES.replace(
+        "\n", '\n{"step": 9, "entr\n[1, 2]\n{"a": ' + "[" * 10**5 + '\n{"a": 1' + "0" * 5000 + "}\n"
+    ),
+    "with a byte order mark.csv": "\ufeffstep,entropy\n1,0.961\n2,0.9\n3,0.85\n",
+    "of long texts.csv": "step,text,entropy\n1," + "x" * 200_000 + ",0.961\n2,,0.9\n3,,0.85\n",
     "wandb.csv": '"Step","a run - train/entropy","a run - train/entropy__MIN","a run - train/entropy__MAX"\n'
     + "".join(f'"{i}","{h}","0","9"\n' for i, h in EXPECTED),
     "wandb.jsonl": "".join(
@@ -48,7 +61,7 @@ TEXTS = {
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_a_text_log(tmp_path: Path, name: str):
-    (tmp_path / name).write_text(TEXTS[name])
+    (tmp_path / name).write_text(TEXTS[name], encoding="utf-8")
     assert pairs(read_entries(tmp_path / name)) == EXPECTED
 
 
@@ -63,6 +76,28 @@ def test_the_last_step_of_a_trainer_state_goes_with_every_entry(tmp_path: Path):
     assert {entry["max_steps"] for entry in read_entries(tmp_path)} == {50}
 
 
+def test_bytes_that_are_no_text_are_passed_over(tmp_path: Path):
+    (tmp_path / "console.log").write_bytes(b"\xff\xfe a, b\n" + CONSOLE.encode())
+    assert pairs(read_entries(tmp_path / "console.log")) == EXPECTED
+
+
+def test_names_of_a_csv_that_are_not_known_are_told_all_the_same():
+    rows = list(rows_of(["iteration,H\n", "1,0.5\n"]))
+    assert rows == [{"iteration": "1", "H": "0.5"}]
+
+
+def test_the_curves_of_several_runs_are_not_mixed(tmp_path: Path):
+    file = tmp_path / "export.csv"
+    head = '"Step","a - train/entropy","a - train/entropy__MIN","b - train/entropy","b - train/entropy__MAX"\n'
+    file.write_text(head + "".join(f"{i},{h},0,{h + 1},9\n" for i, h in EXPECTED))
+    with pytest.raises(ValueError, match="the curves of several runs: name one with --run, of a, b"):
+        read_entries(file)
+    assert pairs(read_entries(file, run="a")) == EXPECTED
+    assert pairs(read_entries(file, run="b")) == [(i, pytest.approx(h + 1)) for i, h in EXPECTED]
+    with pytest.raises(ValueError, match="the curves of no run 'c': name one with --run, of a, b"):
+        read_entries(file, run="c")
+
+
 def test_a_name_of_ones_own():
     rows = [{"iteration": 1, "H": 0.5, "entropy": 9.0}]
     assert next(renamed(rows, {"entropy": ["H"], "step": ["iteration"]})) | {"step": 1, "entropy": 0.5} == next(
@@ -71,7 +106,8 @@ def test_a_name_of_ones_own():
 
 
 def test_a_database_of_trackios(tmp_path: Path):
-    file = tmp_path / "project.db"
+    file = tmp_path / "my project #1?" / "50%20.db"  # what an address would read as its own
+    file.parent.mkdir()
     with sqlite3.connect(file) as database:
         database.execute(
             "CREATE TABLE metrics (id INTEGER PRIMARY KEY, run_id TEXT, timestamp TEXT, run_name TEXT, step INTEGER, "
@@ -86,7 +122,7 @@ def test_a_database_of_trackios(tmp_path: Path):
                 )
     assert pairs(read_entries(file)) == EXPECTED  # the latest; the step is the trainer's, trackio's counts from 0
     assert pairs(read_entries(file, run="older")) == [(i, h + 1.0) for i, h in EXPECTED]
-    with pytest.raises(ValueError, match=r"project\.db has no run 'other'; it has older, newer"):
+    with pytest.raises(ValueError, match=r"50%20\.db has no run 'other'; it has older, newer"):
         read_entries(file, run="other")
     (tmp_path / "no.db").write_text("nothing")
     with pytest.raises(ValueError, match="is no database of trackio's"):
@@ -120,3 +156,16 @@ def test_a_tensorboard_event_file(tmp_path: Path):
         for i, h in EXPECTED:
             writer.add_scalar("train/entropy", h, i)
     assert pairs(read_entries(tmp_path)) == [(i, pytest.approx(h)) for i, h in EXPECTED]
+
+
+def test_a_run_that_went_on_has_several_event_files(tmp_path: Path):
+    pytest.importorskip("tensorboard")
+    from torch.utils.tensorboard import SummaryWriter
+
+    for part, suffix in ((EXPECTED[:2], ".before"), (EXPECTED[2:], ".after")):
+        with SummaryWriter(str(tmp_path), filename_suffix=suffix) as writer:
+            for i, h in part:
+                writer.add_scalar("train/entropy", h, i)
+    assert pairs(read_entries(tmp_path)) == [(i, pytest.approx(h)) for i, h in EXPECTED]
+    first, last = sorted(tmp_path.iterdir(), key=lambda path: path.name.endswith(".after"))
+    assert len(pairs(read_entries(first))) == 2 and len(pairs(read_entries(last))) == 1
