@@ -38,6 +38,8 @@ from .page import show
 from .precision import of_precision
 from .sizes import ASKED
 
+LEAST_STEPS = 3  # from which on a norm without its noise has an error
+
 # The embedded default, for `hclm-rl doctor` without a recipe: the testbed as the quickstart trains on it.
 DEFAULT = {
     "task": "coins",
@@ -116,8 +118,13 @@ def read_from(
     share, mistakes, more_notes = cut_off(run.log, config)
     rows_at_once = config.per_device_train_batch_size * max(config.world_size, 1)
     rollout = rows_at_once * (config.steps_per_generation or 1)  # over which terms take their statistics
-    if all(entry.get("reward_std", 0) == 0 for entry in run.log):
+    if not run.has_rewards:
         notes.append("no group of the dry run had different rewards, so there was no policy gradient to compare with")
+    if len(run.gradients) < LEAST_STEPS:
+        notes.append(
+            f"{len(run.gradients)} dry steps do not tell a gradient from its noise, and what is said of it may be "
+            f"either: --steps takes {LEAST_STEPS} or more"
+        )
     precision_mistakes, precision_notes = of_precision(run)
     forces, force_notes = forces_of(run, chain, config, tries)
     return Diagnosis(

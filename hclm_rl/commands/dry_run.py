@@ -122,6 +122,11 @@ class DryRun:
         return [min(1.0, most / (norm + 1e-6)) if most and norm > 0 else 1.0 for norm in norms]
 
     @property
+    def has_rewards(self) -> bool:
+        """Whether the rewards of some group differed, without which there is no policy gradient."""
+        return any(entry.get("reward_std", 0) != 0 for entry in self.log)
+
+    @property
     def is_large(self) -> bool:
         """Whether the trained parameters are so many that few vectors of their length find room in memory."""
         return sum(each.numel() for each in self.parameters) > LARGE_FROM

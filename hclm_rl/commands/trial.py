@@ -1,5 +1,6 @@
 """`--try`: a step is taken in a copy, the surrogates are measured before and after, and everything is put back"""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -28,6 +29,7 @@ class Tried:
     realised_error: float
     bend: float  # the even part of it, (H(x + d) + H(x - d)) / 2 - H(x): of second order in the step d
     realised_own: float  # on those that it was made from
+    bend_error: float = math.nan
 
     @property
     def straight(self) -> float:
@@ -36,8 +38,9 @@ class Tried:
 
     @property
     def is_bent(self) -> bool:
-        """Whether the step is too large for its first order to say what it does."""
-        return abs(self.bend) > BENT * abs(self.straight)
+        """Whether the step is too large for its first order to say what it does: surely, not by rounding."""
+        is_told = Estimate(self.bend, self.bend_error).is_told_from_0()
+        return is_told and abs(self.bend) > BENT * abs(self.straight)
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Change:
     """Of a surrogate by a step."""
 
     others: Estimate
-    bend: float
+    bend: Estimate
     own: float
 
 
@@ -61,7 +64,7 @@ def changes(
     return {
         name: Change(
             others=estimate(after[name] - others[name]),
-            bend=((after[name] + opposite[name]) / 2 - others[name]).mean().item(),
+            bend=estimate((after[name] + opposite[name]) / 2 - others[name]),
             own=(after_own[name] - own[name]).mean().item(),
         )
         for name in memories
@@ -83,6 +86,7 @@ def tried(what: str, coef: float, predicted: Estimate, realised: Change) -> Trie
         predicted_error=predicted.error,
         realised=realised.others.value,
         realised_error=realised.others.error,
-        bend=realised.bend,
+        bend=realised.bend.value,
+        bend_error=realised.bend.error,
         realised_own=realised.own,
     )

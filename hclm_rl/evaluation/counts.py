@@ -19,6 +19,7 @@ from jaxtyping import Int
 # form -> the keys by which it is known
 FORMS = {"counts": ("id", "n", "c"), "lm-eval": ("doc_id", "filtered_resps"), "verl": ("input", "output", "score")}
 VERL_METRICS = ("acc", "score")  # acc, where a reward function gives it, is whether the answer is right
+MOST = 10**6  # responses to a problem
 RIGHT_AT = 1.0  # of a metric or score, at least
 EXAMPLE = '{"id": "aime-7", "n": 128, "c": 117}'
 
@@ -30,6 +31,10 @@ class Reading:
     metric: str | None = None  # the key; None: acc or score of verl, the only metric of lm-eval
     filter: str | None = None  # of lm-eval, whose files hold every response once a filter; None: the only one
     right_at: float = RIGHT_AT
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.right_at):
+            raise ValueError(f"right_at must be a finite number, got {self.right_at}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +85,7 @@ def read_counts(path: Path, reading: Reading | None = None) -> Counts:
 def entries(path: Path) -> Iterator[tuple[str, dict]]:
     """(where it stands, the object) of each line that is not empty. Refuses a file that cannot be read."""
     try:
-        with path.open(encoding="utf-8") as lines:
+        with path.open(encoding="utf-8-sig") as lines:
             for number, line in enumerate(lines, start=1):
                 if not line.strip():
                     continue
@@ -89,6 +94,8 @@ def entries(path: Path) -> Iterator[tuple[str, dict]]:
                     entry = json.loads(line)
                 except json.JSONDecodeError as error:
                     raise ValueError(f"{where} is not valid JSON ({error.msg} at character {error.pos + 1})") from None
+                except (ValueError, RecursionError) as error:  # a whole number of thousands of digits, brackets within
+                    raise ValueError(f"{where} cannot be read as JSON ({str(error).partition(';')[0]})") from None
                 if not isinstance(entry, dict):
                     raise ValueError(f"{where} must be a JSON object such as {EXAMPLE}, got {line.strip()[:40]}")
                 yield where, entry
@@ -111,8 +118,10 @@ def counted(entry: dict, where: str) -> tuple[str, int, int]:
     Refuses counts that are no whole numbers with c in [0, n].
     """
     n, c = entry["n"], entry["c"]
-    if type(n) is not int or type(c) is not int or n < 1 or not 0 <= c <= n:
-        raise ValueError(f"{where}: n must be a whole number from 1 on and c one from 0 to n, got n={n!r}, c={c!r}")
+    if type(n) is not int or type(c) is not int or not 1 <= n <= MOST or not 0 <= c <= n:
+        raise ValueError(
+            f"{where}: n must be a whole number from 1 to {MOST} and c one from 0 to n, got n={n!r}, c={c!r}"
+        )
     return name_of(entry["id"], where), n, c
 
 

@@ -96,6 +96,34 @@ def test_a_step_and_its_opposite_tell_the_bend(monkeypatch: pytest.MonkeyPatch):
     assert (told.straight, told.bend) == pytest.approx((straight, bend), rel=1e-4)
     # d is about (-.091, -.005): straight -.203, bend .008
     assert not told.is_bent and replace(told, bend=told.straight / 2, realised=1.5 * told.straight).is_bent
+    # a step so small that what is measured is rounding bends nothing
+    assert not replace(told, bend=told.straight / 2, bend_error=abs(told.straight) / 2).is_bent
+
+
+def test_a_gradient_that_is_rounding_counts_as_nothing_where_no_rewards_differed():
+    # the term's (3, 4), and beside it a thousandth of it in one step, a tenth in the other
+    def run_of(reward_std: float) -> DryRun:
+        run = small_run(gradients=((3.003, 4.004), (3.3, 4.4)))
+        for entry in run.log:
+            entry["reward_std"] = reward_std
+        return run
+
+    force = [[torch.tensor([3.0, 4.0])]] * 2
+    without = [each.tolist() for [each] in with_more(run_of(0.0), force, 1.0).each]
+    assert without[0] == [0.0, 0.0] and without[1] == pytest.approx([0.3, 0.4], rel=1e-5)
+    assert with_more(run_of(0.5), force, 1.0).each[0][0].tolist() == pytest.approx([3e-3, 4e-3], rel=1e-3)
+
+
+def test_where_no_rewards_differ_a_step_without_the_term_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "all_alike.py").write_text("def reward(completions, **_):\n    return [1.0] * len(completions)\n")
+    line = [*recipe(tmp_path, "[{log_det: {coef: 1.0e-3}}]"), "--reward_funcs", "all_alike.reward"]
+    found = examine([*line, "--allow_custom_code", "true"], prompts=2, steps=2, tries=True)
+    force = of(found.forces, "log_det")
+    assert force.regime == "not known" and force.gradient == 0.0 and force.change_without == 0.0
+    assert by(force, "without its term").realised == 0.0 and not has_critical(force)
+    assert any("no group of the dry run had different rewards" in note for note in found.notes)
+    assert any("2 dry steps do not tell a gradient from its noise" in note for note in found.notes)
 
 
 def test_other_optimisers_are_named():

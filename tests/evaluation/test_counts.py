@@ -167,9 +167,13 @@ GOOD = {"id": "a", "n": 2, "c": 1}
         ('{"id": "a", "right": 1}', "line 1 has the keys id, right, known are counts: id, n, c; lm-eval: doc_id"),
         (
             '{"id": "a", "n": 2, "c": 3}',
-            "line 1: n must be a whole number from 1 on and c one from 0 to n, got n=2, c=3",
+            "line 1: n must be a whole number from 1 to 1000000 and c one from 0 to n, got n=2, c=3",
         ),
         ('{"id": "a", "n": 2, "c": true}', "got n=2, c=True"),
+        ('{"id": "a", "n": 0, "c": 0}', "got n=0, c=0"),
+        ('{"id": "a", "n": 1' + "0" * 20 + ', "c": 0}', "n must be a whole number from 1 to 1000000"),
+        ('{"id": "a", "n": 1' + "0" * 5000 + ', "c": 0}', "line 1 cannot be read as JSON (Exceeds the limit"),
+        ('{"id": ' + "[" * 10**5, "line 1 cannot be read as JSON (maximum recursion depth exceeded"),
         ('{"id": null, "n": 2, "c": 1}', "a problem is named by text or a whole number, got None"),
         (json.dumps(GOOD) + "\n" + json.dumps(GOOD), "line 2: the problem 'a' stands in an earlier line too"),
         (json.dumps(GOOD) + '\n{"input": "a", "output": "", "score": 1}', "line 2 has the keys of verl, lines before"),
@@ -186,6 +190,19 @@ def test_a_file_that_cannot_be_counted_is_one_sentence(
     assert cli.main(["eval", "--counts", str(good), str(bad), "--out", str(tmp_path)]) == 2
     err = capsys.readouterr().err
     assert err.startswith(f"hclm-rl: '{bad}'") and sentence in err and err.count("\n") == 1
+
+
+def test_a_byte_order_mark_is_no_part_of_a_file_of_counts(tmp_path: Path):
+    path = lines(tmp_path / "counts.jsonl", [GOOD])
+    path.write_text("\ufeff" + path.read_text(), encoding="utf-8")
+    assert read_counts(path).c.tolist() == [1]
+
+
+@pytest.mark.parametrize("bound", ["nan", "inf"])
+def test_nothing_is_right_from_a_bound_on_that_is_no_number(bound: str, tmp_path: Path, capsys: pytest.CaptureFixture):
+    good = str(lines(tmp_path / "good.jsonl", [GOOD]))
+    assert cli.main(["eval", "--counts", good, good, "--right_at", bound]) == 2
+    assert capsys.readouterr().err == f"hclm-rl: right_at must be a finite number, got {bound}\n"
 
 
 def test_files_without_a_common_problem_or_missing_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture):

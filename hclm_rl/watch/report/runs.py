@@ -9,7 +9,7 @@ from typing import TypeGuard
 
 import yaml
 
-from ..logs import file_in, read_entries
+from ..logs import read_entries
 
 LOG_NAME, SUMMARY_NAME, RECIPE_NAME = "log.jsonl", "summary.json", "recipe.yaml"
 RUN_NAME, REPORT_NAME = "run.json", "report.html"
@@ -143,7 +143,7 @@ def as_recipe(about: dict) -> str:
 def read_others_log(folder: Path) -> list[dict]:
     """The log of a trainer that is not ours: transformers' trainer_state.json, or TensorBoard's events."""
     try:
-        entries = read_entries(file_in(folder))
+        entries = read_entries(folder)
     except (ValueError, OSError):
         return []
     return [entry for entry in entries if isinstance(entry.get("step"), int)]
