@@ -94,6 +94,18 @@ def test_a_fall_that_comes_to_rest_is_a_warning_alone():
     assert found[-1][1].causes == ("the entropy is 0.4 nats, 43 % of its reference",)
 
 
+@pytest.mark.parametrize(
+    ("state", "under", "between", "above"), [("warning", 0.45, 0.53, 0.6), ("collapsed", 0.1, 0.25, 0.4)]
+)
+def test_a_state_is_left_above_the_bound_at_which_it_is_entered(state: str, under: float, between: float, above: float):
+    # a warning is entered at half of the reference and left at .55, collapsed at a fifth and left at .3
+    def last(*levels: float) -> str:
+        return judged([level for level in (1.0, *levels) for _ in range(100)])[-1][1].state
+
+    assert last(under) == state and last(under, between) == state
+    assert last(between) != state and last(under, between, above) != state
+
+
 def test_an_explosion():
     found = judged([1.0] * 20 + [1.0 + 0.05 * i for i in range(100)])
     assert found[-1][1].state == "exploding" and "times its start and rises" in found[-1][1].causes[0]
