@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from hclm_rl.commands.cli import COMMANDS, Method, find_method, known_methods
-from hclm_rl.commands.metrics import Metric, own_metrics, rollouts_metrics, terms_metrics, trls_metrics
+from hclm_rl.watch.meanings import Metric, own_metrics, rollouts_metrics, terms_metrics, trls_metrics
 
 __all__ = ["KEPT", "REPOSITORY", "known_methods", "made_pages"]
 

@@ -41,7 +41,8 @@ def curves(board: Board, name: str) -> ndarray:
 
 def draw(boards: Sequence[Board], names: Sequence[str]) -> Figure:
     """A panel a board, with a curve a name: the mean over seeds, in the band of their range."""
-    figure = Figure(figsize=(1.6 + 3.7 * len(boards), 3.4), layout="constrained")
+    size = (1.6 + 3.7 * len(boards), 3.4) if len(boards) > 1 else (6.4, 2.1)  # the README is one screen
+    figure = Figure(figsize=size, layout="constrained")
     for axes, board in zip(figure.subplots(1, len(boards), sharey=True, squeeze=False)[0], boards, strict=True):
         for name in names:
             label, colour = LINES[name]

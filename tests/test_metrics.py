@@ -12,7 +12,8 @@ import torch
 from trl.trainer import grpo_trainer, rloo_trainer
 
 from hclm_rl import CollapseCallback, Quantiles, Term, known_terms
-from hclm_rl.commands import cli, metrics
+from hclm_rl.commands import cli
+from hclm_rl.watch import meanings as metrics
 
 from .term_batches import first_stage, make_step, rollout, second_stage, token_batch
 from .test_contract import FOR_PARITY, FORMS, TERMS
@@ -89,7 +90,7 @@ def test_what_trl_logs_is_said_in_words(module):
     names = re.findall(r'_metrics\[mode\]\[f?"([^"]+)"\]', inspect.getsource(module))
     assert len(names) > 20
     unknown = {name for name in names if not metrics.meanings(re.sub(r"\{\w+\}", "name", name))}
-    assert not unknown, f"add {', '.join(sorted(unknown))} to hclm_rl/commands/trl_metrics.py, then docs/pages.py"
+    assert not unknown, f"add {', '.join(sorted(unknown))} to hclm_rl/watch/trl_metrics.py, then docs/pages.py"
 
 
 def test_every_number_of_a_run_has_its_words(policy: str, tmp_path: Path):

@@ -42,8 +42,8 @@ from hclm_rl.commands import launch
 from hclm_rl.commands.launch import build_trainer, on_held_out, written
 from hclm_rl.recipe.arguments import RunArguments, parse
 from hclm_rl.testbed import Evaluation, Task
-from hclm_rl.trainer.versions import PACKAGES
 from hclm_rl.watch.report.runs import LOG_NAME, RECIPE_NAME, SUMMARY_NAME, read_run
+from hclm_rl.watch.versions import PACKAGES
 
 from . import page as leaderboard_page
 from . import stamp as leaderboard_stamp

@@ -20,8 +20,8 @@ from rich.table import Table
 from hclm_rl.recipe.shipped import shipped_folder
 from hclm_rl.responses.names import look_here, nearest
 
+from ..watch.meanings import METRIC, Metric, metrics_of, read_docstring
 from .helps import ALL, HELPS
-from .metrics import METRIC, Metric, metrics_of, read_docstring
 from .quiet import QUIET, is_asked, quiet
 
 ALGORITHMS: Final = ("grpo", "rloo")

@@ -27,10 +27,10 @@ from ..trainer import GRPOTrainer, RLOOTrainer
 from ..trainer.checkpoints import find_checkpoint, refuse_other_rollout, terms_state
 from ..trainer.folder import note, write_whole
 from ..trainer.reset import refuse_reset
-from ..trainer.versions import versions
 from ..watch.report.runs import SUMMARY_NAME
 from ..watch.secrets import hide, hide_in_line, secrets_in, secrets_in_yaml, without
 from ..watch.trackers import TellTrackers, tell_trackers
+from ..watch.versions import versions
 from .callbacks import FolderOpener, MeasureAtStart, UntrainedTeller, reset_of
 from .loading import TESTBED, build_trainer
 from .lock import RunLock

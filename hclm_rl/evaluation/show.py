@@ -1,5 +1,9 @@
 """A result as a table for the terminal and as one self-contained page."""
 
+import base64
+import csv
+import io
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -7,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from hclm_rl.watch.report.text import shown as text_shown
+from hclm_rl.watch.versions import commit_of, versions
 
 from .compare import budgets
 from .counted import CountedResult
@@ -148,6 +153,25 @@ def pass_curves(curves: dict[str, list[Estimate]], ks: list[int]) -> str:
         return with_hover(svg_of(figure), figure, unit="k =")
 
 
+def as_csv(estimates: dict[str, dict[str, Estimate]]) -> str:
+    """The page's numbers for a link that holds them: model, quantity, mean, lower, upper; empty where not defined."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["model", "quantity", "mean", "lower", "upper"])
+    for role, of in estimates.items():
+        for name, value in of.items():
+            numbers = (value.mean, value.lower, value.upper)
+            writer.writerow([role, name, *("" if each != each else each for each in numbers)])
+    return base64.b64encode(out.getvalue().encode()).decode()
+
+
+def made_line() -> str:
+    """When the page was made, at which commit of the folder it was made in, with which versions."""
+    commit = commit_of(Path.cwd())
+    found = [datetime.now(UTC).isoformat(timespec="seconds"), *([f"commit {commit}"] if commit else [])]
+    return f"Made {', '.join([*found, *(f'{name} {number}' for name, number in versions().items())])}."
+
+
 def write_page(result: "Result", out: Path) -> Path:
     """One HTML page: no network, no script, nothing beside it. Needs the extra `report`."""
     ks, comparison = budgets(result.sampling.samples), result.comparison
@@ -158,6 +182,7 @@ def write_page(result: "Result", out: Path) -> Path:
         curves={role: [of[f"pass@{k}"] for k in ks] for role, of in models.items()},
         ks=ks,
         band="95 % interval over problems",
+        data=as_csv(models | ({"change": comparison.change} if comparison else {})),
         title=f"{result.model} on {result.task}",
         model=result.model,
         base=result.base,
@@ -182,6 +207,12 @@ def write_counted_page(result: CountedResult, out: Path) -> Path:
         curves={role: result.curves[role] for role in ("base", "trained")},
         ks=budgets(result.most),
         band="95 %, for all k at once, over problems",
+        data=as_csv(
+            {
+                role: {f"pass@{k}": value for k, value in zip(budgets(result.most), of, strict=True)}
+                for role, of in result.curves.items()
+            }
+        ),
         title=f"{result.trained.name} beside {result.base.name}",
         model=result.trained.name,
         base=result.base.name,
@@ -214,7 +245,7 @@ def render(out: Path, curves: dict[str, list[Estimate]], ks: list[int], **shown:
         undefined=jinja2.StrictUndefined,
         finalize=text_shown,
     )
-    page = environment.get_template(TEMPLATE).render(figure=markupsafe.Markup(figure), **shown)
+    page = environment.get_template(TEMPLATE).render(figure=markupsafe.Markup(figure), made=made_line(), **shown)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(page, encoding="utf-8", errors="replace")
     return out

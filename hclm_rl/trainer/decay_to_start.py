@@ -21,7 +21,8 @@ class DecayToStart(TrainerCallback):
 
     Give it to the trainer when you make it, so that it sees the start also when a run is resumed. It logs
     `decay_to_start/snr`, the mean over weights and steps, and `decay_to_start/distance`, |theta - theta_0|. For Adam
-    and AdamW; not where the model is sharded (FSDP, ZeRO-3). In bf16 weights small pulls are lost in rounding.
+    and AdamW; not where the model is sharded (FSDP, ZeRO-3). In bf16 weights small pulls are lost in rounding. Refuses
+    a run that goes on from a checkpoint where it came too late to see the start.
 
     Args:
         rate: strength of the pull beside the learning rate, above 0; ours, untried.

@@ -19,7 +19,7 @@ from ..watch.report.runs import LOG_NAME, RECIPE_NAME, REPORT_NAME, RUN_NAME, SU
 from ..watch.secrets import hide, secrets_in, without
 from ..watch.trace import FOLDER as TRACE_FOLDER
 from ..watch.trackers import pages_of_run
-from .versions import commit_of, versions
+from ..watch.versions import commit_of, versions
 
 logger = logging.getLogger(__name__)
 

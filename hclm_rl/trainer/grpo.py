@@ -163,7 +163,7 @@ class GRPOTrainer(EntropyTermsMixin, trl.GRPOTrainer):
         )
 
     def get_gamma_weights(self, **given: Any) -> Tensor:
-        """TRL's weights of the loss "vespo"; in training those of the responses are kept for the metric."""
+        """TRL's weights of the loss "vespo", (B, 1) or (B, T); in training those of the responses are kept, (B,)."""
         weights = super().get_gamma_weights(**given)
         if self._hclm.inputs is not None:
             self._hclm.vespo = vespo_weights(weights, given["advantages"], given["mask"])

@@ -25,7 +25,11 @@ def language_model(trainer: Any) -> PreTrainedModel:
 def over_vocab_of(
     trainer: Any, functional: Callable[[Tensor], Tensor], states: Tensor | States, mask: Tensor
 ) -> Tensor:
-    """`over_vocab` of a batch with these hidden states."""
+    """`equations.vocab.over_vocab` of a batch with these hidden states, (N, T, D).
+
+    `functional`: (m, V) log-probs -> (m,) or (m, K); `mask`: (N, T), which tokens. Gives (N, T) or (N, T, K), 0
+    elsewhere.
+    """
     with output_head(trainer) as head:
         if isinstance(states, Tensor):
             return over_vocab(functional, states, head, mask=mask)
@@ -35,20 +39,26 @@ def over_vocab_of(
 def slope_of(
     trainer: Any, direction: Tensor | Callable[[Tensor], Tensor], states: States, ids: Tensor, mask: Tensor
 ) -> Tensor:
-    """`slope` of a batch with these hidden states and tokens."""
+    """`equations.vocab.slope_of_rows` of a batch with these hidden states and tokens, in nats a unit of the direction.
+
+    `direction`: (N, T, D), or what makes (m, D) of so many states; `ids`, `mask`: (N, T). Gives (N, T), 0 elsewhere.
+    """
     along = direction if callable(direction) else direction[mask]
     with output_head(trainer) as head:
         return spread_out(slope_of_rows(along, states.of(mask), ids[mask], head), mask)
 
 
 def entropy_by_head_of(trainer: Any, states: States, mask: Tensor) -> Tensor:
-    """`entropy_by_head` of a batch with these hidden states."""
+    """`equations.vocab.entropy_by_head` of a batch with these hidden states: (V, D), of the tokens of `mask` (N, T)."""
     with output_head(trainer) as head:
         return entropy_by_head(states.of(mask), head)
 
 
 def slope_by_head_of(trainer: Any, direction: Tensor, mask: Tensor, states: States, ids: Tensor) -> Tensor:
-    """`slope_by_head` of a batch with these hidden states and tokens."""
+    """`equations.vocab.slope_by_head` of a batch with these hidden states and tokens: (N, T), 0 outside `mask` (N, T).
+
+    `direction`: (V, D), of the head's weight; `ids`: (N, T).
+    """
     with output_head(trainer) as head:
         return spread_out(slope_by_head(direction, states.of(mask), ids[mask], head), mask)
 
@@ -82,7 +92,10 @@ def output_head(trainer: Any) -> Iterator[Head]:
 
 
 def product_dtype(trainer: Any, weight: Tensor) -> torch.dtype | None:
-    """What autocast makes of the head's product in the policy's own pass; None where that is the weight's own."""
+    """What autocast makes of the head's product in the policy's own pass; None where that is the weight's own.
+
+    `weight`: (V, D).
+    """
     if getattr(trainer.args, "cast_lm_head_to_fp32", False):
         return None
     kind = weight.device.type

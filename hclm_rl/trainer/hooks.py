@@ -28,7 +28,7 @@ class Seen:
     attention: list[tuple[Tensor, int | None]] = field(default_factory=list)
 
     def hidden(self, width: int) -> Tensor | None:
-        """The states that predicted the last `width` tokens; of one forward call a view."""
+        """The states that predicted the last `width` tokens, (B, width, D); of one forward call a view."""
         own = [states[:, -width - 1 : -1] for states in self.states]
         return torch.cat(own) if len(own) > 1 else next(iter(own), None)
 
@@ -39,7 +39,7 @@ class Seen:
         return {"states": None if self.packing is None else self.packing.packed()}
 
     def spread(self, width: int, attention_mask: Tensor) -> Attention | None:
-        """The attention that predicted the last `width` tokens."""
+        """The attention that predicted the last `width` tokens; `attention_mask`: (B, L), of prompts and responses."""
         if not self.attention:
             return None
         visible = attention_mask.long().cumsum(dim=1)  # causal: the keys up to the query, but for the padding
@@ -57,7 +57,7 @@ class Seen:
 def watching(trainer: Any, present: Tensor | None) -> Iterator[Seen]:
     """Keeps what the terms read of the passes inside, and no more.
 
-    `present`: the response tokens of a scoring pass; None in the loss's own pass.
+    `present`: the response tokens of a scoring pass, (N, T); None in the loss's own pass.
     """
     chain, seen = trainer._hclm.chain, Seen()
     hooks = []
@@ -76,7 +76,10 @@ def watching(trainer: Any, present: Tensor | None) -> Iterator[Seen]:
 
 
 def keeper(trainer: Any, present: Tensor) -> Packing | Passing:
-    """What takes the states of a scoring pass: their moments, if the terms read no more and it is known of which."""
+    """What takes the states of a scoring pass: their moments, if the terms read no more and it is known of which.
+
+    `present`: its response tokens, (N, T).
+    """
     run = trainer._hclm
     mask = None if run.generation is None else run.generation.mask
     if mask is None and not may_leave_tokens_out(trainer):
@@ -140,7 +143,10 @@ def watch_attention(trainer: Any, seen: Seen) -> list:
 
 
 def watch_gradient(trainer: Any, outcome: Outcome, through_head: Tensor, mask: Tensor) -> None:
-    """Hands the gradient through the output head to the terms that asked for it, in the backward pass."""
+    """Hands the gradient through the output head to the terms that asked for it, in the backward pass.
+
+    `through_head`: the states that the head read, (B, L, D); `mask`: (B, T). Refuses states that need no gradient.
+    """
     width, step = mask.size(1), trainer.state.global_step
     if not through_head.requires_grad:
         raise TermRefused(

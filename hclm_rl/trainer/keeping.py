@@ -98,5 +98,5 @@ def states(trainer: Any, of: Kept, has_gradient: bool = False, rows_at_once: int
 
 
 def whole_states(trainer: Any, of: Kept, rows_at_once: int | None = None) -> Tensor:
-    """All of them at once, without gradient."""
+    """All of them at once, (rows, D), without gradient."""
     return torch.cat(list(states(trainer, of, rows_at_once=rows_at_once)))

@@ -164,7 +164,7 @@ class EntropyTermsMixin:
     # ---- once per optimiser step, and its checkpoints
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """TRL's; at the end of an optimiser step also the terms' log, controllers and trace."""
+        """TRL's loss of a micro-batch, (); at the end of an optimiser step also the terms' controllers, log, trace."""
         with before_deepspeed_steps(self):
             loss = super().training_step(*args, **kwargs)
         if self._hclm.is_on and self.accelerator.sync_gradients:

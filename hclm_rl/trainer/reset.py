@@ -234,7 +234,7 @@ def resets_of(state: TrainerState) -> list[int]:
 
 
 def forget(optimizer: Any, keeps_scale: bool) -> None:
-    """Empties the optimiser's state; with `keeps_scale` the first moment alone."""
+    """Empties the optimiser's state; with `keeps_scale` the first moment alone, and refuses one that keeps none."""
     if not keeps_scale:
         optimizer.state.clear()
         return
@@ -265,7 +265,7 @@ def pairs_of_weights(trainer: Any) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def weights_of_reference(trainer: Any) -> list[tuple[str, Tensor]]:
-    """By name."""
+    """Its weights of any shape, by name."""
     if trainer.ref_model is not None:
         return list(trainer.accelerator.unwrap_model(trainer.ref_model).named_parameters())
     policy = trainer.accelerator.unwrap_model(trainer.model)

@@ -127,7 +127,10 @@ def masks_of(responses: Sequence[Response]) -> list[list[int]]:
 
 
 def roll(trainer: Any, prompt_ids: list[list[int]], images: Any) -> list[Response]:
-    """The responses of the run's rollout to TRL's prompts, of which each stands there once a response."""
+    """The responses of the run's rollout to TRL's prompts, of which each stands there once a response.
+
+    Refuses images, and a group whose prompts differ.
+    """
     run, group = trainer._hclm, trainer.num_generations
     rollout, batch = run.rollout, run.rolling
     name = name_of(rollout)
@@ -209,7 +212,7 @@ def asked_of(trainer: Any, model: Any, prompts: list[list[int]], batch: Rolling)
 
 
 def encode(trainer: Any, prompt: Any) -> list[int]:
-    """The tokens of a prompt as the data set might have it."""
+    """The tokens of a prompt as the data set might have it. Refuses to where environments make the prompts."""
     if getattr(trainer, "environment_factories", None) is not None:
         raise ValueError("a rollout that changes prompts does not work in a run with environments, which make them")
     return trainer._tokenize_prompts([prompt])[0][0]
@@ -250,7 +253,7 @@ def log(trainer: Any, name: str, asked: Asked, responses: Sequence[Response]) ->
 
 
 def take_columns(trainer: Any, rows: list[dict]) -> None:
-    """What the rollout says of each response, for reward functions and terms."""
+    """What the rollout says of each response, for reward functions and terms. Refuses a name that the data has."""
     batch = trainer._hclm.rolling
     if batch is not None and batch.responses:
         for row, response in zip(rows, batch.responses, strict=True):
@@ -262,7 +265,10 @@ def take_columns(trainer: Any, rows: list[dict]) -> None:
 
 
 def loss_mask(trainer: Any, like: Tensor) -> dict[str, Tensor]:
-    """For RLOO, which has no such mask, under GRPO's name: 1 on the tokens that are trained, and on padding."""
+    """For RLOO, which has no such mask, under GRPO's name: (N, T), 1 on the tokens that are trained, and on padding.
+
+    `like`: the responses' tokens, (N, T). Empty where all are trained.
+    """
     batch = trainer._hclm.rolling
     if batch is None or hasattr(trainer, "rollout_func") or not leaves_out(batch.responses):
         return {}
@@ -273,7 +279,10 @@ def loss_mask(trainer: Any, like: Tensor) -> dict[str, Tensor]:
 
 
 def without_the_rest(inputs: Mapping[str, Any], logps: Tensor) -> Tensor:
-    """For RLOO: tokens that are not trained keep their old log-prob, so the response's ratio is that of the others."""
+    """For RLOO: tokens that are not trained keep their old log-prob, so the response's ratio is that of the others.
+
+    `logps`: (B, T), in nats; so is what it gives.
+    """
     if "old_logps" not in inputs or "tool_mask" not in inputs:
         return logps
     return torch.where(inputs["tool_mask"].bool(), logps, inputs["hclm/old_logps"])

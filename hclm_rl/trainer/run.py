@@ -136,7 +136,10 @@ def note(trainer: Any, metrics: Mapping[str, float], mode: str = "train") -> Non
 
 
 def everywhere(trainer: Any, x: Tensor) -> Tensor:
-    """The rows of all processes, in the order of the processes; padded to the widest with zeros."""
+    """The rows of all processes, in the order of the processes; padded to the widest with zeros.
+
+    `x`: (N,) or (N, T, ...), the same number of rows on every process; gives (processes x N, ...).
+    """
     accelerator = trainer.accelerator
     if accelerator.num_processes == 1:
         return x
@@ -147,7 +150,7 @@ def everywhere(trainer: Any, x: Tensor) -> Tensor:
 
 
 def mask_of(batch: Mapping[str, Any]) -> Tensor:
-    """The response tokens that count: neither padding nor what a tool wrote."""
+    """The response tokens that count, (N, T): neither padding nor what a tool wrote."""
     mask = batch["completion_mask"].bool()
     return mask & batch["tool_mask"].bool() if batch.get("tool_mask") is not None else mask
 

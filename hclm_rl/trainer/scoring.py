@@ -26,7 +26,10 @@ def aside(trainer: Any, has_gradient: bool = False) -> Iterator[None]:
 def score(
     trainer: Any, model: Any, transcript: Transcript, scorer: Literal["policy", "reference"] = "policy"
 ) -> tuple[Tensor, Tensor]:
-    """Log-probs and entropies of any completions, by a pass of its own; in chunks where there is no gradient."""
+    """Log-probs and entropies of any completions, both (N, T) in nats, by a pass of its own.
+
+    In chunks where there is no gradient. Refuses the reference in a run that loads none.
+    """
     adapter = nullcontext()
     if scorer == "reference" and not trainer.beta:
         raise ValueError("a term asks for the reference model, which this run does not load: set beta > 0")
@@ -47,7 +50,7 @@ def score(
 
 
 def reference_hidden(trainer: Any, transcript: Transcript) -> Tensor:
-    """The reference's last hidden states (after the final norm) at the tokens of the completions; no gradient."""
+    """The reference's last hidden states (after the final norm) at the completions' tokens, (N, T, D); no gradient."""
     states: list[Tensor] = []
 
     def keep(module: torch.nn.Module, args: Any, output: Any) -> None:

@@ -60,7 +60,7 @@ def checked_rewards(trainer: Any) -> Iterator[None]:
 def count_unscored(trainer: Any, reward_parts: Tensor) -> None:
     """Logs the share of responses that a reward function did not score; refuses infinities of reward models.
 
-    `reward_parts` are those of all processes.
+    `reward_parts` (N, reward functions) are those of all processes.
 
     Metrics:
         rewards/<name>/not_scored (share): of the responses for which the reward function returned None, in a run with
@@ -130,7 +130,7 @@ def own_scores(trainer: Any, output: dict[str, Any], generation: Generation) -> 
 
 
 def stage_one(trainer: Any, output: dict[str, Any], generation: Generation, scores: Scores | None) -> dict[str, Tensor]:
-    """Runs the chain's first stage; gives the new keys of the batch dict."""
+    """Runs the chain's first stage; gives the new keys of the batch dict, each (N,), (N, T) or ()."""
     run, policy = trainer._hclm, ""
     rollout = rollout_of(trainer, output, generation, scores)
     if scores is not None:
@@ -164,7 +164,7 @@ def stage_one(trainer: Any, output: dict[str, Any], generation: Generation, scor
 
 
 def keys_of(trainer: Any, rollout: Rollout, outcome: RolloutOutcome) -> dict[str, Tensor]:
-    """What the first stage made, as it travels with TRL's batch to the second."""
+    """What the first stage made, as it travels with TRL's batch to the second: each (N,), (N, T) or ()."""
     items = trainer.accelerator.reduce(rollout.mask.sum(), reduction="sum")
     keys = {"hclm/rewards": outcome.rewards, "hclm/group_rewards": outcome.group_rewards, "hclm/items": items}
     if outcome.advantages is not None:
@@ -215,7 +215,7 @@ def rollout_of(trainer: Any, output: dict[str, Any], generation: Generation, sco
 
 
 def reads_of(trainer: Any, output: dict[str, Any], scores: Scores | None, mask: Tensor) -> dict[str, Any]:
-    """The fields of a Rollout that its terms must have declared."""
+    """The fields of a Rollout that its terms must have declared; `mask`: (N, T), the tokens that count."""
     chain = trainer._hclm.chain
     reads: dict[str, Any] = {}
     if scores is not None and scores.passed is not None:
@@ -237,7 +237,7 @@ def reads_of(trainer: Any, output: dict[str, Any], scores: Scores | None, mask: 
 
 
 def moments_alone(layer: int = -1) -> Tensor:
-    """Stands for the hidden states that were not kept."""
+    """Stands for the hidden states (N, T, D) that were not kept: refuses to give them."""
     raise ValueError(
         "the hidden states were not kept: this chain's terms read moments alone (`sampled_moments`), and a term that "
         "reads states in stage 1 names none there"
@@ -245,7 +245,10 @@ def moments_alone(layer: int = -1) -> Tensor:
 
 
 def renormalise(trainer: Any, rewards: Tensor) -> tuple[Tensor, Tensor]:
-    """This process's rewards (N,) -> its advantages as the base algorithm would have made them, and their scale."""
+    """This process's rewards (N,) -> its advantages as the base algorithm would have made them, and their scale.
+
+    Refuses settings in which TRL does something between rewards and advantages.
+    """
     if sentence := acts_between(trainer.args):
         raise ValueError(f"a term shapes the rewards, {sentence}")
     of_all = everywhere(trainer, rewards)

@@ -23,7 +23,7 @@ from .tracing import open_trace, record
 
 
 def stage_two(trainer: Any, model: Any, scores: Scores, seen: Seen, attention: Attention | None) -> Tensor:
-    """Runs the chain on a micro-batch; shapes the advantages of the armed inputs, gives TRL its log-probs."""
+    """Runs the chain on a micro-batch; shapes the advantages of the armed inputs, gives TRL its log-probs, (B, T)."""
     run, inputs = trainer._hclm, trainer._hclm.inputs
     if run.deferred is not None:
         catch_up(trainer, inputs, scores)
@@ -97,7 +97,11 @@ def token_batch(
 
 
 def clipped(trainer: Any, logps: Tensor, old_logps: Tensor | None, advantages: Tensor, mask: Tensor) -> Tensor | None:
-    """The tokens whose gradient PPO's clip drops, by the ratio that the loss clips; None where it clips none."""
+    """The tokens whose gradient PPO's clip drops, by the ratio that the loss clips; None where it clips none.
+
+    All (B, T); log-probs in nats. The ratio of a response is that of GSPO, Zheng et al., 2025, arXiv:2507.18071, or,
+    with RLOO, the product of its tokens'.
+    """
     args = trainer.args
     if old_logps is None or is_on_policy(args) or getattr(args, "loss_type", None) in ("cispo", "sapo", "vespo"):
         return None
@@ -109,7 +113,10 @@ def clipped(trainer: Any, logps: Tensor, old_logps: Tensor | None, advantages: T
 
 
 def hand_to_trl(trainer: Any, inputs: dict[str, Any], shaped: Tensor, batch: TokenBatch) -> Tensor:
-    """Puts the shaped advantages where TRL's loss reads them; gives the log-probs that it goes on with."""
+    """Puts the shaped advantages where TRL's loss reads them; gives the log-probs that it goes on with, (B, T).
+
+    `shaped`: (B,) or (B, T). A loss with one ratio a response gets the latter split (`split_token_weights`).
+    """
     logps = batch.logps
     if shaped.dim() == 1:
         return logps
@@ -123,7 +130,7 @@ def hand_to_trl(trainer: Any, inputs: dict[str, Any], shaped: Tensor, batch: Tok
 
 
 def share_of_step(trainer: Any, loss: Tensor, inputs: Mapping[str, Any]) -> Tensor:
-    """A token loss as its share of the mean over all tokens of the optimiser step, a scalar one of its mean."""
+    """A loss (B, T) as its share of the mean over all tokens of the optimiser step, a scalar one, (), of its mean."""
     accumulation = trainer.current_gradient_accumulation_steps
     undo = 1.0 if trainer.loss_is_scaled_for_ga else accumulation  # RLOO's loss is divided once more afterwards
     if loss.dim() == 0:

@@ -20,7 +20,7 @@ class Packed:
     present: Tensor  # (N, T) bool
 
     def of(self, mask: Tensor) -> Tensor:
-        """Those of the tokens that count, (n, D), in the order of the mask; what is kept itself where all do."""
+        """Those of the tokens that count, (n, D), in the order of `mask` (N, T); what is kept itself where all do."""
         counted = mask[self.present]
         return self.rows if bool(counted.all()) else self.rows[counted]
 
@@ -37,12 +37,12 @@ class Shuffled:
     order: Tensor  # (N,) of a response: its place in `states`
 
     def of(self, mask: Tensor) -> Tensor:
-        """As above: one copy, of the tokens alone."""
+        """Those of the tokens that count, (n, D), in the order of `mask` (N, T): a copy."""
         row, token = mask.nonzero(as_tuple=True)
         return self.states[self.order[row], token]
 
     def whole(self) -> Tensor:
-        """As above."""
+        """(N, T, D), in the order in which the batch was generated: a copy."""
         return self.states[self.order]
 
 
@@ -85,7 +85,7 @@ class Passing:
     responses: int = 0  # seen so far
 
     def take(self, states: Tensor) -> None:
-        """As `Packing`'s."""
+        """The last states of the next responses, (n, L, D), prompts included."""
         width = self.mask.size(1)
         self.add(states[:, -width - 1 : -1])
 

@@ -37,7 +37,10 @@ class TrlTools:
         self.calls = self.failures = 0
 
     def begin(self, branch: Branch, prompt: int) -> None:
-        """Gives a new response to a prompt (its number in the batch) one of the prompt's tools and environments."""
+        """Gives a new response to a prompt (its number in the batch) one of the prompt's tools and environments.
+
+        Refuses more responses than the prompt has environments.
+        """
         trainer = self.trainer
         if not self.free[prompt]:
             raise ValueError(
@@ -53,7 +56,7 @@ class TrlTools:
         )
 
     def copy(self, branch: Branch) -> None:
-        """Gives a branch what its parent has said, and a copy of its environment."""
+        """Gives a branch what its parent has said, and a copy of its environment. Refuses one that cannot be copied."""
         assert branch.parent is not None
         talk = talk_of(branch.parent)
         try:
@@ -134,7 +137,10 @@ class TrlTools:
         return replies
 
     def settle(self, name: str, responses: Sequence[Response]) -> None:
-        """Hands TRL the environments that the responses ended in, whose rewards it may ask for."""
+        """Hands TRL the environments that the responses ended in, whose rewards it may ask for.
+
+        Refuses a response that came from no branch with tools.
+        """
         for number, each in enumerate(responses):
             if not isinstance(each.talk, Talk):
                 raise ValueError(

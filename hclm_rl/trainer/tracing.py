@@ -12,7 +12,7 @@ from .run import TRACED
 
 
 def record(trainer: Any, name: str, metric: Metric, mask: Tensor) -> None:
-    """A metric of the micro-batch at hand goes to the log, and token by token to the trace."""
+    """A metric of the micro-batch at hand goes to the log, and token by token to the trace; `mask`: (B, T)."""
     trainer._hclm.metrics.add(name, metric, mask)
     values = token_values(metric)
     if values is not None and trainer._hclm.trace.wants(trainer.state.global_step + 1):
@@ -36,7 +36,7 @@ def traced(trainer: Any, rollout: Rollout, metrics: Mapping[str, Metric]) -> dic
 
 
 def open_trace(trainer: Any, inputs: Mapping[str, Any], batch: TokenBatch, advantages: Tensor) -> None:
-    """Opens the micro-batch's part of the trace."""
+    """Opens the micro-batch's part of the trace; `advantages`: (B,) or (B, T), as the loss gets them."""
     given = {key.removeprefix(TRACED): value for key, value in inputs.items() if key.startswith(TRACED)}
     rows = zip(inputs["prompt_ids"], inputs["prompt_mask"].bool(), strict=True)
     prompts = [ids[is_text].tolist() for ids, is_text in rows]

@@ -12,9 +12,10 @@ import pytest
 
 import hclm_rl.commands.launch
 from hclm_rl import __version__, known_terms
-from hclm_rl.commands import cli, helps, metrics
+from hclm_rl.commands import cli, helps
 from hclm_rl.commands.helps import HELPS
 from hclm_rl.recipe.config import find_term
+from hclm_rl.watch import meanings
 
 ROOT = Path(__file__).parents[2]
 
@@ -134,8 +135,8 @@ def test_the_docstring_says_what_each_field_means_and_of_no_other():
         fields = {field.name for field in dataclasses.fields(term)}
         said = {
             each.arg_name
-            for each in metrics.SECTIONS.parse(term.__doc__).params
-            if each.description and each.args[0] != metrics.METRIC
+            for each in meanings.SECTIONS.parse(term.__doc__).params
+            if each.description and each.args[0] != meanings.METRIC
         }
         silent, strange = sorted(fields - said), sorted(said - fields - {"default_coef"})
         where = f"the docstring of {term.__name__} in hclm_rl/terms/{name}.py"

@@ -1,6 +1,10 @@
 """`hclm-rl eval`, from the command line to the page."""
 
+import base64
+import csv
+import io
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -43,6 +47,12 @@ def test_one_model(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: p
     assert f"{accuracy:.3f} [" in out and "6 problems of coins, 8 responses each" in out
 
 
+def numbers_on(page: str) -> list[dict[str, str]]:
+    """The rows of the CSV that the page holds."""
+    [data] = re.findall(r'href="data:text/csv;base64,([^"]+)"', page)
+    return list(csv.DictReader(io.StringIO(base64.b64decode(data).decode())))
+
+
 def test_a_model_beside_its_base_and_a_second_call_that_generates_nothing(
     sharpened: str, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
@@ -61,6 +71,13 @@ def test_a_model_beside_its_base_and_a_second_call_that_generates_nothing(
     assert page.count("<svg") == 1 and "McNemar" in page and "answer collapse" in page
     for outside in ("<link", "<script", "src=", "@import", "url(http"):
         assert outside not in page
+    assert re.search(r"Made 20\d\d-\d\d-\d\dT.*\bpython 3\.\d+.*\btrl \d", page)
+    said = {(row["model"], row["quantity"]): row for row in numbers_on(page)}
+    for role, name in (("base", "pass@1"), ("trained", "length"), ("change", "pass@8")):
+        there = report["estimates"]["model" if role == "trained" else role][name]
+        assert [float(said[role, name][key]) for key in ("mean", "lower", "upper")] == [
+            pytest.approx(there[key]) for key in ("mean", "lower", "upper")
+        ]
 
     monkeypatch.setitem(generate.GENERATORS, "transformers", lambda *args, **kwargs: pytest.fail("a model was loaded"))
     assert cli.main(line) == 0

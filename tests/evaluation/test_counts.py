@@ -56,6 +56,7 @@ def test_a_verdict_from_counts_alone(derived: list[Path], tmp_path: Path, capsys
     assert last["mean"] == pytest.approx((GAINED - LOST) / 1060) and last["upper"] < 0
     page = (tmp_path / "out/report.html").read_text()
     assert page.count("<svg") == 1 and "for all k at once" in page and "The answers: warning" in page
+    assert 'download="eval.csv"' in page and "Made 20" in page
 
 
 def test_counts_need_neither_torch_nor_a_model(derived: list[Path], tmp_path: Path):

@@ -73,6 +73,7 @@ def test_a_lost_problem_is_text_on_the_page(tmp_path: Path):
         lost=lost_problems(base, trained, {hostile: hostile}),
         more_lost=3,
         next_steps=["Do."],
+        data="",
     ).read_text()
     assert "<script" not in page and "<b></code>" not in page and "\u202e" not in page
     assert "&lt;/pre&gt;&lt;script&gt;" in page and "\\u202e" in page and "<code>&lt;b&gt;</code> (1)" in page

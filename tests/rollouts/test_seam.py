@@ -10,9 +10,9 @@ import torch
 from datasets import Dataset
 
 import hclm_rl
-from hclm_rl.commands.metrics import meanings
 from hclm_rl.recipe.arguments import parse
 from hclm_rl.trainer.checkpoints import ROLLOUT_NAME
+from hclm_rl.watch.meanings import meanings
 from tests.rollouts import own
 from tests.tiny import largest_difference, make, prompts, weights_of
 

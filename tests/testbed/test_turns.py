@@ -12,7 +12,6 @@ from trl.chat_template_utils import is_chat_template_prefix_preserving, parse_re
 
 import hclm_rl
 from hclm_rl.commands.launch import main
-from hclm_rl.commands.metrics import meanings
 from hclm_rl.responses.answers import own_last_words
 from hclm_rl.responses.turns import number_turns, tokens_by_turn
 from hclm_rl.testbed import find_task
@@ -27,6 +26,7 @@ from hclm_rl.testbed.hidden_number import (
     random_transcript,
 )
 from hclm_rl.testbed.hidden_number_policy import new_tokenizer, own_words, warm_start
+from hclm_rl.watch.meanings import meanings
 from tests.rollouts.test_seam import TERMS as CHAINS
 from tests.tiny import settings
 

@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import html
 import io
 import json
 import math
@@ -18,14 +19,17 @@ import pyarrow.parquet as pq
 import pytest
 from matplotlib.figure import Figure
 
+from hclm_rl.watch.meanings import meanings
 from hclm_rl.watch.report import read_run, write_report
+from hclm_rl.watch.report.bars import bar_series
 from hclm_rl.watch.report.command import main, named
 from hclm_rl.watch.report.figures import shown_range, smoothed
 from hclm_rl.watch.report.hover import strips
 from hclm_rl.watch.report.levels import levels_of
+from hclm_rl.watch.report.meant import meanings_of
 from hclm_rl.watch.report.ranked import ranked
 from hclm_rl.watch.report.runs import Run, read_log
-from hclm_rl.watch.report.sections import agreement, bar_series, curves, stretches
+from hclm_rl.watch.report.sections import agreement, curves, stretches
 from hclm_rl.watch.report.table import at_equal_steps, changes, compare, value_of
 from hclm_rl.watch.report.text import TURNS
 from hclm_rl.watch.report.tokens import Scale, scales_of, spread, to_follow, tokens
@@ -181,6 +185,26 @@ def test_the_page_has_contents_and_its_numbers_as_csv(tmp_path: Path):
     first = read_run("a", folders["a"]).log[0]
     assert rows[0] == {"run": "a", "step": str(first["step"]), "quantity": "entropy", "value": str(first["entropy"])}
     assert {row["quantity"] for row in rows} >= {"entropy", "reward"}
+
+
+def test_what_a_quantity_means_stands_below_its_curve_in_the_words_of_the_command_line(tmp_path: Path):
+    folder = write_run(tmp_path / "a")
+    log = [{"step": s, "entropy": 0.4, "mine/coef": s / 9, "mine/affected": 0.5, "unknown": 1.0} for s in (1, 2, 3)]
+    (folder / "log.jsonl").write_text("".join(json.dumps(each) + "\n" for each in log))
+    text = write_report({"a": folder}, tmp_path / "page.html").read_text()
+    assert text.count("<summary>What these quantities mean</summary>") == 2  # a section each: training, terms
+    [(_, entropy)] = meanings("entropy")
+    told = entropy.told.replace("`", "")
+    assert f"<dt><code>entropy</code> (nats)</dt><dd>{told}</dd>" in html.unescape(text)
+    assert "<dt><code>mine/affected</code> (share)</dt><dd>of the response tokens that the link changed" in text
+    assert "<code>reward</code>" not in text  # nobody logged it
+
+
+def test_a_quantity_that_may_be_of_several_terms_is_told_of_each():
+    assert [each.by for each in meanings_of("log_det/value")] == [""]
+    of_several = meanings_of("mine/value")
+    assert 1 < len(of_several) <= 3 and all(each.by for each in of_several)
+    assert meanings_of("nobody/knows_this") == []
 
 
 def test_the_page_says_when_a_run_began_and_at_which_commit(tmp_path: Path):

@@ -14,6 +14,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
 from .hover import Numbers, numbers, with_hover
+from .meant import Meaning, meanings_of
 from .runs import Run
 from .table import by_group, group_of
 
@@ -56,10 +57,15 @@ class Section:
     title: str
     figure: Figure
     caption: str
+    keys: Sequence[str] = ()  # what the figure is drawn from, by its names in the log
 
     def svg(self) -> str:
         """The figure as an element of a page, with the values that it shows where one points."""
         return with_hover(svg_of(self.figure), self.figure)
+
+    def meanings(self) -> list[Meaning]:
+        """Of each of its quantities, what it is; without those that nobody has described."""
+        return [each for key in self.keys for each in meanings_of(key)]
 
     def numbers(self) -> Numbers | None:
         """Its curves as a table; None where it has none."""

@@ -92,7 +92,8 @@ def write_report(runs: dict[str, Path], out: Path, *, png: bool = False) -> Path
         import jinja2
         import markupsafe
 
-        from .sections import SECTIONS, bars
+        from .bars import bars
+        from .sections import SECTIONS
     except ImportError as error:
         raise ImportError(f"the report needs {error.name}: pip install 'hclm-rl[report]'") from error
     if not runs:

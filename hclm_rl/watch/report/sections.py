@@ -25,9 +25,8 @@ from .figures import (
 )
 from .levels import draw_levels
 from .runs import STATE, Run
-from .table import MEASURES, Value, by_group, group_of, value_of
+from .table import by_group, group_of
 
-BEFORE_COLOUR = "#9aa0a6"
 STATES = (
     ("healthy", "#b7dfc3"),
     ("warning", "#f6c343"),
@@ -65,6 +64,11 @@ def keys_ending(runs: Sequence[Run], metric: str) -> list[str]:
     """Every `<link>/<metric>` that some run logged."""
     keys = {key for run in runs for entry in run.log for key in entry}
     return sorted(key for key in keys if key.partition("/")[2] == metric and has(runs, key))
+
+
+def logged(runs: Sequence[Run], keys: Sequence[str]) -> list[str]:
+    """Those of the names that some run logged."""
+    return [key for key in keys if has(runs, key)]
 
 
 def links_of(keys: Sequence[str]) -> list[str]:
@@ -110,7 +114,9 @@ def curves(runs: Sequence[Run]) -> Section | None:
             axes.axvspan(start, end, color=STATES[state][1], alpha=0.15, linewidth=0)
     if alarming:
         caption += " Shaded: the stretches of an alarm, in its colour below."
-    return Section(name="training", title="During training", figure=figure, caption=caption)
+    return Section(
+        name="training", title="During training", figure=figure, caption=caption, keys=logged(runs, list(CURVES))
+    )
 
 
 def alarms(runs: Sequence[Run]) -> Section | None:
@@ -133,7 +139,7 @@ def alarms(runs: Sequence[Run]) -> Section | None:
         for i, panel in enumerate(panels):
             draw_panel(figure.add_subplot(grid[1 + i // COLUMNS, i % COLUMNS]), runs, panel)
     caption = "What the detector said of each run's entropy, and the quantities it looks at."
-    return Section(name="alarms", title="Alarms", figure=figure, caption=caption)
+    return Section(name="alarms", title="Alarms", figure=figure, caption=caption, keys=keys)
 
 
 def draw_bands(axes: Axes, runs: Sequence[Run]) -> None:
@@ -162,7 +168,8 @@ def terms(runs: Sequence[Run]) -> Section | None:
     caption = "A constant coefficient is not drawn."
     if idle:
         caption += f" Changed no token: {', '.join(links_of(idle))}."
-    return Section(name="terms", title="Entropy terms", figure=figure, caption=caption)
+    drawn = [key for panel in panels for key in panel.keys]
+    return Section(name="terms", title="Entropy terms", figure=figure, caption=caption, keys=drawn)
 
 
 def forces(runs: Sequence[Run]) -> Section | None:
@@ -177,7 +184,8 @@ def forces(runs: Sequence[Run]) -> Section | None:
         "balance is a noisy ratio, so its thick line is a running median and its scale leaves extremes out. A dead "
         "direction has a variance below eps, a weak one far above; docs/methods.md has the formulas."
     )
-    return Section(name="forces", title="Information force", figure=figure, caption=caption)
+    keys = logged(runs, [key for panel in panels for key in panel.keys])
+    return Section(name="forces", title="Information force", figure=figure, caption=caption, keys=keys)
 
 
 def spectra(runs: Sequence[Run]) -> Section | None:
@@ -185,7 +193,10 @@ def spectra(runs: Sequence[Run]) -> Section | None:
     panels, links = by_metric(runs, SPECTRA)
     figure = panels_figure(runs, panels, links)
     caption = "Of the last hidden states of the response tokens. Compare runs only at equal numbers of tokens."
-    return figure and Section(name="spectra", title="Spectra of the hidden states", figure=figure, caption=caption)
+    keys = logged(runs, [key for panel in panels for key in panel.keys])
+    return figure and Section(
+        name="spectra", title="Spectra of the hidden states", figure=figure, caption=caption, keys=keys
+    )
 
 
 def pairs_of(runs: Sequence[Run], link: str) -> list[tuple[float, float]]:
@@ -222,8 +233,8 @@ def predictions(runs: Sequence[Run]) -> Section | None:
         return None
     with rc_context(STYLE):
         figure, axes = grid_of(2 * len(links), columns=2)
-        for i, link in enumerate(links):
-            changes = [f"{link}/realised_change", f"{link}/predicted_change"]
+        drawn = [[f"{link}/realised_change", f"{link}/predicted_change"] for link in links]
+        for i, (link, changes) in enumerate(zip(links, drawn, strict=True)):
             draw_panel(axes[2 * i], runs, Panel(label=f"{link} (nats per step)", keys=changes))
             draw_scatter(axes[2 * i + 1], runs, link)
         keys = [f"{link}/predicted_change" for link in links]
@@ -231,67 +242,13 @@ def predictions(runs: Sequence[Run]) -> Section | None:
     known = [(name, link, pairs_of(of, link)) for name, of in by_group(runs).items() for link in links]
     said = [f"{name}, {link}: {agreement(pairs)}." for name, link, pairs in known if pairs]
     caption = "Change of the token entropy in an optimiser step, as predicted and as realised. " + " ".join(said)
-    return Section(name="predictions", title="Predicted and realised entropy change", figure=figure, caption=caption)
-
-
-def bar_series(runs: Sequence[Run]) -> list[tuple[str, str, float, dict[str, Value | None]]]:
-    """(label, colour, opacity, values): one grey "before" if all groups started alike, then each group's "after"."""
-    groups, palette = by_group(runs), colours(runs)
-    values = {
-        when: {name: {m: value_of(of, when, m) for m in MEASURES} for name, of in groups.items()}
-        for when in ("before", "after")
-    }
-    starts = [start for start in values["before"].values() if any(start.values())]
-    series = []
-    if starts and all(start == starts[0] for start in starts):
-        series.append(("before", BEFORE_COLOUR, 1.0, starts[0]))
-    else:
-        known = [name for name in groups if any(values["before"][name].values())]
-        series += [(f"{name}, before", palette[name], 0.4, values["before"][name]) for name in known]
-    ended = [name for name in groups if any(values["after"][name].values())]
-    return series + [(f"{name}, after", palette[name], 1.0, values["after"][name]) for name in ended]
-
-
-def bars(runs: Sequence[Run]) -> Section | None:
-    """Before and after on the held-out prompts."""
-    series = bar_series(runs)
-    known = [measure for measure in MEASURES if any(values[measure] for _, _, _, values in series)]
-    if not known:
-        return None
-    at_k = [measure for measure in known if measure.startswith("pass@")]
-    panels = [at_k] * bool(at_k) + [[measure] for measure in known if measure not in at_k]
-    with rc_context({**STYLE, "axes.grid.axis": "y"}):
-        figure = Figure(figsize=(WIDTH, 3.3), layout=spaced())
-        grid = figure.add_gridspec(1, len(panels), width_ratios=[0.4 + 0.7 * len(of) for of in panels])
-        for i, measures in enumerate(panels):
-            axes = figure.add_subplot(grid[i])
-            width = 0.8 / len(series)
-            for j, (label, colour, alpha, values) in enumerate(series):
-                places = [k + (j - (len(series) - 1) / 2) * width for k in range(len(measures))]
-                both = [(x, values[m]) for x, m in zip(places, measures, strict=True)]
-                heights = [(x, value) for x, value in both if value is not None]
-                axes.bar(
-                    [x for x, _ in heights],
-                    [value.mean for _, value in heights],
-                    width=width * 0.92,
-                    yerr=[value.error or 0.0 for _, value in heights],
-                    color=colour,
-                    alpha=alpha,
-                    error_kw={"linewidth": 1, "ecolor": "#3c4043"},
-                    label=label,
-                )
-            axes.tick_params(axis="x", length=0)
-            if i == 0:
-                figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=6, frameon=False)
-            if measures == at_k:
-                axes.set_xticks(range(len(measures)), measures)
-                axes.set_ylabel("pass@k")
-                axes.set_ylim(0, 1.02)
-            else:
-                axes.set_xticks([])
-                axes.margins(y=0.08)
-                axes.set_ylabel(MEASURES[measures[0]])
-    return Section(name="measured", title="", figure=figure, caption="")
+    return Section(
+        name="predictions",
+        title="Predicted and realised entropy change",
+        figure=figure,
+        caption=caption,
+        keys=[key for of in drawn for key in of],
+    )
 
 
 SECTIONS = (curves, alarms, terms, forces, predictions, spectra)

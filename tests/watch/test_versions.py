@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import trl
 
-from hclm_rl.trainer.versions import commit_of, said_by_git, versions
+from hclm_rl.watch.versions import commit_of, said_by_git, versions
 
 
 def test_versions_are_those_of_the_packages():
