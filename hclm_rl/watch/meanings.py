@@ -51,7 +51,7 @@ class Metric:
 
 
 def read_docstring(of: ast.ClassDef | ast.FunctionDef | ast.Module) -> Docstring:
-    """What it does, apart from what its sections say of its fields and of what it logs."""
+    """What it does, apart from what its sections say of its fields and of what it logs. Refuses a line without a name."""
     try:
         return SECTIONS.parse(ast.get_docstring(of))
     except ParseError as error:
@@ -62,7 +62,7 @@ def read_docstring(of: ast.ClassDef | ast.FunctionDef | ast.Module) -> Docstring
 
 
 def metrics_of(docstring: Docstring) -> list[Metric]:
-    """The lines below `Metrics:`, in their order."""
+    """The lines below `Metrics:`, in their order. Refuses one without unit or meaning."""
     found = []
     for each in docstring.params:
         if each.args[0] != METRIC:
