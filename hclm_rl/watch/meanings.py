@@ -51,7 +51,7 @@ class Metric:
 
 
 def read_docstring(of: ast.ClassDef | ast.FunctionDef | ast.Module) -> Docstring:
-    """What it does, apart from what its sections say of its fields and of what it logs. Refuses a line without a name."""
+    """What it does, apart from what its sections say of fields and of what is logged. Refuses a line without a name."""
     try:
         return SECTIONS.parse(ast.get_docstring(of))
     except ParseError as error:
