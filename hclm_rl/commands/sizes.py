@@ -9,11 +9,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 from ..chain.chain import Chain, Link
 from ..equations.rows import PIECE_BYTES
 from ..equations.vocab import CHUNK_BYTES
+from ..terms.entropy_flow import EntropyFlow
+from ..terms.force_reweight import ForceReweight
+from ..types import Term
 
 GIB = 2**30
 ASKED = "--model-size"  # the flag by which this page is asked for
@@ -124,6 +127,22 @@ HOLDS_FORCES = ("LogDet", "Variance", "CodingRate", "VonNeumann", "FeatureSoftma
 DECOMPOSES = {"VonNeumann": 26 / 3, "InformationForce": 1 / 3, "LogDet": 1 / 3, "CodingRate": 1 / 3}
 
 
+def head_products(term: Term) -> float:
+    """Products of M x D x V that stage 1 makes: the logits, once for all functionals of the run's terms."""
+    if not term.needs_vocab:
+        return 0.0
+    if isinstance(term, ForceReweight) and term.by == "representation":
+        return 2.0  # the forces through the head, and the logits
+    if is_through_head(term):
+        return 2.0 + 2.0 * term.share  # of all tokens G h and the logits; of those drawn the logits and G
+    return 1.0
+
+
+def is_through_head(term: Term) -> TypeGuard[ForceReweight | EntropyFlow]:
+    """Whether it holds and sends the gradient at the output head."""
+    return isinstance(term, ForceReweight | EntropyFlow) and term.through == "head"
+
+
 def cost_of(link: Link, run: Run) -> Cost:
     """By the formulas of docs/scaling.md; of a stranger's term what its declarations say."""
     term, kind = link.term, type(link.term).__name__
@@ -144,9 +163,12 @@ def cost_of(link: Link, run: Run) -> Cost:
     if term.needs_vocab or term.needs_vocab_gradient:
         one = 2.0 * run.tokens * width * vocabulary
         # stage 2: forward, the same again, and two products of the backward pass
-        head += (one if term.needs_vocab else 0) + (4 * one if term.needs_vocab_gradient else 0)
+        head += head_products(term) * one + (4 * one if term.needs_vocab_gradient else 0)
         cast = 2 * width * vocabulary  # the head in half precision, where autocast asks for it
         peak += ((CHUNKS_WITH_GRADIENT if term.needs_vocab_gradient else CHUNKS) * CHUNK_BYTES["gpu"] + cast) / GIB
+    if is_through_head(term):  # G, and what is sent of it; of one half of the prompts, then of the other
+        peak += 2 * 4 * width * vocabulary / GIB
+        sent += 2 * 4 * width * vocabulary / 2**20
     if term.needs_rescoring:
         note = "passes over other texts: their number depends on the data"
     kept = run.states if reads_sampled else 0.0

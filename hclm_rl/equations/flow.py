@@ -27,6 +27,7 @@ from torch import Tensor
 from ..types import Metric, Rollout, TokenBatch, Total
 from .clipped_sum import solve_clipped_sum
 from .functional import Scalar, covariance_contributions, in_double, per_token
+from .selections import drawn, quota
 
 
 def step_covariances(rollout: Rollout) -> tuple[Float[Tensor, "M T"], Bool[Tensor, "M T"]]:
@@ -72,8 +73,13 @@ def mean_entropy(rollout: Rollout) -> float:
     return total / count if count else math.nan
 
 
-def policy_influence(rollout: Rollout, advantages: Float[Tensor, "N T"]) -> tuple[float, Float[Tensor, "N T"]]:
-    """(`mean_entropy`, `entropy_influence` of this process's tokens); influences may be not finite."""
+def policy_influence(
+    rollout: Rollout, advantages: Float[Tensor, "N T"], share: float = 1.0
+) -> tuple[float, Float[Tensor, "N T"]]:
+    """(`mean_entropy`, `entropy_influence` of this process's tokens); influences may be not finite.
+
+    Of each token by itself: `share` is `head_influence`'s.
+    """
     (logps, entropy), mean = rollout.scored(), rollout.over_vocab(mean_discriminator)
     return mean_entropy(rollout), entropy_influence(logps, entropy, mean, advantages, rollout.mask)
 
@@ -85,19 +91,33 @@ def halves(rollout: Rollout) -> Bool[Tensor, "N"]:
     return rollout.here(group) % 2 == 1
 
 
-def head_influence(rollout: Rollout, advantages: Float[Tensor, "N T"]) -> tuple[float, Float[Tensor, "N T"]]:
+def drawn_share(mask: Bool[Tensor, "M T"], share: float, generator: torch.Generator) -> Bool[Tensor, "M T"]:
+    """`share` of the tokens under the mask, rounded up, each as likely as the others."""
+    return drawn(mask, quota(share, mask, "up"), generator)
+
+
+def mean_gradient(rollout: Rollout, tokens: Bool[Tensor, "N T"]) -> Float[Tensor, "V D"]:
+    """G = d mean H / d weight of the output head, over these tokens of all processes; 0 of none."""
+    whole, count = rollout.total(rollout.entropy_by_head(tokens)), rollout.total(tokens.sum())
+    return whole.div_(count.clamp(min=1))  # in place, for it is as large as the head
+
+
+def head_influence(
+    rollout: Rollout, advantages: Float[Tensor, "N T"], share: float = 1.0
+) -> tuple[float, Float[Tensor, "N T"]]:
     """(`mean_entropy`, the head kernel's influence of this process's tokens).
 
     e = A (onehot(a) - p)^T G h, exactly what the token's gradient at the output head changes the mean entropy by that
     has the gradient G = d mean H / dW there, to first order: h its hidden state, G (V, D) that of the other half of
     the prompts (`halves`), so that no token is judged by what it says of itself. One G at a time, an all-reduce each.
+    Of that half's tokens only `share` is read, in (0, 1], drawn over all processes: G is a mean, and a mean of drawn
+    tokens estimates it without bias, with 1 / sqrt(share) times the error.
     """
     mask, odd, acts = rollout.mask, halves(rollout).unsqueeze(1), advantages != 0
     slope = torch.zeros_like(rollout.scored()[0])
     for of, others in ((mask & odd, mask & ~odd), (mask & ~odd, mask & odd)):
-        whole = rollout.total(rollout.entropy_by_head(others))
-        count = rollout.total(others.sum())
-        slope = slope + rollout.slope_by_head(whole / count.clamp(min=1), of & acts).to(slope)  # 0 elsewhere
+        read = others if share == 1 else rollout.here(drawn_share(rollout.everywhere(others), share, rollout.generator))
+        slope = slope + rollout.slope_by_head(mean_gradient(rollout, read), of & acts).to(slope)  # 0 elsewhere
     return mean_entropy(rollout), torch.where(mask, advantages * slope, 0)
 
 

@@ -78,13 +78,22 @@ def add_gradients(
         if of_rows is not None:
             of_rows[piece] = (pull @ head.weight).to(of_rows)
         if of_weight is not None:
-            states = rows[piece].detach().to(pull)
-            if of_weight.dtype == pull.dtype:
-                of_weight.addmm_(pull.T, states)
-            else:  # from a product in half precision into a sum in the dtype of the weights
-                of_weight += pull.T @ states
+            add_product_(of_weight, pull.T, rows[piece].detach().to(pull))
         if of_bias is not None:
             of_bias += pull.sum(dim=0)
+
+
+def add_product_(found: Tensor, left: Tensor, right: Tensor) -> None:
+    """`found` (n, m) += left (n, k) @ right (k, m), added up in the dtype of `found` where theirs is half precision.
+
+    A chunk's product that is rounded before it is added would bias the sum.
+    """
+    if found.dtype == left.dtype:
+        found.addmm_(left, right)
+    elif found.is_cuda and found.dtype == torch.float32:
+        torch.addmm(found, left, right, out_dtype=found.dtype, out=found)
+    else:  # no such product there
+        found.addmm_(left.to(found), right.to(found))
 
 
 def gradient(made: Tensor, logps: Tensor, upstream: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ The logits of a whole batch, (B, T, V), are never held: TRL's fused head gives o
 functional that needs the whole distribution gets it here, some rows at a time.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -12,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .functional import spread_out
-from .over_rows import OverRows
+from .over_rows import OverRows, add_product_
 
 # of one float32 copy of a chunk's log-probs; a functional makes a few. A row's product at V = 151,936 and D = 896 takes
 # 5.1 ms of a CPU's core among 62 rows, 4.2 among 112, 3.8 among 224; a GPU needs some hundreds of rows
@@ -89,8 +90,19 @@ class Head:
     def slope_of_weight(
         self, hidden: Float[Tensor, "n D"], ids: Int[Tensor, "n"], direction: Float[Tensor, "V D"]
     ) -> Float[Tensor, "n"]:
-        """d log p of each row's token as `weight` moves along `direction`; likewise."""
-        return self._own_slope(hidden.to(direction) @ direction.T, hidden, ids)
+        """d log p of each row's token as `weight` moves along `direction`, in the product's dtype; likewise."""
+        return self._own_slope((self._as(hidden) @ direction.T).float(), hidden, ids)
+
+    def along(self, direction: Float[Tensor, "V D"]) -> tuple[Float[Tensor, "V D"], float]:
+        """(`direction` / its largest number, in the product's dtype; that number); 1 where that dtype is not half.
+
+        The gradient of a mean entropy is smaller than what float16 holds.
+        """
+        dtype = self.dtype or self.weight.dtype
+        largest = direction.abs().max().item() if dtype.itemsize == 2 else 1.0
+        if not 0 < largest < math.inf:  # 0, or not finite in any way
+            largest = 1.0
+        return (direction if largest == 1 else direction / largest).to(self.weight.device, dtype), largest
 
     def add_entropy_by_weight_(self, found: Float[Tensor, "V D"], hidden: Float[Tensor, "n D"]) -> None:
         """Adds d sum of the rows' entropies / d weight to `found`; rows that are not finite are left out. No gradient.
@@ -101,10 +113,10 @@ class Head:
         p = logps.exp_()
         pull = torch.special.entr(p)  # -p log p, 0 at p = 0
         pull = self._of_logits(pull.addcmul_(p, pull.sum(dim=-1, keepdim=True), value=-1), product)
-        states = hidden.to(pull)
+        states = self._as(hidden)
         # a sum of numbers of which one is not finite is not
         ignored = ~(pull.sum(dim=1).isfinite() & states.isfinite().all(dim=1)).unsqueeze(1)
-        found.addmm_(pull.masked_fill_(ignored, 0).T, states.masked_fill(ignored, 0))
+        add_product_(found, self._as(pull.masked_fill_(ignored, 0)).T, states.masked_fill(ignored, 0))
 
     def _own_slope(
         self, moved: Float[Tensor, "n V"], hidden: Float[Tensor, "n D"], ids: Int[Tensor, "n"]
@@ -257,6 +269,7 @@ def slope_by_head(
     size = rows_at_once or head.rows_at_once
     with torch.no_grad():
         head, found = head.rounded(), []
+        along, largest = head.along(direction)
         for z, y in zip(hidden.split(size), ids.split(size), strict=True):
-            found.append(head.slope_of_weight(z, y, direction).to(z.device))
-        return torch.cat(found).float()
+            found.append(head.slope_of_weight(z, y, along).to(z.device))
+        return torch.cat(found).float() * largest

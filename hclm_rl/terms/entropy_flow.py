@@ -43,6 +43,8 @@ class EntropyFlow(Term):
     Args:
         through: "logits": what a token's update does to its own logits; "head": what it does through the output head to
             the tokens of other prompts; ours
+        share: of the tokens of the other prompts, drawn, from which `through` "head" takes their entropy's gradient; in
+            (0, 1], 1 reads them all. The gradient's error is 1 / sqrt(share) times that of all; ours
 
     Metrics:
         influence/q* (nats): quantiles of the tokens' influences e = -A (S - mean S), a unit of step along the token's
@@ -73,12 +75,17 @@ class EntropyFlow(Term):
     is_diagnostic: ClassVar[bool] = True
 
     through: Through = "logits"
+    share: float = 0.125
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share must be in (0, 1], got {self.share}")
 
     def vocab_functionals(self) -> tuple[Callable[[Tensor], Tensor], ...]:
         return (mean_discriminator,) if self.through == "logits" else ()
 
     def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
-        entropy, influence = INFLUENCES[self.through](rollout, per_token(rollout.advantages, rollout.mask))
+        entropy, influence = INFLUENCES[self.through](rollout, per_token(rollout.advantages, rollout.mask), self.share)
         influence, counted, ignored = finite_part(influence, rollout.mask)
         influence = influence * loss_weights(rollout)
         of = sides(influence, counted, rollout.total)

@@ -64,6 +64,8 @@ class ForceReweight(Term):
         by: whose entropy: of the next token, or log-det of hidden states
         through: what of a token's update moves the policy's entropy: "logits", its own; "head", the output head, on
             the tokens of other prompts, a (V, D) matrix more in memory; ours
+        share: of the tokens of the other prompts, drawn, from which `through` "head" takes their entropy's gradient; in
+            (0, 1], 1 reads them all. The gradient's error is 1 / sqrt(share) times that of all; ours
         floor: in `unit`; ours
         ceiling: in `unit`, above floor; ours
         unit: "start": shares of the entropy at the first step; "nats": the entropy itself, for "representation" its
@@ -112,6 +114,7 @@ class ForceReweight(Term):
 
     by: Literal["policy", "representation"] = "policy"
     through: Through = "logits"
+    share: float = 0.125
     floor: float = 0.5
     ceiling: float = 2.0
     unit: Literal["start", "nats"] = "start"
@@ -141,7 +144,7 @@ class ForceReweight(Term):
             raise ValueError(f"horizon must be at least 1 optimiser step, got {self.horizon}")
         if not 0 <= self.least_weight <= 1:
             raise ValueError(f"least_weight must be in [0, 1], got {self.least_weight}")
-        for name in ("decay", "trust"):
+        for name in ("share", "decay", "trust"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in (0, 1], got {getattr(self, name)}")
         if not 0 <= self.feedback < math.inf:
@@ -249,7 +252,7 @@ class ForceReweight(Term):
 
     def policy(self, rollout: Rollout, advantages: Tensor) -> tuple[float, Tensor]:
         """Mean entropy of the tokens, and each one's influence on it, (N, T)."""
-        return INFLUENCES[self.through](rollout, advantages)
+        return INFLUENCES[self.through](rollout, advantages, self.share)
 
     def states(self, rollout: Rollout, advantages: Tensor, memory: dict) -> tuple[float, Tensor] | None:
         """Log-det of the states, and each token's influence N <F_i, A_i d log p_i / dz_i>, (N, T); or None."""

@@ -6,9 +6,11 @@ import math
 import statistics
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from hclm_rl import known_terms
@@ -20,8 +22,10 @@ from hclm_rl.commands.sizes import (
     PRODUCTS,
     TOKEN_BYTES,
     Cost,
+    Model,
     Run,
     cost_of,
+    head_products,
     model_of,
     needed,
     what_would_fit,
@@ -219,6 +223,53 @@ def test_the_doctors_page_knows_the_products_of_a_term(name: str):
     # a triangle by blocks of 64 columns is 9/16 of a product, substitution with leaves of 32 is 17/16
     assert expected <= found <= 1.15 * expected
     assert name != "log_det" or found <= 2.5
+
+
+class WithTheHead(TorchDispatchMode):
+    """Multiplications and additions of products in which the vocabulary of 11 is one of the three sides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket.__name__ in ("mm", "addmm", "addmm_"):
+            left, right = [each for each in args if isinstance(each, torch.Tensor)][-2:]
+            sides = (*left.shape, right.size(1))
+            self.operations += 2 * math.prod(sides) if 11 in sides else 0
+        return func(*args, **(kwargs or {}))
+
+
+# products of M x D x V in stage 1: the logits; by the head of all tokens logits and G h, of those drawn logits and G
+HEAD_PRODUCTS = [
+    ({"force_reweight": {}}, 1.0),
+    ({"force_reweight": {"by": "representation", "unit": "nats", "floor": -1.0}}, 2.0),
+    ({"force_reweight": {"through": "head"}}, 2.25),
+    ({"entropy_flow": {}}, 1.0),
+    ({"entropy_flow": {"through": "head"}}, 2.25),
+    ({"entropy_flow": {"through": "head", "share": 1.0}}, 4.0),
+]
+
+
+@pytest.mark.parametrize(("recipe", "expected"), HEAD_PRODUCTS, ids=[str(recipe) for recipe, _ in HEAD_PRODUCTS])
+def test_the_doctors_page_knows_the_products_with_the_head(recipe: dict, expected: float):
+    [link] = build_chain([recipe]).links
+    # 2,048 tokens, each with an advantage, half of them of either half of the prompts
+    step = wide_step()
+    view = replace(rollout(step), advantages=torch.ones(64))
+    with WithTheHead() as seen:
+        first_stage(link.term, view, {})
+    assert seen.operations == expected * 2 * 2048 * 4 * 11
+    assert head_products(link.term) == expected
+
+
+def test_what_the_terms_of_the_distribution_add_to_smollm2s_step():
+    # 134.5 million parameters, 30 layers; TRL's backward pass makes the logits again
+    run = Run(model=Model(576, 49_152, 30, 134.5e6), gpus=1, responses=16, length=512, is_checkpointed=False)
+    product = 2 * run.tokens * 576 * 49_152
+    links = [build_chain([recipe]).links[0] for recipe, _ in HEAD_PRODUCTS]
+    ratios = [1 + cost_of(link, run).head_flops / (run.flops + product) for link in links]
+    assert ratios == pytest.approx([1.066, 1.131, 1.148, 1.066, 1.148, 1.262], abs=5e-4)
 
 
 def test_what_a_term_holds_for_each_token_and_how_often_it_waits():

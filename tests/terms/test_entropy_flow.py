@@ -49,8 +49,34 @@ def test_the_head_kernel_is_autograds_on_the_other_prompts():
     entropy, found = head_influence(view, view.advantages.unsqueeze(1).expand(view.mask.shape))
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-6)
     assert entropy == pytest.approx(view.entropy[view.mask].double().mean().item())
-    metrics = first_stage(EntropyFlow(through="head"), view, {}).metrics
+    metrics = first_stage(EntropyFlow(through="head", share=1.0), view, {}).metrics
     assert metrics["link/net"].item() == pytest.approx(expected.sum().item() / view.mask.sum().item(), rel=1e-4)
+
+
+def test_the_head_kernel_of_drawn_tokens_is_unbiased():
+    # one token of each half counts: with share 1/2 one of two, and every draw is as likely as the others
+    step = make_step()
+    mask = torch.zeros_like(step.mask)
+    mask[0, 0] = mask[1, 0] = mask[4, 0] = mask[5, 0] = True
+    view = rollout(replace(step, mask=mask))
+    advantages = view.advantages.unsqueeze(1).expand(view.mask.shape)
+    whole, found = head_influence(view, advantages)[1], []
+    for seed in range(200):
+        one = replace(view, generator=torch.Generator().manual_seed(seed))
+        found.append(head_influence(one, advantages, share=0.5)[1])
+    for of in ([0, 1], [4, 5]):  # of what the one or the other token of the other half says
+        drawn, counts = torch.stack(found)[:, of, 0].unique(dim=0, return_counts=True)
+        assert len(drawn) == 2
+        # a binomial of 200 draws at 1/2 deviates by 7.1
+        assert counts.min() > 100 - 4 * 7.1
+        torch.testing.assert_close(drawn.mean(dim=0), whole[of, 0])
+    assert whole[[0, 1, 4, 5], 0].abs().min() > 0
+
+
+@pytest.mark.parametrize("share", [0.0, 1.5])
+def test_a_share_is_of_something(share: float):
+    with pytest.raises(ValueError, match=r"share must be in \(0, 1\]"):
+        EntropyFlow(through="head", share=share)
 
 
 def test_a_step_of_one_prompt_is_halved_by_its_responses():

@@ -47,7 +47,7 @@ def test_the_band_is_met_by_the_influences_through_the_head():
     _, e = head_influence(view, view.advantages.unsqueeze(1).expand(view.mask.shape))
     own, count = e.sum().item() / view.mask.sum().item(), view.mask.sum().item()
     for edge in (own - 0.01, own + 0.01):
-        term = ForceReweight(through="head", low=0.2 * edge, high=0.2 * edge, floor=-100.0, ceiling=100.0)
+        term = ForceReweight(through="head", share=1.0, low=0.2 * edge, high=0.2 * edge, floor=-100.0, ceiling=100.0)
         w, metrics = weights_of(term, view, learnt(view))
         assert metrics["link/own"].item() == pytest.approx(own, rel=1e-4)
         assert (w * e).sum().item() / count == pytest.approx(edge, abs=1e-6)

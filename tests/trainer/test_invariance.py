@@ -131,7 +131,7 @@ def test_micro_batches(term: str, whole: Callable, policy: str, tmp_path: Path):
 
 
 def test_micro_batches_through_the_head(policy: str, tmp_path: Path, plain: Callable):
-    terms = [{"force_reweight": {"through": "head", **STRONG["force_reweight"]}}]
+    terms = [{"force_reweight": {"through": "head", "share": 0.3, **STRONG["force_reweight"]}}]
     whole, cut = (
         weights_after(policy, tmp_path / str(i), terms=terms, fixed=True, loss_type="dapo", **pieces)
         for i, pieces in enumerate((WHOLE, CUT))
