@@ -145,7 +145,7 @@ class Rollout:
     # hidden() -> (N, T, D): the last states, those that PREDICTED each token; 0 in the padding. A copy: `states` is not
     hidden: Callable[..., Tensor] = no_hidden
     packed: Callable[[], Tensor] | None = None  # hidden()[mask] as the trainer keeps it, for `states`
-    # the moments of `sampled_moments`, where the states were not kept: for `geometry.moments_of_step`
+    # what `sampled_moments` names, where the states were not kept: for `moments_of_step` and `means_of_step`
     passed: Mapping[Callable, Any] | None = None
     # over_vocab(f), f: (n, V) log-probs of the sampling policy -> (n,), gives (N, T) without gradient, in chunks
     # (vocab.py); 0 off the mask. f -> (n, K) gives (N, T, K): K functionals at the price of one
@@ -275,8 +275,11 @@ class Term:
         """What stage 1 gives to `over_vocab`, (n, V) -> (n,), if known before: all links share one pass's logits."""
         return ()
 
-    def sampled_moments(self) -> tuple[Callable[[Tensor], Tensor], ...]:
-        """What stage 1 gives to `moments_of_step`, from (n, D) to (n, D), if it reads no states else: none are kept."""
+    def sampled_moments(self) -> tuple[Callable[..., Tensor], ...]:
+        """What stage 1 gives to `moments_of_step`, from (n, D) to (n, D), if it reads no states else: none are kept.
+
+        `rows.mean_of_responses` stands for what `means_of_step` gives.
+        """
         return ()
 
     def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:

@@ -173,8 +173,8 @@ class Chain:
         ]
 
     @property
-    def sampled_moments(self) -> list[Callable[[Tensor], Tensor]]:
-        """Of which rows, from states (n, D) to (n, D), the first stages read the moments alone, each once."""
+    def sampled_moments(self) -> list[Callable[..., Tensor]]:
+        """Of which rows, from states (n, D) to (n, D), the first stages read the moments or means alone, each once."""
         return list(dict.fromkeys(each for link in self.links for each in link.term.sampled_moments()))
 
     @property

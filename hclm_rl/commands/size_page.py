@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -24,14 +25,21 @@ def show(console: Console, run: Run, links: Sequence[Link], tflops: float | None
         f"{run.responses} responses of at most {run.length} tokens on {run.gpus} GPUs of {run.memory:g} GiB: "
         f"{run.tokens / 1e6:.2f} million tokens a GPU; D = {run.model.width}, V = {run.model.vocabulary}"
     )
-    table = Table(title="What each term adds on one GPU and optimiser step", title_justify="left")
-    for column in ("term", "keeps GiB", "peak GiB", "TFLOP", "of the step", "sends MiB", "pass"):
+    table = Table(
+        title="What each term adds on one GPU and optimiser step: keeps and peak in GiB,\nTFLOP and their share of the "
+        "step's, sends in MiB" + (", seconds by --tflops" if tflops else ""),
+        title_justify="left",
+        box=SIMPLE,
+        pad_edge=False,
+    )
+    for column in ("term", "keeps", "peak", "TFLOP", "of step", "sends", "pass"):
         table.add_column(column, justify="left" if column == "term" else "right", no_wrap=True)
     if tflops:
-        table.add_column("seconds", justify="right")
+        table.add_column("s", justify="right", no_wrap=True)
     for cost in costs:
         operations = cost.flops + cost.head_flops
-        cells = [cost.name, f"{cost.kept:.1f}", f"{cost.peak:.2f}", f"{operations / 1e12:.1f}"]
+        teras = operations / 1e12
+        cells = [cost.name, f"{cost.kept:.1f}", f"{cost.peak:.2f}", f"{teras:.{1 if teras < 100 else 0}f}"]
         cells += [f"{100 * operations / run.flops:.1f} %", f"{cost.sent:.0f}", "yes" if cost.pass_flops else ""]
         table.add_row(*cells, *([f"{operations / tflops / 1e12:.2f}"] if tflops else []))
     console.print(table)

@@ -121,7 +121,7 @@ PRODUCTS = {
     "CodingRate": 0.0,  # of N pooled rows
     "VonNeumann": 1.5,
 }
-POOLS = ("CodingRate", "GroupLogDet", "Spectrum")  # the mean states of all responses go to all processes
+POOLS = ("CodingRate", "Dqo", "GroupLogDet", "Spectrum")  # the mean states of all responses go to all processes
 HOLDS_FORCES = ("LogDet", "Variance", "CodingRate", "VonNeumann", "FeatureSoftmax", "GroupLogDet")
 # of D^3; von Neumann's with the product that gives log C
 DECOMPOSES = {"VonNeumann": 26 / 3, "InformationForce": 1 / 3, "LogDet": 1 / 3, "CodingRate": 1 / 3}

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from ..types import Rollout
 from .functional import Scalar, exactly, widest
-from .rows import pieces
+from .rows import mean_of_responses, pieces
 from .triangles import add_gram_, mirrored_, solve_
 
 
@@ -121,6 +121,17 @@ def moments_of_step(rollout: Rollout, each: Callable[[Tensor], Tensor] = at_leas
     if rollout.passed is None:
         return moments_everywhere(rollout.states(), rollout.total, each=each)
     return reduce_moments(rollout.passed[each], rollout.total)
+
+
+def means_of_step(rollout: Rollout) -> Float[Tensor, "N D"]:
+    """The mean state of each response of this process, 0 where it has no token, in the device's widest dtype.
+
+    A term that reads no more of them says so: its `sampled_moments` names `mean_of_responses`.
+    """
+    if rollout.passed is None:
+        states = rollout.states()
+        return mean_of_responses(states, rollout.mask, widest(states.device))
+    return rollout.passed[mean_of_responses]
 
 
 def covariance(m: Moments) -> Float[Tensor, "D D"]:

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..equations.geometry import Factor, moments_everywhere, moments_of_step
+from ..equations.geometry import Factor, at_least_float32, means_of_step, moments_everywhere, moments_of_step
 from ..equations.rows import injected, mean_of_responses
 from ..equations.surrogates import (
     coding_rate_factor,
@@ -56,12 +56,12 @@ class CodingRate(Term):
         if not self.distortion > 0:
             raise ValueError(f"distortion must be positive, got {self.distortion}")
 
-    def sampled_moments(self) -> tuple[Callable[[Tensor], Tensor], ...]:
-        return (unit_rows,) if self.rows == "tokens" else ()
+    def sampled_moments(self) -> tuple[Callable[..., Tensor], ...]:
+        return (unit_rows,) if self.rows == "tokens" else (mean_of_responses,)
 
     def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
         counts = rollout.mask.any(dim=1)
-        h = mean_of_responses(rollout.states(), rollout.mask) if self.rows == "responses" else None
+        h = means_of_step(rollout).to(at_least_float32(rollout.scored()[0])) if self.rows == "responses" else None
         if h is None:
             m = moments_of_step(rollout, unit_rows)
         else:

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..equations.functional import widest
-from ..equations.geometry import require_finite_states
+from ..equations.geometry import means_of_step, require_finite_states
 from ..equations.gram import unexplained
 from ..equations.rows import mean_of_responses
 from ..responses.answers import own_last_words
@@ -78,13 +78,16 @@ class Dqo(Term):
     def needs_hidden(self) -> bool:
         return self.features == POLICY
 
+    def sampled_moments(self) -> tuple[Callable[..., Tensor], ...]:
+        return (mean_of_responses,) if self.features == POLICY else ()
+
     def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
         mask, rewards = rollout.mask, rollout.rewards
         counts = mask.any(dim=1) & ~rewards.isnan()
         order = rollout.everywhere(rollout.group).argsort(stable=True).view(-1, rollout.group_rewards.size(1))
         own = rollout.here(order.flatten().argsort())  # this process's rows among those of the groups
         if self.features == POLICY:
-            features = mean_of_responses(rollout.states(), mask, widest(mask.device))
+            features = means_of_step(rollout)
         else:
             features = embedded(rollout.texts, self.features).to(mask.device)
         phi, is_in = (rollout.everywhere(x)[order] for x in (features, counts))

@@ -1,5 +1,6 @@
 """Log-det of a group's pooled responses; derived here from: HCLM, Tran, 2026, arXiv:2605.22940"""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -8,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..equations.functional import in_double, widest
-from ..equations.geometry import at_least_float32, require_finite_states
+from ..equations.geometry import at_least_float32, means_of_step, require_finite_states
 from ..equations.rows import injected, mean_of_responses, sums_of_responses
 from ..equations.triangles import full_precision
 from ..responses.answers import DEFAULT, extractor
@@ -109,6 +110,9 @@ class GroupLogDet(Term):
     def shapes_advantages(self) -> bool:
         return self.acts != "force"
 
+    def sampled_moments(self) -> tuple[Callable[..., Tensor], ...]:
+        return (mean_of_responses,) if self.features == "states" else ()
+
     def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
         mask, lengths = rollout.mask, rollout.mask.sum(dim=1)
         pooled = self.pooled(rollout)
@@ -144,14 +148,13 @@ class GroupLogDet(Term):
             # the trainer divides the sum over tokens by `tokens`; here it is to be divided by the number of groups
             tokens = rollout.total(lengths.sum()).to(pooled)  # a quotient of integers would be float32
             scale = tokens / has_two.sum() / lengths.clamp(min=1).unsqueeze(1)
-            columns["force"] = (group.force(lower)[own] * scale).to(at_least_float32(rollout.hidden()[:0]).dtype)
+            columns["force"] = (group.force(lower)[own] * scale).to(at_least_float32(rollout.scored()[0]))
         return RolloutEffect(advantages=shaped, columns=columns, metrics=metrics)
 
     def pooled(self, rollout: Rollout) -> Float[Tensor, "N D"] | Int[Tensor, "N"]:
         """What tells the responses apart: their mean states, or a number for the answer of each."""
         if self.features == "states":
-            states = rollout.states()
-            return mean_of_responses(states, rollout.mask, widest(states.device))
+            return means_of_step(rollout)
         numbers = [number_of(said) for said in said_in(rollout, extractor(self.answer))]
         return torch.tensor(numbers, device=rollout.mask.device)
 

@@ -1,6 +1,7 @@
 """Right-answer anchor, derived here; nearest: DPH-RL, Li et al., 2025, arXiv:2509.07430"""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -10,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..equations.functional import in_double, widest
+from ..equations.geometry import means_of_step
 from ..equations.rows import mean_of_responses
 from ..responses.answers import DEFAULT, Extract, extractor
 from ..responses.right_answers import (
@@ -119,6 +121,9 @@ class RightAnchor(Term):
     @property
     def needs_hidden(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride] (one way to choose does)
         return self.keep == "log_det"
+
+    def sampled_moments(self) -> tuple[Callable[..., Tensor], ...]:
+        return (mean_of_responses,) if self.keep == "log_det" else ()
 
     def on_rollout(self, rollout: Rollout, memory: dict, may_replay: Bool[Tensor, "N"] | None = None) -> RolloutEffect:
         """`may_replay`: the rows of all processes that may; None: all."""
@@ -243,7 +248,7 @@ class RightAnchor(Term):
 
         states = torch.zeros_like(mask[:, :0]).float()
         if self.keep == "log_det":
-            states = mean_of_responses(rollout.states(), mask)
+            states = means_of_step(rollout).to(states)
 
         def everywhere(x: Tensor) -> Tensor:
             return rollout.everywhere(x).cpu()

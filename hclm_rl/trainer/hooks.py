@@ -35,7 +35,7 @@ class Seen:
     def sampled(self) -> dict[str, Any]:
         """What a scoring pass left of its states: fields of `Scores`."""
         if isinstance(self.packing, Passing):
-            return {"passed": self.packing.found}
+            return {"passed": self.packing.passed()}
         return {"states": None if self.packing is None else self.packing.packed()}
 
     def spread(self, width: int, attention_mask: Tensor) -> Attention | None:

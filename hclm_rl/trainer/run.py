@@ -18,7 +18,6 @@ from ..chain.finite import Watch
 from ..chain.generators import link_generator
 from ..chain.metrics import StepMetrics
 from ..chain.state import ChainState
-from ..equations.geometry import Moments
 from ..rollouts.strategy import RolloutStrategy
 from ..types import Transcript
 from ..watch.callback import CollapseCallback
@@ -38,7 +37,7 @@ class Scores:
     entropy: Tensor
     hidden: Tensor | None = None  # (B, T, D), of the loss's own pass, with gradient
     states: States | None = None  # of the sampling policy, for the first stage
-    passed: dict[Callable[[Tensor], Tensor], Moments] | None = None  # of its states, where they were not kept
+    passed: dict[Callable[..., Tensor], Any] | None = None  # moments and means of its states, which were not kept
 
 
 @dataclass

@@ -111,7 +111,7 @@ def catch_up(trainer: Any, inputs: dict[str, Any], shuffled: Scores) -> None:
         elif shuffled.hidden is not None and chain.sampled_moments:
             passing = Passing(mask_of(inputs), chain.sampled_moments)
             passing.add(shuffled.hidden)
-            sampled["passed"] = passing.found
+            sampled["passed"] = passing.passed(order)
         scores = Scores(shuffled.logps.detach()[order], shuffled.entropy.detach()[order], **sampled)
         new = stage_one(trainer, output, generation, scores)
     inputs |= {key: value[row] if value.dim() else value for key, value in new.items()}
@@ -239,8 +239,8 @@ def reads_of(trainer: Any, output: dict[str, Any], scores: Scores | None, mask: 
 def moments_alone(layer: int = -1) -> Tensor:
     """Stands for the hidden states (N, T, D) that were not kept: refuses to give them."""
     raise ValueError(
-        "the hidden states were not kept: this chain's terms read moments alone (`sampled_moments`), and a term that "
-        "reads states in stage 1 names none there"
+        "the hidden states were not kept: this chain's terms read moments or means alone (`sampled_moments`), and a "
+        "term that reads states in stage 1 names none there"
     )
 
 

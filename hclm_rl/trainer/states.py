@@ -4,12 +4,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from accelerate.utils import is_peft_model
 from torch import Tensor
 
-from ..equations.functional import spread_out
+from ..equations.functional import spread_out, widest
 from ..equations.geometry import Moments, merge_, moments
-from ..equations.rows import pieces
+from ..equations.rows import mean_of_responses, pieces
 
 
 @dataclass(frozen=True)
@@ -77,11 +78,15 @@ class Packing:
 
 @dataclass
 class Passing:
-    """Takes the moments of a scoring pass's states as its pieces come, and keeps nothing of the states."""
+    """Takes moments of a scoring pass's states, or the means of its responses, as its pieces come.
+
+    Nothing of the states is kept.
+    """
 
     mask: Tensor  # (N, T) bool: the tokens that count
-    kinds: Sequence[Callable[[Tensor], Tensor]]  # what is done to the states before
-    found: dict[Callable[[Tensor], Tensor], Moments] = field(default_factory=dict)
+    kinds: Sequence[Callable[..., Tensor]]  # `Term.sampled_moments`: what is done to the states before
+    found: dict[Callable[..., Tensor], Moments] = field(default_factory=dict)
+    means: list[Tensor] = field(default_factory=list)  # (n, D) of the responses of each piece
     responses: int = 0  # seen so far
 
     def take(self, states: Tensor) -> None:
@@ -97,8 +102,18 @@ class Passing:
             self.responses += len(part)
             rows = part[own]
             for each in self.kinds:
+                if each is mean_of_responses:
+                    self.means.append(mean_of_responses(rows, own, widest(rows.device)))
+                    continue
                 new = moments(rows, each=each)
                 self.found[each] = merge_(self.found[each], new) if each in self.found else new
+
+    def passed(self, order: Tensor | None = None) -> dict[Callable[..., Tensor], Any]:
+        """What `Rollout.passed` is; `order`: the place here of each of its responses, where it is another one."""
+        if not self.means:
+            return dict(self.found)
+        means = torch.cat(self.means)
+        return self.found | {mean_of_responses: means if order is None else means[order]}
 
 
 def is_reference(trainer: Any) -> bool:

@@ -50,7 +50,8 @@ def test_the_states_of_a_batch_at_7b():
     # a micro-batch that holds the whole: the loss's own pass has them
     assert cost("information_force", replace(SEVEN, micro_batch=64)).kept == 0.0
     # of these the moments are taken as the scoring pass goes by
-    assert all(cost(name).kept == 0.0 for name in ("log_det", "variance", "von_neumann"))
+    streamed = ("log_det", "variance", "von_neumann", "coding_rate", "group_log_det", "dqo")
+    assert all(cost(name).kept == 0.0 for name in streamed)
 
 
 def test_what_a_step_computes_and_sends():
@@ -103,7 +104,9 @@ def test_a_model_by_its_config(tmp_path: Path):
 def test_the_page(capsys: pytest.CaptureFixture):
     line = ["doctor", "--gpus", "8", "--model-size", "7b", "--responses", "512", "--length", "16384"]
     assert main([*line, "--tflops", "400"]) == 0
-    page = " ".join(capsys.readouterr().out.split())
+    lines = capsys.readouterr().out
+    assert "…" not in lines  # of 80 columns nothing is cut
+    page = " ".join(lines.split())
     assert "1.05 million tokens a GPU" in page and "information_force" in page and "fits: " in page
     assert main([*line, "--gpu-memory", "24"]) == 1
     assert "will not fit: " in capsys.readouterr().out

@@ -174,6 +174,8 @@ def test_the_first_stage_of_a_term_holds_no_copy_of_the_states(name, small_piece
         group_rewards=torch.zeros(40, 4),
         group=torch.arange(40) // 4,
         reward_scale=torch.ones(40),
+        logps=torch.zeros(mask.shape),
+        entropy=torch.zeros(mask.shape),
         packed=lambda: z,
     )
     with Counted() as seen:

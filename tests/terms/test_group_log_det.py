@@ -361,7 +361,8 @@ def test_half_precision_states_are_pooled_in_full():
     # exact in bfloat16 each, their mean over 4 tokens is not: 1.0078125 and three 1s
     tokens = [[1.0078125, 0.0]] + [[1.0, 0.0]] * 3
     step = with_states([tokens, [[0.0, 0.0]]])
-    half = replace(step, hidden=step.hidden.bfloat16(), old_hidden=step.old_hidden.bfloat16())
+    states = {name: getattr(step, name).bfloat16() for name in ("hidden", "old_hidden")}
+    half = replace(step, old_logps=step.old_logps.float(), **states)  # as a policy in bfloat16 has them
     first = stage_one(GroupLogDet(acts="force"), half)
     # tr K = 2 |hc|^2 / 2 = (1.001953125 / 2)^2
     assert first.metrics["link/spread"].item() == pytest.approx((1.001953125 / 2) ** 2, rel=1e-12)

@@ -34,6 +34,12 @@ TERMS: dict[str, dict[str, Any]] = {
     "coding_rate": {"coef": 0.1, "rows": "tokens"},
     "von_neumann": {"coef": 0.1},
 }
+POOLED: dict[str, dict[str, Any]] = {
+    "coding_rate": {"coef": 0.1},
+    "group_log_det": {"acts": "both", "balance": 0.1},
+    "dqo": {},
+    "right_anchor": {"coef": 3.0, "source": "any", "right_at": 0.25, "keep": "log_det", "capacity": 1},
+}
 TOLERANCE = 1e-6
 
 
@@ -69,6 +75,18 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list:
 def mixin_mask(output: dict[str, Any]) -> Tensor:
     mask = output["completion_mask"].bool()
     return mask & output["tool_mask"].bool() if "tool_mask" in output else mask
+
+
+def test_means_of_passes_are_those_of_the_responses_in_the_order_that_is_asked_for():
+    source, lengths = torch.Generator().manual_seed(0), torch.tensor([4, 0, 3, 1])
+    states, mask = torch.randn(4, 7, 5, generator=source), torch.arange(4) < lengths.unsqueeze(1)
+    passing = Passing(mask, [rows.mean_of_responses])
+    for part in states.split([3, 1]):
+        passing.take(part)
+    expected = torch.stack([s[2 : 2 + n].double().sum(0) / max(n, 1) for s, n in zip(states, lengths, strict=True)])
+    order = torch.tensor([2, 0, 3, 1])
+    assert torch.equal(passing.passed()[rows.mean_of_responses], expected)
+    assert torch.equal(passing.passed(order)[rows.mean_of_responses], expected[order])
 
 
 @pytest.mark.parametrize("each", [at_least_float32, unit_rows])
@@ -113,6 +131,27 @@ def test_the_update_is_that_of_kept_states(name: str, policy: str, tmp_path: Pat
     plain.train()
     assert largest_difference(trained[False], weights_of(plain)) > 10 * TOLERANCE
     assert largest_difference(trained[False], before) > 1e-3
+
+
+@pytest.mark.parametrize("pieces", [CUT, {}], ids=["scoring pass", "loss's own pass"])
+@pytest.mark.parametrize("name", POOLED)
+def test_terms_of_pooled_states_are_those_of_kept_states(
+    name: str, pieces: dict, policy: str, tmp_path: Path, seen: list
+):
+    trained = []
+    for kept in ([], [ReadsStates()]):
+        folder = tmp_path / str(len(kept))
+        trainer = make(policy, folder, terms=[{name: POOLED[name]}, *kept], fixed="turns", max_steps=3, **pieces)
+        trainer.train()
+        for mask, scores in seen:
+            assert (scores.states is None) == (not kept)
+            assert kept or [each.shape for each in scores.passed.values()] == [(len(mask), 16)]
+        seen.clear()
+        trained.append(weights_of(trainer))
+    assert largest_difference(*trained) < TOLERANCE
+    plain = make(policy, tmp_path / "plain", terms=[], fixed="turns", max_steps=3, **pieces)
+    plain.train()
+    assert largest_difference(trained[0], weights_of(plain)) > 10 * TOLERANCE
 
 
 def test_the_losss_own_pass_is_read_without_a_copy_of_its_states(policy: str, tmp_path: Path, seen: list):
