@@ -210,3 +210,13 @@ def test_two_processes_are_one(policy: str, tmp_path: Path):
         kept = make(policy, tmp_path / name, terms=[{name: given}, ReadsStates()], fixed=True, loss_type="dapo", **CUT)
         kept.train()
         assert largest_difference(load_file(tmp_path / f"{name}.safetensors"), weights_of(kept)) < TOLERANCE
+
+
+def test_two_processes_are_one_where_means_pass_and_tokens_are_drawn(policy: str, tmp_path: Path):
+    kernel = {"through": "head", "share": 0.3, "floor": 0.1, "ceiling": 0.5}
+    cases = {name: POOLED[name] for name in ("coding_rate", "group_log_det", "dqo")} | {"force_reweight": kernel}
+    run_by_two("tests.two_processes", policy, str(tmp_path), json.dumps(cases), "cut")
+    for name, given in cases.items():
+        one = make(policy, tmp_path / name, terms=[{name: given}], fixed=True, loss_type="dapo", **CUT)
+        one.train()
+        assert largest_difference(load_file(tmp_path / f"{name}.safetensors"), weights_of(one)) < TOLERANCE
