@@ -15,16 +15,11 @@ from rich.table import Table
 from ..chain.chain import Link
 from ..recipe.arguments import parse, recipe_of, with_recipe_apart
 from ..recipe.config import build_chain, known_terms
-from .sizes import ASKED, MODELS, Run, cost_of, model_of, needed, what_would_fit
+from .sizes import ASKED, MODELS, Cost, Run, cost_of, model_of, needed, what_would_fit
 
 
-def show(console: Console, run: Run, links: Sequence[Link], tflops: float | None, is_each_alone: bool) -> bool:
-    """The page; whether it fits."""
-    costs = [cost_of(link, run) for link in links]
-    console.print(
-        f"{run.responses} responses of at most {run.length} tokens on {run.gpus} GPUs of {run.memory:g} GiB: "
-        f"{run.tokens / 1e6:.2f} million tokens a GPU; D = {run.model.width}, V = {run.model.vocabulary}"
-    )
+def table_of(costs: Sequence[Cost], run: Run, tflops: float | None) -> Table:
+    """A row a term."""
     table = Table(
         title="What each term adds on one GPU and optimiser step: keeps and peak in GiB,\nTFLOP and their share of the "
         "step's, sends in MiB" + (", seconds by --tflops" if tflops else ""),
@@ -42,7 +37,17 @@ def show(console: Console, run: Run, links: Sequence[Link], tflops: float | None
         cells = [cost.name, f"{cost.kept:.1f}", f"{cost.peak:.2f}", f"{teras:.{1 if teras < 100 else 0}f}"]
         cells += [f"{100 * operations / run.flops:.1f} %", f"{cost.sent:.0f}", "yes" if cost.pass_flops else ""]
         table.add_row(*cells, *([f"{operations / tflops / 1e12:.2f}"] if tflops else []))
-    console.print(table)
+    return table
+
+
+def show(console: Console, run: Run, links: Sequence[Link], tflops: float | None, is_each_alone: bool) -> bool:
+    """The page; whether it fits."""
+    costs = [cost_of(link, run) for link in links]
+    console.print(
+        f"{run.responses} responses of at most {run.length} tokens on {run.gpus} GPUs of {run.memory:g} GiB: "
+        f"{run.tokens / 1e6:.2f} million tokens a GPU; D = {run.model.width}, V = {run.model.vocabulary}"
+    )
+    console.print(table_of(costs, run, tflops))
     if scoring := max((cost.pass_flops for cost in costs), default=0.0):
         seconds = f", {scoring / tflops / 1e12:.1f} s" if tflops else ""
         console.print(
