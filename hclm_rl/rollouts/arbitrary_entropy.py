@@ -115,7 +115,7 @@ class ArbitraryEntropy(RolloutStrategy):
         temperature = self.temperature(asked.memory.get("entropy"))
         roots = sampler.begin(asked.prompts)
         groups = [[root.fork(0, asked.stream(p, i)) for i in range(asked.responses)] for p, root in enumerate(roots)]
-        sampler.extend(flat(groups[:ordinary]))
+        sampler.extend(flat(groups[:ordinary]), with_entropies=self.form == "weigh")
         sampler.extend(flat(groups[ordinary:]), temperature=temperature * sampler.temperature)
         asked.note("temperature", [temperature])
         return [

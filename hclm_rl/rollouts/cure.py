@@ -91,7 +91,7 @@ class Cure(RolloutStrategy):
             ]
             for p in range(len(prompts))
         ]
-        sampler.extend([each for some in forks for each in some])
+        sampler.extend([each for some in forks for each in some], with_entropies=False)
         at = [(root, place) for p, some in enumerate(roots) for root, place in zip(some, places[p], strict=True)]
         asked.note("fork", [float(place) for _, place in at])
         asked.note("fork_entropy", [root.entropies[place] for root, place in at if place])

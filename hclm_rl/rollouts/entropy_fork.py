@@ -76,7 +76,7 @@ class EntropyFork(RolloutStrategy):
                     group.append(root.fork(found[n // self.branches % len(found)], asked.stream(p, i, n)))
             groups.append(group)
         leaves = [each for group in groups for each in group]
-        sampler.extend([each for each in leaves if each.parent not in prompts])
+        sampler.extend([each for each in leaves if each.parent not in prompts], with_entropies=False)
         asked.note("fork", [at / len(root.ids) for root, at in places])
         asked.note("fork_entropy", [root.entropies[at] for root, at in places])
         return [each.response(trains_prefix=self.trains_prefix) for each in leaves]

@@ -68,7 +68,7 @@ class PromptAugmentation(RolloutStrategy):
         prompts = [self.asked(each, raw, asked) for each, raw in zip(chosen, asked.raw, strict=True)]
         roots = asked.sampler.begin(prompts)
         rows = [(p, root.fork(0, asked.stream(p, i))) for p, root in enumerate(roots) for i in range(asked.responses)]
-        asked.sampler.extend([each for _, each in rows])
+        asked.sampler.extend([each for _, each in rows], with_entropies=False)
         texts = asked.tokenizer.batch_decode([each.ids for _, each in rows], skip_special_tokens=False)
         scores = [chosen[p].score(text) for (p, _), text in zip(rows, texts, strict=True)]
         asked.note("format", scores)

@@ -107,8 +107,13 @@ class Sampler:
         return not branch.is_ended and len(branch.ids) < self.longest
 
     @torch.no_grad()
-    def extend(self, branches: Sequence[Branch], *, temperature: float | None = None) -> None:
-        """Draws each to its end of text or to the longest; `temperature` is another than the loss's."""
+    def extend(
+        self, branches: Sequence[Branch], *, temperature: float | None = None, with_entropies: bool = True
+    ) -> None:
+        """Draws each to its end of text or to the longest; `temperature` is another than the loss's.
+
+        Without `with_entropies` those of the tokens drawn may be NaN: with vLLM that saves a pass.
+        """
         rows = [each for each in branches if self.is_open(each)]
         if not rows:
             return
@@ -158,13 +163,17 @@ class Sampler:
 
     def _forward(self, front: Front, ids: Tensor) -> Tensor:
         """The scores (rows, V) of the next word."""
+        return self._scores(front, ids, last=1)[:, 0]
+
+    def _scores(self, front: Front, ids: Tensor, last: int) -> Tensor:
+        """The scores (rows, last, V) that the last so many tokens give to the word behind each."""
         width = ids.shape[1]
         given = {"input_ids": ids, "attention_mask": front.mask, self._cache_name: front.cache, "use_cache": True}
         if "position_ids" in self._known:
             given["position_ids"] = (front.mask.cumsum(dim=1) - 1).clamp(min=0)[:, -width:]
         if "logits_to_keep" in self._known:
-            given["logits_to_keep"] = 1
-        return self.model(**given).logits[:, -1].float()
+            given["logits_to_keep"] = last
+        return self.model(**given).logits[:, -last:].float()
 
     def _processors(self, temperature: float) -> list[LogitsProcessor]:
         """In the order in which `generate` applies them."""

@@ -2,7 +2,8 @@
 
 In training alone: evaluation is TRL's own. TRL makes the old log-probs of the loss itself: by a pass over the whole
 texts where a generation batch serves several updates, else those of the loss's own pass. So what a rollout returns as
-log-probs is checked, logged and handed on (`sampling_per_token_logps`), and the loss's ratio does not rest on it.
+log-probs is checked, logged and handed on (`sampling_per_token_logps`), and the loss's ratio does not rest on it; the
+weights with which TRL's GRPO corrects for vLLM do.
 """
 
 import functools
@@ -21,6 +22,8 @@ from ..recipe.rollout import name_of
 from ..rollouts.checks import checked
 from ..rollouts.sampler import Sampler
 from ..rollouts.strategy import Asked, Response, RolloutStrategy
+from ..rollouts.vllm_sampler import VllmSampler
+from .engine import VllmEngine, engine_of
 from .run import note
 from .tools import TrlTools, talk_of
 
@@ -143,8 +146,8 @@ def roll(trainer: Any, prompt_ids: list[list[int]], images: Any) -> list[Respons
                 f"{start // group} of this process different texts"
             )
     batch.tools = TrlTools(trainer, batch.raw, group) if getattr(trainer, "tools", None) else None
-    with generating(trainer) as model:
-        asked = asked_of(trainer, model, prompt_ids[::group], batch)
+    with engine_of(trainer) as engine, generating(trainer) as model:
+        asked = asked_of(trainer, sampler_of(trainer, model, engine), prompt_ids[::group], batch)
         responses = checked(name, rollout(asked), asked, model.get_input_embeddings().num_embeddings)
     batch.responses = responses
     if batch.tools is not None:
@@ -173,7 +176,18 @@ def generating(trainer: Any) -> Iterator[Any]:
             model.train(was_training)
 
 
-def asked_of(trainer: Any, model: Any, prompts: list[list[int]], batch: Rolling) -> Asked:
+def sampler_of(trainer: Any, model: Any, engine: VllmEngine | None) -> Sampler:
+    """Draws as the run's settings say, with vLLM where the run has it."""
+    args = trainer.args
+    given: dict[str, Any] = {
+        "model": model, "ends": trainer.eos_token_ids, "pad": trainer._tokenizer.pad_token_id,
+        "longest": trainer.max_completion_length, "temperature": trainer.temperature, "top_k": args.top_k,
+        "top_p": args.top_p, "min_p": args.min_p, "repetition_penalty": args.repetition_penalty,
+    }  # fmt: skip
+    return Sampler(**given) if engine is None else VllmSampler(**given, engine=engine)
+
+
+def asked_of(trainer: Any, sampler: Sampler, prompts: list[list[int]], batch: Rolling) -> Asked:
     """What the rollout is asked for."""
     args, run, tokenizer = trainer.args, trainer._hclm, trainer._tokenizer
     group, step = trainer.num_generations, trainer.state.global_step
@@ -188,17 +202,7 @@ def asked_of(trainer: Any, model: Any, prompts: list[list[int]], batch: Rolling)
         prompts=prompts,
         responses=group,
         longest=trainer.max_completion_length,
-        sampler=Sampler(
-            model=model,
-            ends=trainer.eos_token_ids,
-            pad=tokenizer.pad_token_id,
-            longest=trainer.max_completion_length,
-            temperature=trainer.temperature,
-            top_k=args.top_k,
-            top_p=args.top_p,
-            min_p=args.min_p,
-            repetition_penalty=args.repetition_penalty,
-        ),
+        sampler=sampler,
         stream=stream,
         raw=batch.raw[::group],
         encode=functools.partial(encode, trainer),
@@ -223,8 +227,10 @@ def log(trainer: Any, name: str, asked: Asked, responses: Sequence[Response]) ->
 
     Metrics:
         rollout/tokens_drawn (tokens): drawn from the model for a generation batch, those thrown away included
-        rollout/tokens_read (tokens): run through the model without a draw: each prompt once, tools' replies
-        rollout/tokens_reused (tokens): of prompts and responses, found in the cache where a text went on
+        rollout/tokens_read (tokens): run through the model without a draw: each prompt once, tools' replies; with vLLM
+            also what the policy reads to score responses
+        rollout/tokens_reused (tokens): of prompts and responses, found in the cache where a text went on; with vLLM as
+            it says, of its own
         rollout/tokens_returned (tokens): of the responses. Healthy: more than were drawn where branches share prefixes
         rollout/share_trained (share): of those, in the loss: neither tools' nor a prefix that counts as prompt
         rollout/logp (nats): mean log-prob of the tokens that are trained, as they were drawn

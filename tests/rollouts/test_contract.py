@@ -12,8 +12,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from hclm_rl.recipe.rollout import ROLLOUTS, build_rollout
 from hclm_rl.rollouts import Asked, Response, RolloutStrategy, Sampler
 from hclm_rl.rollouts.checks import checked
+from hclm_rl.rollouts.vllm_sampler import VllmSampler
+from hclm_rl.trainer.engine import VllmEngine
 from tests.rollouts.test_methods import Echo
 from tests.rollouts.test_seam import TERMS, logs_of
+from tests.rollouts.vllm_stand_in import StandIn, install
 from tests.tiny import make
 
 WORDS, GROUP = 7, 4
@@ -55,12 +58,21 @@ def model() -> LlamaForCausalLM:
         return LlamaForCausalLM(config).eval()
 
 
-def asked_of(model: LlamaForCausalLM, strategy: RolloutStrategy, prompts: list[list[int]], longest: int) -> Asked:
+def sampler_of(model: LlamaForCausalLM, longest: int, source: str) -> Sampler:
+    given: dict[str, Any] = {"model": model, "ends": [1], "pad": 0, "longest": longest, "temperature": 0.8}
+    if source == "transformers":
+        return Sampler(**given)
+    return VllmSampler(**given, engine=VllmEngine(llm=StandIn(model), context=64, ends=[1], settings={}))
+
+
+def asked_of(
+    sampler: Sampler, strategy: RolloutStrategy, prompts: list[list[int]], longest: int
+) -> Asked:
     return Asked(
         prompts=prompts,
         responses=GROUP,
         longest=longest,
-        sampler=Sampler(model=model, ends=[1], pad=0, longest=longest, temperature=0.8),
+        sampler=sampler,
         stream=lambda *names: random.Random(repr(names)),
         raw=[" ".join(map(str, each)) for each in prompts],
         encode=lambda text: Words()(text)["input_ids"],
@@ -73,14 +85,21 @@ def asked_of(model: LlamaForCausalLM, strategy: RolloutStrategy, prompts: list[l
 Rolled = Callable[..., tuple[Asked, list[Response]]]
 
 
+@pytest.fixture(params=["transformers", "vllm"])
+def source(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What draws."""
+    install(monkeypatch)
+    return request.param
+
+
 @pytest.fixture(params=ROLLOUTS)
-def rolled(request: pytest.FixtureRequest, model: LlamaForCausalLM) -> Rolled:
+def rolled(request: pytest.FixtureRequest, model: LlamaForCausalLM, source: str) -> Rolled:
     """The rollout of that name, ready to be asked."""
     strategy = STRATEGIES[request.param]
     assert strategy is not None
 
     def ask(prompts: list[list[int]] = PROMPTS, longest: int = 12) -> tuple[Asked, list[Response]]:
-        asked = asked_of(model, strategy, prompts, longest)
+        asked = asked_of(sampler_of(model, longest, source), strategy, prompts, longest)
         return asked, checked(request.param, strategy(asked), asked, words=WORDS)
 
     return ask

@@ -281,7 +281,17 @@ def test_terms_work_with_every_rollout(algorithm: str, rollout: dict, terms: lis
 
 REFUSED = {
     "a group of another size": ({"num_generations": 2}, "cure: num_generations must be a multiple of 1 . branches, 4"),
-    "vLLM": ({"use_vllm": True}, "the rollout 'cure' goes on from keys and values that vLLM keeps to itself"),
+    "a server of vLLM": (
+        {"use_vllm": True, "vllm_mode": "server"},
+        "the rollout 'cure' asks vLLM as often as its own responses need, and a server, .* set vllm_mode: colocate",
+    ),
+    "vLLM over several GPUs": (
+        {"use_vllm": True, "vllm_tensor_parallel_size": 2},
+        "or an engine over several GPUs, must be asked by all processes at once: .* vllm_tensor_parallel_size: 1",
+    ),
+    "vLLM with a grammar": (
+        {"use_vllm": True, "vllm_structured_outputs_regex": "a"}, "draws from all words: drop vllm_structured_outputs"
+    ),
     "settings of generate": ({"generation_kwargs": {"num_beams": 2}}, "the rollout 'cure' draws tokens itself"),
     "batching": ({"use_transformers_continuous_batching": True}, "the rollout 'cure' draws tokens itself"),
     "a second source": ({"fixed": True}, "the rollout 'cure' beside rollout_func: the responses have one source"),
