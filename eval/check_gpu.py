@@ -50,6 +50,7 @@ CHECKS = (
     Check(name="processes", asks="two processes (NCCL, or gloo on a CPU): each update is that of one", seconds=90),
     Check(name="fsdp2", asks="a sharded run of recipes/accelerate/fsdp2.yaml with terms", seconds=90),
     Check(name="vllm colocate", asks="vLLM in the training process: log-probs near the trainer's", seconds=120),
+    Check(name="vllm cure", asks="the rollout `cure` drawn by vLLM: log-probs near, prefixes reused", seconds=120),
     Check(name="vllm server", asks="`trl vllm-serve` on a GPU of its own: log-probs near the trainer's", seconds=150),
     Check(name="real plain", asks="200 steps of a pretrained model without terms", seconds=120),
     Check(name="real terms", asks="the same with terms: finite, and more entropy left", seconds=130),

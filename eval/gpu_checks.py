@@ -317,7 +317,7 @@ def small_model(machine: Machine) -> str:
     return str(folder)
 
 
-def with_vllm(machine: Machine, **changes: Any) -> str:
+def with_vllm(machine: Machine, *, branches: bool = False, **changes: Any) -> str:
     settings = [f"--{key}={value}" for key, value in changes.items()]
     (recipe := machine.folder / "recipe.yaml").write_text(RECIPE)
     out = machine.folder / "with_vllm"
@@ -328,13 +328,27 @@ def with_vllm(machine: Machine, **changes: Any) -> str:
     apart_by = [each["sampling/sampling_logp_difference/mean"] for each in entries]
     assert max(apart_by) < 0.1, f"log-probs of the engine are {max(apart_by):.2f} nats from the trainer's"
     ratio = entries[-1]["sampling/importance_sampling_ratio/mean"]
-    return f"4 steps, log-probs within {max(apart_by):.4f} nats a token of the trainer's, mean ratio {ratio:.3f}"
+    said = f"4 steps, log-probs within {max(apart_by):.4f} nats a token of the trainer's, mean ratio {ratio:.3f}"
+    if not branches:
+        return said
+    drawn, returned, reused = (
+        sum(each[f"rollout/tokens_{name}"] for each in entries) for name in ("drawn", "returned", "reused")
+    )
+    assert drawn < returned, f"{drawn:.0f} tokens were drawn for {returned:.0f}: no branch took a prefix over"
+    return f"{said}; {drawn:.0f} tokens drawn of {returned:.0f}, {reused:.0f} found in vLLM's cache"
 
 
 def vllm_colocate(machine: Machine) -> str:
     needs_gpu(machine, "vLLM needs an accelerator")
     needs_package("vllm")
     return with_vllm(machine, vllm_mode="colocate", vllm_gpu_memory_utilization=0.2)
+
+
+def vllm_cure(machine: Machine) -> str:
+    needs_gpu(machine, "vLLM needs an accelerator")
+    needs_package("vllm")
+    rollout = json.dumps({"cure": {"branches": 3, "top": 5, "least_characters": 1}})
+    return with_vllm(machine, branches=True, vllm_mode="colocate", vllm_gpu_memory_utilization=0.2, rollout=rollout)
 
 
 def vllm_server(machine: Machine) -> str:
@@ -416,6 +430,7 @@ CHECKS: dict[str, Callable[[Machine], str]] = {
     "processes": processes,
     "fsdp2": fsdp2,
     "vllm colocate": vllm_colocate,
+    "vllm cure": vllm_cure,
     "vllm server": vllm_server,
     "real plain": lambda machine: real(machine, with_terms=False),
     "real terms": lambda machine: real(machine, with_terms=True),

@@ -62,8 +62,9 @@ def refuse_settings(rollout: RolloutStrategy | None, config: Any) -> None:
     name = name_of(rollout)
     if config.use_vllm and (config.vllm_mode != "colocate" or config.vllm_tensor_parallel_size > 1):
         raise ValueError(
-            f"the rollout '{name}' asks vLLM as often as its own responses need, and a server, or an engine over several "
-            "GPUs, must be asked by all processes at once: set vllm_mode: colocate and vllm_tensor_parallel_size: 1"
+            f"the rollout '{name}' asks vLLM as often as its own responses need, and a server, or an engine over "
+            "several GPUs, must be asked by all processes at once: set vllm_mode: colocate and "
+            "vllm_tensor_parallel_size: 1"
         )
     if config.use_vllm and config.vllm_structured_outputs_regex is not None:
         raise ValueError(f"the rollout '{name}' draws from all words: drop vllm_structured_outputs_regex")

@@ -37,7 +37,10 @@ class Continuation:
 class Engine(Protocol):
     """What draws in the policy's place, with the policy's weights."""
 
-    context: int  # tokens of a request and what is drawn, together
+    @property
+    def context(self) -> int:
+        """Tokens of a request and what is drawn, together."""
+        ...
 
     def draw(self, requests: Sequence[Request], temperature: float) -> list[Continuation]:
         """One for each request, in their order; each depends on its text and seed alone."""

@@ -101,5 +101,5 @@ def test_on_a_cpu_each_check_passes_or_says_why_not(check: Check, tmp_path: Path
     done = subprocess.run([*line, "--folder", str(tmp_path)], capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-2000:]
     told = [line for line in done.stdout.splitlines() if line.startswith(("PASS ", "SKIP "))]
-    is_for_gpus = check.name in ("fsdp2", "vllm colocate", "vllm server")
+    is_for_gpus = check.name in ("fsdp2", "vllm colocate", "vllm cure", "vllm server")
     assert told[-1].startswith("SKIP " if is_for_gpus else "PASS ")

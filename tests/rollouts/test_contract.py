@@ -65,9 +65,7 @@ def sampler_of(model: LlamaForCausalLM, longest: int, source: str) -> Sampler:
     return VllmSampler(**given, engine=VllmEngine(llm=StandIn(model), context=64, ends=[1], settings={}))
 
 
-def asked_of(
-    sampler: Sampler, strategy: RolloutStrategy, prompts: list[list[int]], longest: int
-) -> Asked:
+def asked_of(sampler: Sampler, strategy: RolloutStrategy, prompts: list[list[int]], longest: int) -> Asked:
     return Asked(
         prompts=prompts,
         responses=GROUP,

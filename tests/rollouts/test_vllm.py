@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM
 
 import hclm_rl.trainer.rollouts as trainers
 from hclm_rl.rollouts import Branch, Sampler
@@ -16,9 +15,9 @@ from hclm_rl.rollouts.vllm_sampler import VllmSampler
 from hclm_rl.trainer.engine import VllmEngine
 from tests.rollouts import own
 from tests.rollouts.test_contract import IN_A_TRAINER
+from tests.rollouts.test_sampler import model_of
 from tests.rollouts.test_seam import CURE, PLAIN, keeping, logs_of
-from tests.rollouts.test_sampler import model_of, sampler_of
-from tests.rollouts.vllm_stand_in import Params, StandIn, install
+from tests.rollouts.vllm_stand_in import StandIn, install
 from tests.tiny import largest_difference, make, prompts, weights_of
 
 ALGORITHMS = ["grpo", "rloo"]
@@ -82,7 +81,12 @@ def test_what_it_says_of_a_text_is_what_the_transformers_sampler_says(
     due = grown(Reseeded(model=model, ends=[1], pad=0, longest=8, temperature=0.7, likeliest=3))
     found = grown(drawing(model, temperature=0.7, likeliest=3))
     for one, other in zip(found, due, strict=True):
-        assert (one.ids, one.is_own, one.is_ended, one.shared) == (other.ids, other.is_own, other.is_ended, other.shared)
+        assert (one.ids, one.is_own, one.is_ended, one.shared) == (
+            other.ids,
+            other.is_own,
+            other.is_ended,
+            other.shared,
+        )
         for name in ("logps", "entropies", "of_likeliest"):
             torch.testing.assert_close(torch.tensor(getattr(one, name)), torch.tensor(getattr(other, name)))
 
@@ -113,13 +117,11 @@ def test_settings_lengths_and_seeds_reach_the_engine(model: Any, params: None):
     rows = grown(sampler)
     asked = sampler.engine.llm.asked  # type: ignore[attr-defined]
     assert len(asked) == 18 and len({params.seed for _, params in asked}) == 18
-    for text, params in asked:
+    for branch, (text, params) in zip(rows, asked, strict=True):
         given = (params.temperature, params.top_p, params.top_k, params.min_p, params.repetition_penalty)
         assert given == (0.5, 0.9, 3, 0.05, 1.2) and list(params.stop_token_ids) == [1]
-        assert params.max_tokens == 8 - (len(text) - len(rows[0].prompt)) or len(text) != 2
-    for branch, (text, params) in zip(rows, asked, strict=True):
-        taken = branch.shared
-        assert text == branch.prompt + branch.ids[:taken] and params.max_tokens == 8 - taken
+        assert text == branch.prompt + branch.ids[: branch.shared] and params.max_tokens == 8 - branch.shared
+    assert any(each.shared for each in rows)
     again = drawing(model, settings=settings, temperature=0.5)
     assert [each.ids for each in grown(again)] == [each.ids for each in rows]
     assert [params.seed for _, params in again.engine.llm.asked] == [params.seed for _, params in asked]  # type: ignore[attr-defined]
@@ -269,6 +271,19 @@ def test_an_engine_that_sleeps_gets_its_weights_anew(
     make(policy, tmp_path, **settings).train()
     batch = ["wake weights", "sync", "wake kv_cache", "sleep"]
     assert engines[0].did == ["sleep", *batch, *batch]
+
+
+def test_an_adapter_is_what_draws(engines: list[StandIn], policy: str, tmp_path: Path):
+    """TRL merges it into the engine's weights; the policy scores with it."""
+    peft = pytest.importorskip("peft", reason="needs the extra `peft`")
+    adapter = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+    trainer = make(policy, tmp_path, rollout=CURE, use_vllm=True, trainer={"peft_config": adapter})
+    trainer.train()
+    assert float(logs_of(trainer)[0]["grad_norm"]) > 0
+    for entry in logs_of(trainer):
+        assert entry["sampling/sampling_logp_difference/max"] < 1e-4
+    base = trainer.model.get_base_model().model.layers[0].self_attn.q_proj.base_layer.weight
+    assert not torch.allclose(engines[0].model.get_parameter("model.layers.0.self_attn.q_proj.weight"), base)
 
 
 def test_evaluation_is_trls(engines: list[StandIn], policy: str, tmp_path: Path):

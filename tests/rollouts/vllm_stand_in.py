@@ -65,7 +65,7 @@ class StandIn:
     """An engine with a copy of the weights, which only `load_weights` changes."""
 
     model: PreTrainedModel
-    end: int = 1
+    end: int | None = 1
     context: int = 64
     apart: float = 0.0  # nats by which its log-probs are below the trainer's
     asked: list[tuple[list[int], Params]] = field(default_factory=list)

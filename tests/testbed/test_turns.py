@@ -28,6 +28,7 @@ from hclm_rl.testbed.hidden_number import (
 from hclm_rl.testbed.hidden_number_policy import new_tokenizer, own_words, warm_start
 from hclm_rl.watch.meanings import meanings
 from tests.rollouts.test_seam import TERMS as CHAINS
+from tests.rollouts.vllm_stand_in import install
 from tests.tiny import settings
 
 
@@ -263,9 +264,14 @@ def test_a_response_that_ends_with_a_tool_says_nothing():
 BRANCHING = [{"arpo": {"beam": 3}}, {"arpo": {"beam": 3, "attribution": "hard"}}, "entropy_balanced"]
 
 
+@pytest.mark.parametrize("use_vllm", [False, True], ids=["transformers", "vllm"])
 @pytest.mark.parametrize("rollout", BRANCHING, ids=["soft", "hard", "balanced"])
-def test_a_branch_has_a_copy_of_the_environment_and_the_reply(rollout: object, talker: str, tmp_path: Path):
-    trainer = make(talker, tmp_path, ["empg"], max_steps=2, rollout=rollout)
+def test_a_branch_has_a_copy_of_the_environment_and_the_reply(
+    rollout: object, use_vllm: bool, talker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    if use_vllm:
+        install(monkeypatch, end=None, context=1000)
+    trainer = make(talker, tmp_path, ["empg"], max_steps=2, rollout=rollout, use_vllm=use_vllm)
     trainer.train()
     tokenizer, batch = trainer.processing_class, SEEN[-1]
     assert len({id(each) for each in trainer.environments}) == len(batch["completion_ids"]) == 16
@@ -294,6 +300,8 @@ def test_a_branch_has_a_copy_of_the_environment_and_the_reply(rollout: object, t
         assert entry["rollout/share_trained"] < 1  # what the tool wrote
         assert entry["rollout/tokens_drawn"] < entry["rollout/tokens_returned"] * entry["rollout/share_trained"]
         assert float(entry["tools/call_frequency"]) > 0.25
+        # with tools' tokens left out
+        assert entry.get("sampling/sampling_logp_difference/max", 0.0) < 1e-4
 
 
 @pytest.mark.parametrize("terms", CHAINS, ids=lambda terms: "+".join(str(each)[:12] for each in terms))
