@@ -17,8 +17,9 @@ class Branch:
     stream: random.Random = field(default_factory=random.Random)  # gives one number a token that is drawn
     ids: list[int] = field(default_factory=list)  # end of text included, if it came
     is_own: list[bool] = field(default_factory=list)  # False: a tool wrote it
-    logps: list[float] = field(default_factory=list)  # nats, of the whole distribution, at the loss's temperature
-    entropies: list[float] = field(default_factory=list)  # nats, of the same
+    # nats, of the whole distribution, at the loss's temperature; with vLLM of that which vLLM drew from
+    logps: list[float] = field(default_factory=list)
+    entropies: list[float] = field(default_factory=list)  # nats, of the whole one; NaN where nobody asked for it
     of_likeliest: list[float] = field(default_factory=list)  # nats, sum of -p log p over the likeliest words alone
     parent: "Branch | None" = None
     shared: int = 0  # the first tokens, which it took over from the parent

@@ -47,7 +47,7 @@ class VllmEngine:
                 ids=list(output.outputs[0].token_ids),
                 logps=[of_token[0] for of_token in row],
                 is_ended=output.outputs[0].finish_reason == "stop",
-                reused=output.num_cached_tokens or 0,
+                reused=max(0, output.num_cached_tokens or 0),
             )
             for output, row in zip(outputs, logps, strict=True)
         ]

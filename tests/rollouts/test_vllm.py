@@ -8,17 +8,21 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import hclm_rl.trainer.rollouts as trainers
 from hclm_rl.rollouts import Branch, Sampler
 from hclm_rl.rollouts.vllm_sampler import VllmSampler
 from hclm_rl.trainer.engine import VllmEngine
+from tests.cpu_processes import run_by_two
 from tests.rollouts import own
 from tests.rollouts.test_contract import IN_A_TRAINER
 from tests.rollouts.test_sampler import model_of
 from tests.rollouts.test_seam import CURE, PLAIN, keeping, logs_of
 from tests.rollouts.vllm_stand_in import StandIn, install
 from tests.tiny import largest_difference, make, prompts, weights_of
+from tests.trainer.test_invariance import ROUNDING
+from tests.two_processes import ROLLOUT
 
 ALGORITHMS = ["grpo", "rloo"]
 # what a term that shapes rewards asks of RLOO
@@ -271,6 +275,22 @@ def test_an_engine_that_sleeps_gets_its_weights_anew(
     make(policy, tmp_path, **settings).train()
     batch = ["wake weights", "sync", "wake kv_cache", "sleep"]
     assert engines[0].did == ["sleep", *batch, *batch]
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_weights_go_over_once_a_step(algorithm: str, engines: list[StandIn], policy: str, tmp_path: Path):
+    settings = {"gradient_accumulation_steps": 2, "steps_per_generation": 1}  # two generation batches a step
+    make(policy, tmp_path, algorithm=algorithm, rollout=CURE, use_vllm=True, **settings).train()
+    assert engines[0].did == ["sync", "sync"]
+
+
+def test_two_processes_draw_what_one_draws(engines: list[StandIn], policy: str, tmp_path: Path):
+    run_by_two("tests.rollouts.two_processes", policy, str(tmp_path))
+    for algorithm in ALGORITHMS:
+        trainer = make(policy, tmp_path / "one", algorithm=algorithm, rollout=ROLLOUT, use_vllm=True)
+        trainer.train()
+        both = load_file(tmp_path / f"{algorithm}.safetensors")
+        assert largest_difference(weights_of(trainer), both) < ROUNDING
 
 
 def test_an_adapter_is_what_draws(engines: list[StandIn], policy: str, tmp_path: Path):

@@ -136,8 +136,9 @@ def install(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> list[StandIn]:
     made: list[StandIn] = []
 
     def new(model: str, **given: Any) -> StandIn:
-        for name in FROM_TRL:  # which it sets for vLLM, and the next trainer of the process would read
-            os.environ.pop(name, None)
+        if not torch.distributed.is_initialized():
+            for name in FROM_TRL:  # which it sets for vLLM, and the next trainer of the process would read
+                os.environ.pop(name, None)
         assert given["logprobs_mode"] == "processed_logprobs" and given["tensor_parallel_size"] == 1
         engine = StandIn(AutoModelForCausalLM.from_pretrained(model).eval(), **changes)
         with torch.no_grad():  # not yet the policy's
