@@ -42,7 +42,7 @@ test-newest:
 TRLS ?= 1.16
 TRL_TESTS := tests/trainer/test_seam.py tests/trainer/test_identity.py tests/trainer/test_invariance.py \
 	tests/trainer/test_numbers.py tests/trainer/test_resume.py tests/trainer/test_score.py tests/trainer/test_states.py \
-	tests/trainer/test_vllm.py tests/chain tests/commands/test_launch.py tests/sft
+	tests/trainer/test_vllm.py tests/rollouts/test_vllm.py tests/chain tests/commands/test_launch.py tests/sft
 
 test-trl-matrix: $(TRLS:%=test-trl-%)
 

@@ -220,7 +220,7 @@ class Told:
     def begin(self, prompts: list[list[int]]) -> list[Branch]:
         return [Branch(prompt=each) for each in prompts]
 
-    def extend(self, branches: list[Branch], *, temperature: float | None = None) -> None:
+    def extend(self, branches: list[Branch], *, temperature: float | None = None, with_entropies: bool = True) -> None:
         self.told.append((len(branches), temperature))
 
 

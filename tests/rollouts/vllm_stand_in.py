@@ -23,6 +23,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from hclm_rl.rollouts import Sampler
+
 FROM_TRL = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -123,6 +125,16 @@ class StandIn:
         reason = "stop" if ids[-1] == self.end or ids[-1] in params.stop_token_ids else "length"
         drawn = SimpleNamespace(token_ids=ids[len(text) :], logprobs=logps, finish_reason=reason)
         return SimpleNamespace(prompt_token_ids=text, outputs=[drawn], num_cached_tokens=min(cached, len(text) - 1))
+
+
+class Reseeded(Sampler):
+    """Draws by a stream that is sown from the branch's, as an engine with a seed for each request does."""
+
+    def extend(self, branches: Any, **given: Any) -> None:
+        for each in branches:
+            if self.is_open(each):
+                each.stream = random.Random(each.stream.getrandbits(63))
+        super().extend(branches, **given)
 
 
 def common(one: list[int], other: list[int]) -> int:
