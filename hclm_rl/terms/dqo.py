@@ -79,6 +79,7 @@ class Dqo(Term):
         return self.features == POLICY
 
     def sampled_moments(self) -> tuple[Callable[..., Tensor], ...]:
+        """With `features: policy` the mean state of each response, (N, D); else none."""
         return (mean_of_responses,) if self.features == POLICY else ()
 
     def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:

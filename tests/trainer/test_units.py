@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 from hclm_rl import Linear, Link, Rollout, Term
 from hclm_rl.chain.chain import Chain
 from hclm_rl.chain.state import ChainState
-from hclm_rl.terms.group_log_det import GroupLogDet
+from hclm_rl.terms.spectrum import Spectrum
 from hclm_rl.trainer import stage_one, stage_two
 from hclm_rl.trainer.hooks import Seen
 from hclm_rl.trainer.mixin import EntropyTermsMixin
@@ -193,7 +193,7 @@ def test_a_loss_is_averaged_over_the_tokens_of_the_optimiser_step():
 
 
 def test_a_first_stage_that_waited_sees_the_order_of_the_generation(monkeypatch: pytest.MonkeyPatch):
-    reads_states = Link(name="a", term=GroupLogDet(), coef=Linear(start=1.0, end=1.0))
+    reads_states = Link(name="a", term=Spectrum(), coef=Linear(start=1.0, end=1.0))
     trainer, seen = made_up(links=(reads_states,)), []
     trainer._hclm.deferred = ({"of": "rollout"}, Generation())
 
