@@ -109,7 +109,7 @@ class Passing:
                 self.found[each] = merge_(self.found[each], new) if each in self.found else new
 
     def passed(self, order: Tensor | None = None) -> dict[Callable[..., Tensor], Any]:
-        """What `Rollout.passed` is, of means (N, D); `order` (N,): the place here of each response, if it is another."""
+        """What `Rollout.passed` is, of means (N, D); `order` (N,): where each response is here, if elsewhere."""
         if not self.means:
             return dict(self.found)
         means = torch.cat(self.means)
