@@ -251,6 +251,7 @@ class Term:
     needs_vocab: ClassVar[bool] = False  # stage 1 reads the whole next-token distribution (over_vocab, slope)
     needs_vocab_gradient: ClassVar[bool] = False  # stage 2 reads it, with gradient: not under ZeRO-3
     needs_rescoring: ClassVar[bool] = False  # calls `score` on other texts, or reads `transcript`
+    rescores_in_loss: ClassVar[bool] = False  # of needs_rescoring: calls `score` in stage 2 alone, so stage 1 may wait
     needs_reference_model: ClassVar[bool] = False  # runs the frozen model of the KL penalty: `beta` above 0
     needs_attention: ClassVar[bool] = False  # stage 2 reads attention entropies: eager attention alone gives them
     needs_reference: ClassVar[bool] = False  # reads `ref_logps` of GRPO's KL penalty: `beta` above 0

@@ -64,6 +64,7 @@ class HoldCoverage(Term):
 
     needs_scores: ClassVar[bool] = True
     needs_rescoring: ClassVar[bool] = True
+    rescores_in_loss: ClassVar[bool] = True
     sets_baseline: ClassVar[bool] = True
     shapes_advantages: ClassVar[bool] = True
 

@@ -50,6 +50,7 @@ class NoLoss(Term):
 
     needs_scores: ClassVar[bool] = True
     needs_rescoring: ClassVar[bool] = True
+    rescores_in_loss: ClassVar[bool] = True
     shapes_advantages: ClassVar[bool] = True
 
     eta: float = 0.1

@@ -62,6 +62,7 @@ class Rehearsal(Term):
 
     needs_scores: ClassVar[bool] = True
     needs_rescoring: ClassVar[bool] = True
+    rescores_in_loss: ClassVar[bool] = True
 
     mode: Literal["forward", "js", "alpha"] = "forward"
     a: float = 0.2

@@ -87,6 +87,7 @@ class RightAnchor(Term):
 
     needs_scores: ClassVar[bool] = True
     needs_rescoring: ClassVar[bool] = True
+    rescores_in_loss: ClassVar[bool] = True
     default_coef: ClassVar[float] = 0.3
     title: ClassVar[str] = "right_anchor"  # in what it tells; other terms hold answers by it
 

@@ -42,6 +42,7 @@ class RightKl(Term):
 
     needs_scores: ClassVar[bool] = True
     needs_rescoring: ClassVar[bool] = True  # for the prompts' tokens
+    rescores_in_loss: ClassVar[bool] = True
     shapes_advantages: ClassVar[bool] = True
 
     lam: float = 0.1

@@ -91,7 +91,7 @@ def trls_scores(trainer: Any, output: dict[str, Any], generation: Generation) ->
 def can_wait(trainer: Any) -> bool:
     """Whether the loss's own pass will see the generation batch all at once; within it no other pass may run."""
     is_whole = trainer.args.steps_per_generation == trainer.num_iterations == 1
-    return is_whole and not trainer._hclm.chain.needs_rescoring
+    return is_whole and not trainer._hclm.chain.rescores_in_rollout
 
 
 def deferred(trainer: Any, output: dict[str, Any], generation: Generation) -> dict[str, Any]:

@@ -7,6 +7,9 @@ import torch
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM
 
+from hclm_rl.trainer import mixin
+from hclm_rl.trainer.stage_one import own_scores
+
 from .. import own_terms
 from ..tiny import largest_difference, make, weights_after
 
@@ -69,3 +72,33 @@ def test_a_term_that_did_not_ask_cannot_read():
     view = rollout(make_step())
     with pytest.raises(ValueError, match="declares needs_rescoring = True"):
         type(view).__dataclass_fields__["score"].default(view.transcript)
+
+
+RIGHT = {"right_at": 0.5}  # what low_words pays is a share
+HOLDS = {
+    "right_anchor": {"source": "any", "coef": 1.0, "hinge": False, **RIGHT},
+    "hold_coverage": RIGHT,
+    "no_loss": RIGHT,
+    "rehearsal": RIGHT,
+    "right_kl": RIGHT,
+}
+
+
+@pytest.mark.parametrize("term", HOLDS)
+def test_what_reads_other_texts_in_the_loss_alone_takes_no_scoring_pass(
+    term: str, policy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    passes: list[str] = []
+
+    def counted(trainer, output, generation):
+        passes.append(term)
+        return own_scores(trainer, output, generation)
+
+    monkeypatch.setattr(mixin, "own_scores", counted)
+    run = {"terms": [{term: HOLDS[term]}], "fixed": True, "max_steps": 4, "per_device_train_batch_size": 8}
+    waited = weights_after(policy, tmp_path / "waited", **run)
+    assert not passes
+    monkeypatch.setattr(mixin, "can_wait", lambda trainer: False)
+    before = weights_after(policy, tmp_path / "before", **run)
+    assert len(passes) == 4
+    assert largest_difference(waited, before) < 1e-6
