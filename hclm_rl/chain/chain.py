@@ -202,11 +202,6 @@ class Chain:
         """Names of the links that have the policy score other texts."""
         return [link.name for link in self.links if link.term.needs_rescoring]
 
-    @property
-    def rescores_in_rollout(self) -> list[str]:
-        """Names of those that may do so in stage 1, which then cannot wait for the loss's own pass."""
-        return [each.name for each in self.links if each.term.needs_rescoring and not each.term.rescores_in_loss]
-
     # long: all that comes of a link, in one loop
     def on_rollout(
         self,

@@ -91,7 +91,8 @@ def trls_scores(trainer: Any, output: dict[str, Any], generation: Generation) ->
 def can_wait(trainer: Any) -> bool:
     """Whether the loss's own pass will see the generation batch all at once; within it no other pass may run."""
     is_whole = trainer.args.steps_per_generation == trainer.num_iterations == 1
-    return is_whole and not trainer._hclm.chain.rescores_in_rollout
+    terms = [link.term for link in trainer._hclm.chain.links]
+    return is_whole and not any(each.needs_rescoring and not each.rescores_in_loss for each in terms)
 
 
 def deferred(trainer: Any, output: dict[str, Any], generation: Generation) -> dict[str, Any]:
