@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -108,7 +109,7 @@ def test_a_name_of_ones_own():
 def test_a_database_of_trackios(tmp_path: Path):
     file = tmp_path / "my project #1?" / "50%20.db"  # what an address would read as its own
     file.parent.mkdir()
-    with sqlite3.connect(file) as database:
+    with closing(sqlite3.connect(file)) as database, database:  # the inner one commits
         database.execute(
             "CREATE TABLE metrics (id INTEGER PRIMARY KEY, run_id TEXT, timestamp TEXT, run_name TEXT, step INTEGER, "
             "metrics TEXT)"

@@ -3,6 +3,7 @@
 import json
 import os
 import sqlite3
+from contextlib import closing
 import struct
 import subprocess
 import sys
@@ -127,8 +128,9 @@ def test_trackio_has_before_and_after_the_alert_and_the_table(tmp_path: Path):
     means, said = run_with("trackio", tmp_path)
     assert "told ['trackio']" in said, version("trackio")
     [file] = (tmp_path / "trackio").glob("*.db")
-    base = sqlite3.connect(file)
-    logged = [(step, json.loads(of)) for step, of in base.execute("select step, metrics from metrics order by id")]
+    with closing(sqlite3.connect(file)) as base:
+        rows = base.execute("select step, metrics from metrics order by id").fetchall()
+    logged = [(step, json.loads(of)) for step, of in rows]
     for name in ("pass@1", "token_entropy"):
         measured = [(step, of[f"held_out/{name}"]) for step, of in logged if f"held_out/{name}" in of]
         assert measured == [(0, means[0][name]), (2, means[1][name])]
