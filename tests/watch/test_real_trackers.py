@@ -3,11 +3,11 @@
 import json
 import os
 import sqlite3
-from contextlib import closing
 import struct
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 
