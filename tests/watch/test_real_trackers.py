@@ -130,12 +130,13 @@ def test_trackio_has_before_and_after_the_alert_and_the_table(tmp_path: Path):
     [file] = (tmp_path / "trackio").glob("*.db")
     with closing(sqlite3.connect(file)) as base:
         rows = base.execute("select step, metrics from metrics order by id").fetchall()
+        alerts = base.execute("select title, text, level from alerts").fetchall()
+        runs = set(base.execute("select run_name from metrics"))
     logged = [(step, json.loads(of)) for step, of in rows]
     for name in ("pass@1", "token_entropy"):
         measured = [(step, of[f"held_out/{name}"]) for step, of in logged if f"held_out/{name}" in of]
         assert measured == [(0, means[0][name]), (2, means[1][name])]
     [(step, table)] = [(step, of["trace/tokens"]) for step, of in logged if "trace/tokens" in of]
     assert step == 2 and len(table["_value"]) == tokens_of(tmp_path)
-    assert base.execute("select title, text, level from alerts").fetchall() == [(*ALARM, "error")]
-    assert len(set(base.execute("select run_name from metrics"))) == 1  # the run that was, not one beside it
-    base.close()
+    assert alerts == [(*ALARM, "error")]
+    assert len(runs) == 1  # the run that was, not one beside it
