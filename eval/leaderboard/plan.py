@@ -28,8 +28,9 @@ KEYS = {
 # TRL's settings of the ratio to the policy that sampled, which is 1 with one update a rollout
 CLIPPING = {"epsilon", "epsilon_high", "delta"}
 # of a method's own recipe; how a run is measured and where it is written is the board's
-NOT_THE_METHODS = {"task", "task_kwargs", "model_name_or_path", "output_dir", "seed", "eval_samples", "eval_batch"}
 POWER = "power"  # of an entry that is not trained: moves and blocks of power sampling
+NOT_THE_METHODS = {"task", "task_kwargs", "model_name_or_path", "output_dir", "seed", "eval_samples", "eval_batch"}
+NOT_THE_METHODS |= {POWER}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +104,7 @@ class Candidate:
         board = self.board
         kwargs = {**board.layers.get("task_kwargs", {}), **board.splits[split]}
         recipe = {
-            **{key: value for key, value in self.own.items() if key not in NOT_THE_METHODS | {POWER}},
+            **{key: value for key, value in self.own.items() if key not in NOT_THE_METHODS},
             **board.layers,
             "task_kwargs": kwargs,
             "eval_samples": board.samples,
@@ -128,7 +129,7 @@ class Candidate:
 
     def brings(self) -> dict:
         """The settings besides terms that its recipe has and the board does not."""
-        board = self.board.layers.keys() | NOT_THE_METHODS | {POWER, "entropy_terms", "save_strategy", "disable_tqdm"}
+        board = self.board.layers.keys() | NOT_THE_METHODS | {"entropy_terms", "save_strategy", "disable_tqdm"}
         return {key: value for key, value in self.own.items() if key not in board}
 
     def needs_several_updates(self) -> bool:

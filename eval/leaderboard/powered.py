@@ -10,7 +10,7 @@ from hclm_rl.decoding.power_sampling import Powered, PowerSampling
 from hclm_rl.decoding.rows import streams_of
 from hclm_rl.recipe.arguments import RunArguments
 from hclm_rl.testbed import Evaluation, Task
-from hclm_rl.testbed.sampling import measured, plain_generation
+from hclm_rl.testbed.sampling import ends_of, measured, plain_generation
 
 
 def by_power(
@@ -30,7 +30,7 @@ def by_power(
     rows = [dict(row) for row in task.eval_dataset]
     prompts = tokenizer([row["prompt"] for row in rows for _ in range(arguments.eval_samples)])["input_ids"]
     streams = streams_of(config.seed, range(len(prompts)))
-    ends = [each for each in (tokenizer.eos_token_id,) if isinstance(each, int)]
+    ends = ends_of(model, tokenizer)
     found: list[Powered] = []
     with plain_generation(model):
         for start in range(0, len(prompts), arguments.eval_batch):

@@ -1,17 +1,15 @@
 """A result as a table for the terminal and as one self-contained page."""
 
-import base64
-import csv
-import io
-from datetime import UTC, datetime
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
 from rich.table import Table
 
+from hclm_rl.watch.report.text import as_link
 from hclm_rl.watch.report.text import shown as text_shown
-from hclm_rl.watch.versions import commit_of, versions
+from hclm_rl.watch.versions import commit_of, now, versions
 
 from .compare import budgets
 from .counted import CountedResult
@@ -155,20 +153,18 @@ def pass_curves(curves: dict[str, list[Estimate]], ks: list[int]) -> str:
 
 def as_csv(estimates: dict[str, dict[str, Estimate]]) -> str:
     """The page's numbers for a link that holds them: model, quantity, mean, lower, upper; empty where not defined."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["model", "quantity", "mean", "lower", "upper"])
+    rows: list[list[object]] = [["model", "quantity", "mean", "lower", "upper"]]
     for role, of in estimates.items():
         for name, value in of.items():
             numbers = (value.mean, value.lower, value.upper)
-            writer.writerow([role, name, *("" if each != each else each for each in numbers)])
-    return base64.b64encode(out.getvalue().encode()).decode()
+            rows.append([role, name, *("" if math.isnan(each) else each for each in numbers)])
+    return as_link(rows)
 
 
 def made_line() -> str:
     """When the page was made, at which commit of the folder it was made in, with which versions."""
     commit = commit_of(Path.cwd())
-    found = [datetime.now(UTC).isoformat(timespec="seconds"), *([f"commit {commit}"] if commit else [])]
+    found = [now(), *([f"commit {commit}"] if commit else [])]
     return f"Made {', '.join([*found, *(f'{name} {number}' for name, number in versions().items())])}."
 
 

@@ -43,8 +43,6 @@ def _no_list(response: Response) -> str | None:
         value = getattr(response, name)
         if not isinstance(value, Sequence | None) or isinstance(value, str):
             return f"{name} must be a list, got {type(value).__name__}"
-        if value is None and name == "ids":
-            return "has no token; at least one is needed"
     if not isinstance(response.columns, Mapping):
         return f"columns must be a mapping, got {type(response.columns).__name__}"
     return None

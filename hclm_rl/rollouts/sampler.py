@@ -190,11 +190,15 @@ class Sampler:
             found.append(MinPLogitsWarper(min_p=self.min_p))
         return found
 
+    def _entropies(self, logps: Tensor) -> tuple[Tensor, Tensor]:
+        """Of log-probs (..., V): the entropies (...), and the sums of -p log p over the likeliest words alone."""
+        likeliest = logps.topk(min(self.likeliest, logps.shape[-1])).values
+        return torch.special.entr(logps.exp()).sum(dim=-1), torch.special.entr(likeliest.exp()).sum(dim=-1)
+
     def _draw(self, front: Front, logits: Tensor, processors: Sequence[LogitsProcessor]) -> Tensor:
         """A word (rows, 1) for each row by its own stream."""
         logps = (logits / self.temperature).log_softmax(dim=-1)
-        summands = torch.special.entr(logps.exp())
-        of_likeliest = torch.special.entr(logps.topk(min(self.likeliest, logps.shape[-1])).values.exp()).sum(dim=-1)
+        entropies, of_likeliest = self._entropies(logps)
         scores = logits
         if processors:
             texts = filled([each.prompt + each.ids for each in front.rows], logits.device)
@@ -204,7 +208,7 @@ class Sampler:
         sums = scores.log_softmax(dim=-1).to(wide).exp().cumsum(dim=-1)
         numbers = torch.tensor([each.stream.random() for each in front.rows], dtype=wide, device=logits.device)
         words = torch.searchsorted(sums, numbers[:, None] * sums[:, -1:], right=True).clamp(max=logits.shape[-1] - 1)
-        seen = (words, logps.gather(1, words), sums[:, -1], summands.sum(dim=-1), of_likeliest)
+        seen = (words, logps.gather(1, words), sums[:, -1], entropies, of_likeliest)
         for branch, word, logp, total, entropy, likely in zip(
             front.rows, *(each.flatten().tolist() for each in seen), strict=True
         ):

@@ -165,9 +165,7 @@ class VllmSampler(Sampler):
         there = own
         if drawn_at != self.temperature:
             there = tempered(scores, drawn_at).gather(2, words[..., None])[..., 0]
-        entropy = torch.special.entr(logps.exp()).sum(dim=-1)
-        likeliest = logps.topk(min(self.likeliest, logps.shape[-1])).values
-        return torch.stack([own, there, entropy, torch.special.entr(likeliest.exp()).sum(dim=-1)])
+        return torch.stack([own, there, *self._entropies(logps)])
 
     def _keep_all(self, front: Front, cached: Sequence[int], read: Sequence[int]) -> None:
         """What the cache holds of all rows, for those that branch off from them."""

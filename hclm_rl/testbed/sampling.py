@@ -140,6 +140,13 @@ class _TemperatureAndEntropy(LogitsProcessor):
         return logps
 
 
+def ends_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids that end a text: the tokenizer's, and those of the model's own settings."""
+    eos = model.generation_config.eos_token_id
+    ends = (tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos]))
+    return [end for end in ends if isinstance(end, int)]
+
+
 def sample_completions(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -148,8 +155,7 @@ def sample_completions(
     temperature: float,
 ) -> tuple[Int[Tensor, "N T"], Float[Tensor, "N T"], Tensor]:
     """Ids, entropies and mask (N, T bool: up to and with the first end of text) of one completion per prompt."""
-    eos = model.generation_config.eos_token_id
-    eos_ids = [end for end in (tokenizer.eos_token_id, *(eos if isinstance(eos, list) else [eos])) if end is not None]
+    eos_ids = ends_of(model, tokenizer)
     encoded = tokenizer(prompts, padding=True, padding_side="left", return_tensors="pt").to(model.device)
     processor = _TemperatureAndEntropy(temperature)
     sequences = model.generate(  # pyright: ignore[reportCallIssue]  (it comes with the concrete classes)

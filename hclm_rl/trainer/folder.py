@@ -5,7 +5,6 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from ..watch.report.runs import LOG_NAME, RECIPE_NAME, REPORT_NAME, RUN_NAME, SU
 from ..watch.secrets import hide, secrets_in, without
 from ..watch.trace import FOLDER as TRACE_FOLDER
 from ..watch.trackers import pages_of_run
-from ..watch.versions import commit_of, versions
+from ..watch.versions import commit_of, now, versions
 
 logger = logging.getLogger(__name__)
 
@@ -34,11 +33,6 @@ def write_whole(path: Path, text: str) -> None:
     unfinished = path.with_name(f"{path.name}.unfinished")
     unfinished.write_text(text, encoding="utf-8")
     settle(unfinished, path)
-
-
-def now() -> str:
-    """UTC, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def set_run_aside(folder: Path) -> Path | None:

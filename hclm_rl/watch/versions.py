@@ -1,7 +1,8 @@
-"""What a run was made with: versions of packages, and the commit of the folder where it was started."""
+"""What a run or a page was made with: versions of packages, the commit of the folder where it was started, the time."""
 
 import platform
 import subprocess
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
@@ -20,6 +21,11 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:  # hclm-rl itself, run from its source
             continue
     return found
+
+
+def now() -> str:
+    """UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def said_by_git(folder: Path, *words: str) -> str:

@@ -171,14 +171,19 @@ def test_what_is_left_out_has_no_gradient(algorithm: str, policy: str, tmp_path:
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_a_run_that_was_resumed_is_the_run(algorithm: str, policy: str, tmp_path: Path):
-    settings = {"algorithm": algorithm, "rollout": CURE, "max_steps": 4, "steps_per_generation": 2}
+    check_resumed_runs(policy, tmp_path, algorithm=algorithm)
+
+
+def check_resumed_runs(policy: str, folder: Path, **changes: Any) -> None:
+    """A run of CURE that is resumed ends bit for bit as the one that was not."""
+    settings = {"rollout": CURE, "max_steps": 4, "steps_per_generation": 2, **changes}
     settings |= {"save_strategy": "steps", "save_steps": 1, "terms": ["entropy_bonus"]}
-    trainer = make(policy, tmp_path, **settings)
+    trainer = make(policy, folder, **settings)
     trainer.train()
     whole = weights_of(trainer)
     for step in (1, 2):  # within a generation batch, and at its end
-        resumed = make(policy, tmp_path / f"from {step}", **settings)
-        resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
+        resumed = make(policy, folder / f"from {step}", **settings)
+        resumed.train(resume_from_checkpoint=str(folder / f"checkpoint-{step}"))
         assert largest_difference(whole, weights_of(resumed)) == 0
 
 

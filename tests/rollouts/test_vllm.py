@@ -13,7 +13,7 @@ import hclm_rl.trainer.rollouts as trainers
 from tests.cpu_processes import run_by_two
 from tests.rollouts import own
 from tests.rollouts.test_contract import IN_A_TRAINER
-from tests.rollouts.test_seam import CURE, PLAIN, keeping, logs_of
+from tests.rollouts.test_seam import CURE, PLAIN, check_resumed_runs, keeping, logs_of
 from tests.rollouts.vllm_stand_in import Reseeded, StandIn, install
 from tests.tiny import largest_difference, make, prompts, weights_of
 from tests.trainer.test_invariance import ROUNDING
@@ -107,15 +107,7 @@ def test_budget_and_seeds(algorithm: str, engines: list[StandIn], policy: str, t
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_a_run_that_was_resumed_is_the_run(algorithm: str, engines: list[StandIn], policy: str, tmp_path: Path):
-    settings = {"algorithm": algorithm, "rollout": CURE, "max_steps": 4, "steps_per_generation": 2, "use_vllm": True}
-    settings |= {"save_strategy": "steps", "save_steps": 1, "terms": ["entropy_bonus"]}
-    trainer = make(policy, tmp_path, **settings)
-    trainer.train()
-    whole = weights_of(trainer)
-    for step in (1, 2):  # within a generation batch, and at its end
-        resumed = make(policy, tmp_path / f"from {step}", **settings)
-        resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
-        assert largest_difference(whole, weights_of(resumed)) == 0
+    check_resumed_runs(policy, tmp_path, algorithm=algorithm, use_vllm=True)
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

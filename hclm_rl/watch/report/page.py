@@ -1,8 +1,5 @@
 """One HTML page of runs side by side: no network, no script, nothing beside it."""
 
-import base64
-import csv
-import io
 import json
 import shlex
 from pathlib import Path
@@ -10,7 +7,7 @@ from pathlib import Path
 from ..secrets import hide, hide_in_line, hide_in_yaml
 from .runs import STATE, Run, read_run
 from .table import LOGGED, at_equal_steps, changes, compare
-from .text import shown, visible
+from .text import as_link, shown, visible
 from .tokens import tokens
 
 TEMPLATE = "page.html.j2"
@@ -45,13 +42,11 @@ def recipes_of(runs: list[Run]) -> list[tuple[list[str], str]]:
 
 def as_csv(runs: list[Run]) -> str:
     """What the curves are drawn from, as a link that holds it: run, step, quantity, value."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["run", "step", "quantity", "value"])
+    rows: list[list[object]] = [["run", "step", "quantity", "value"]]
     for run in runs:
         for key in (*LOGGED, STATE):
-            writer.writerows([run.name, step, key, value] for step, value in zip(*run.curve(key), strict=True))
-    return base64.b64encode(out.getvalue().encode()).decode()
+            rows += [[run.name, step, key, value] for step, value in zip(*run.curve(key), strict=True)]
+    return as_link(rows)
 
 
 def versions_of(runs: list[Run]) -> str:

@@ -1,7 +1,8 @@
 """The page's figures, one function a section: what it shows, or None where no run logged it."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -66,9 +67,14 @@ def keys_ending(runs: Sequence[Run], metric: str) -> list[str]:
     return sorted(key for key in keys if key.partition("/")[2] == metric and has(runs, key))
 
 
-def logged(runs: Sequence[Run], keys: Sequence[str]) -> list[str]:
+def logged(runs: Sequence[Run], keys: Iterable[str]) -> list[str]:
     """Those of the names that some run logged."""
     return [key for key in keys if has(runs, key)]
+
+
+def drawn_in(runs: Sequence[Run], panels: Sequence[Panel]) -> list[str]:
+    """Those that the panels show."""
+    return logged(runs, chain.from_iterable(panel.keys for panel in panels))
 
 
 def links_of(keys: Sequence[str]) -> list[str]:
@@ -114,9 +120,7 @@ def curves(runs: Sequence[Run]) -> Section | None:
             axes.axvspan(start, end, color=STATES[state][1], alpha=0.15, linewidth=0)
     if alarming:
         caption += " Shaded: the stretches of an alarm, in its colour below."
-    return Section(
-        name="training", title="During training", figure=figure, caption=caption, keys=logged(runs, list(CURVES))
-    )
+    return Section(name="training", title="During training", figure=figure, caption=caption, keys=logged(runs, CURVES))
 
 
 def alarms(runs: Sequence[Run]) -> Section | None:
@@ -168,8 +172,8 @@ def terms(runs: Sequence[Run]) -> Section | None:
     caption = "A constant coefficient is not drawn."
     if idle:
         caption += f" Changed no token: {', '.join(links_of(idle))}."
-    drawn = [key for panel in panels for key in panel.keys]
-    return Section(name="terms", title="Entropy terms", figure=figure, caption=caption, keys=drawn)
+    keys = drawn_in(runs, panels)
+    return Section(name="terms", title="Entropy terms", figure=figure, caption=caption, keys=keys)
 
 
 def forces(runs: Sequence[Run]) -> Section | None:
@@ -184,7 +188,7 @@ def forces(runs: Sequence[Run]) -> Section | None:
         "balance is a noisy ratio, so its thick line is a running median and its scale leaves extremes out. A dead "
         "direction has a variance below eps, a weak one far above; docs/methods.md has the formulas."
     )
-    keys = logged(runs, [key for panel in panels for key in panel.keys])
+    keys = drawn_in(runs, panels)
     return Section(name="forces", title="Information force", figure=figure, caption=caption, keys=keys)
 
 
@@ -193,7 +197,7 @@ def spectra(runs: Sequence[Run]) -> Section | None:
     panels, links = by_metric(runs, SPECTRA)
     figure = panels_figure(runs, panels, links)
     caption = "Of the last hidden states of the response tokens. Compare runs only at equal numbers of tokens."
-    keys = logged(runs, [key for panel in panels for key in panel.keys])
+    keys = drawn_in(runs, panels)
     return figure and Section(
         name="spectra", title="Spectra of the hidden states", figure=figure, caption=caption, keys=keys
     )
@@ -247,7 +251,7 @@ def predictions(runs: Sequence[Run]) -> Section | None:
         title="Predicted and realised entropy change",
         figure=figure,
         caption=caption,
-        keys=[key for of in drawn for key in of],
+        keys=list(chain.from_iterable(drawn)),
     )
 
 
