@@ -46,10 +46,11 @@ def test_the_script_differs_from_one_of_trls_by_two_lines_and_trains(tmp_path: P
 
 
 # what a cluster has: `scontrol` names the nodes; `srun` says what it was asked for, and runs what comes after its own
-# flags where that is bash, as the second of the training nodes would; the server goes on until it is ended
+# flags where that is bash, as the second of the training nodes would; the server goes on until it is ended, and `curl`
+# answers when it runs
 STANDINS = {
     "scontrol": "printf 'a1\\na2\\na3\\n'",
-    "curl": "exit 0",
+    "curl": 'until [[ -s "$SAID/srun_1" ]]; do sleep 0.05; done',
     "accelerate": 'printf "%s\\n" accelerate "$@" > "$SAID/trainer"',
     "srun": """printf "%s\\n" "$@" > "$SAID/srun_$(echo "$*" | grep -c vllm-serve)"
 while [[ $1 == --* ]]; do shift; done
