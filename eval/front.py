@@ -47,7 +47,9 @@ def draw(boards: Sequence[Board], names: Sequence[str]) -> Figure:
         for name in names:
             label, colour = LINES[name]
             of = curves(board, name)
-            axes.plot(board.pass_ks, of.mean(axis=0), color=colour, marker="o", markersize=3.5, label=label)
+            axes.plot(
+                board.pass_ks, of.mean(axis=0), color=colour, marker="o", markersize=3.5, label=label, clip_on=False
+            )
             axes.fill_between(board.pass_ks, of.min(axis=0), of.max(axis=0), color=colour, alpha=0.15, linewidth=0)
         axes.set_xscale("log", base=2)
         axes.set_xticks(board.pass_ks, list(map(str, board.pass_ks)))

@@ -19,6 +19,7 @@ from ..watch.secrets import hide, secrets_in, without
 from ..watch.trace import FOLDER as TRACE_FOLDER
 from ..watch.trackers import pages_of_run
 from ..watch.versions import commit_of, now, versions
+from .every_step import show_every_step
 
 logger = logging.getLogger(__name__)
 
@@ -187,3 +188,4 @@ def put_watch_first(trainer: Any) -> None:
         return 0 if is_watch(callback) else 1 if getattr(callback, "adds_to_log", False) else 2
 
     trainer.callback_handler.callbacks.sort(key=place)
+    show_every_step(trainer)

@@ -19,6 +19,7 @@ from .checkpoints import (
     rollout_in_words,
     terms_state,
 )
+from .every_step import resume_detectors, save_detectors
 from .folder import write_whole
 from .reset import attach
 from .run import Run
@@ -52,6 +53,7 @@ def begin_run(trainer: Any, checkpoint: str | None) -> None:
         trainer._current_train_step_time = 0.0
         trainer._step, trainer._buffered_inputs = 0, None
     attach(trainer, checkpoint)
+    resume_detectors(trainer, checkpoint)
     if checkpoint is not None:
         resume_rollout(trainer, Path(checkpoint))
 
@@ -89,6 +91,7 @@ def save_checkpoint(trainer: Any, folder: Path) -> None:
         (folder / STATE_NAME).unlink(missing_ok=True)
         if run.chain.links:
             run.state.save(folder)
+        save_detectors(trainer, folder)
         (folder / ROLLOUT_NAME).unlink(missing_ok=True)
         if run.rollout is not None:
             write_whole(folder / ROLLOUT_NAME, rollout_in_words(run.rollout))

@@ -1,7 +1,8 @@
 """The detector in training: works with TRL's own trainers as with ours."""
 
 import logging
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -19,6 +20,9 @@ class CollapseCallback(TrainerCallback):
     log. `action`: "warn", or "stop" to end training once the entropy has collapsed or explodes (the checkpoint callback
     still saves). To act on it, give a term the coefficient `on_collapse`.
 
+    In the trainers of hclm_rl the detector sees every optimiser step, whatever `logging_steps` is; in others the log
+    entries alone, so log every step there.
+
     Metrics:
         collapse/state (number): what the entropy does: 0 healthy, 1 warning, 2 collapsing, 3 exploding, 4 collapsed.
             Healthy: 0 or 1. Else: hold the entropy's level (docs/choose.md), lower the learning rate, or stop:
@@ -29,17 +33,41 @@ class CollapseCallback(TrainerCallback):
         if action not in ("warn", "stop"):
             raise ValueError(f'action must be "warn" or "stop", got {action!r}')
         self.detector, self.action = detector or CollapseDetector(), action
-        self.state = self.detector.initial_state()
+        self.curve = self.detector.initial_state()
         self.verdict = Verdict(state="healthy")
+        # of hclm_rl's trainers: what was measured since the last call; and what their checkpoint holds of this
+        self.measured: Callable[[], dict[str, float]] | None = None
+        self.resumed: dict[str, Any] | None = None
+        self.waiting: tuple[int, dict[str, float]] | None = None  # a step that may get a log entry, or not
+
+    def kept(self) -> dict[str, Any]:
+        """For a checkpoint, as JSON."""
+        return {"curve": self.curve, "waiting": self.waiting}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
-        """A run that goes on from a checkpoint has its start in its log."""
-        self.state, self.verdict = self.detector.initial_state(), Verdict(state="healthy")
+        """A run that goes on from a checkpoint has its start there, or in its log."""
+        self.curve, self.verdict, self.waiting = self.detector.initial_state(), Verdict(state="healthy"), None
+        if self.resumed is not None:
+            self.curve, waiting = self.resumed["curve"], self.resumed["waiting"]
+            self.waiting = None if waiting is None else (waiting[0], waiting[1])
+            self.verdict = self.detector.update({}, state.global_step, self.curve)[0]
+            return
         log = [{"max_steps": state.max_steps, **entry} for entry in state.log_history]
         for _, verdict, after in self.detector.read(log):
-            self.verdict, self.state = verdict, after
+            self.verdict, self.curve = verdict, after
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        """A step without a log entry is seen one step later."""
+        if self.measured is None:
+            return
+        if self.waiting is not None:
+            self.see(*self.waiting, state, control)
+        found = self.measured()
+        self.waiting = (state.global_step, found) if "entropy" in found else None
 
     def on_log(
         self,
@@ -51,14 +79,22 @@ class CollapseCallback(TrainerCallback):
     ) -> None:
         if logs is None or number(logs.get("entropy")) is None:
             return
-        before = self.verdict
-        entry = {"max_steps": state.max_steps, **logs}
-        self.verdict, self.state = self.detector.update(entry, state.global_step, self.state)
+        entry = dict(logs)
+        if self.waiting is not None and self.waiting[0] == state.global_step:
+            entry.pop("reward", None)  # of all steps since the last entry
+            entry |= self.waiting[1]
+            self.waiting = None
+        self.see(state.global_step, entry, state, control)
         logs["collapse/state"] = self.verdict.number
         if state.log_history:  # the Trainer keeps a copy of its own
             state.log_history[-1]["collapse/state"] = self.verdict.number
+
+    def see(self, step: int, entry: dict, state: TrainerState, control: TrainerControl) -> None:
+        """The verdict after one more step; tells what got worse, and stops the run if that is asked for."""
+        before = self.verdict
+        self.verdict, self.curve = self.detector.update({"max_steps": state.max_steps, **entry}, step, self.curve)
         if self.verdict.severity > before.severity and state.is_world_process_zero:
-            told = f"step {state.global_step}: {self.verdict.told}"
+            told = f"step {step}: {self.verdict.told}"
             logger.warning(told)
             if self.verdict.is_alarm:
                 alert(f"entropy {self.verdict.state}", told, is_over=self.verdict.ends)

@@ -33,7 +33,7 @@ def test_it_works_alone_with_trls_own_trainer(policy: str, tmp_path: Path):
     trainer = trl.GRPOTrainer(policy, low_words, settings, train_dataset=prompts(), callbacks=[watch])
     trainer.train()
     states = [entry["collapse/state"] for entry in trainer.state.log_history if "entropy" in entry]
-    assert states == [0] * 6 and watch.state["step"] == 6 and watch.state["reference"] > 0
+    assert states == [0] * 6 and watch.curve["step"] == 6 and watch.curve["reference"] > 0
 
 
 class Recorder:

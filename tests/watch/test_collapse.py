@@ -81,9 +81,9 @@ def test_a_resumed_run_remembers_its_start():
     for entry in log[115:]:
         state.global_step = entry["step"]
         resumed.on_log(None, state, TrainerControl(), dict(entry))
-    assert resumed.state == whole.state and resumed.verdict == whole.verdict
+    assert resumed.curve == whole.curve and resumed.verdict == whole.verdict
     resumed.on_train_begin(None, TrainerState(log_history=[], global_step=0), None)  # a run of its own
-    assert resumed.state == {} and resumed.verdict.state == "healthy"
+    assert resumed.curve == {} and resumed.verdict.state == "healthy"
 
 
 def test_a_fall_that_comes_to_rest_is_a_warning_alone():
