@@ -12,6 +12,8 @@ from .signs import number
 
 logger = logging.getLogger("hclm_rl.watch.collapse")
 
+ENOUGH = 40  # entries without which a fall that slows down is seen late (docs/results.md)
+
 
 class CollapseCallback(TrainerCallback):
     """Watches a run: logs `collapse/state` (docs/words.md has the numbers) and tells what gets worse.
@@ -54,6 +56,13 @@ class CollapseCallback(TrainerCallback):
             self.waiting = None if waiting is None else (waiting[0], waiting[1])
             self.verdict = self.detector.update({}, state.global_step, self.curve)[0]
             return
+        entries = state.max_steps // max(state.logging_steps, 1)
+        if self.measured is None and state.logging_steps > 1 and entries < ENOUGH and state.is_world_process_zero:
+            logger.warning(
+                "with logging_steps %d a collapse may be told after it has come: the detector sees %d entries of this "
+                "run, and needs some %d for a fall that slows down; set logging_steps: 1",
+                *(state.logging_steps, entries, ENOUGH),
+            )
         log = [{"max_steps": state.max_steps, **entry} for entry in state.log_history]
         for _, verdict, after in self.detector.read(log):
             self.verdict, self.curve = verdict, after

@@ -1,6 +1,7 @@
 """The detector sees every optimiser step, however seldom the run logs, and after it is resumed."""
 
 import json
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -73,14 +74,24 @@ def test_a_run_stops_between_two_log_entries(policy: str, tmp_path: Path, monkey
     assert watch.verdict.state == "collapsed" and trainer.state.global_step < 12
 
 
-def test_in_trls_own_trainer_it_sees_the_log(policy: str, tmp_path: Path):
+def test_in_trls_own_trainer_it_sees_the_log_and_says_so(policy: str, tmp_path: Path, caplog: pytest.LogCaptureFixture):
     watch = CollapseCallback()
     args = trl.GRPOConfig(
         output_dir=str(tmp_path), max_steps=4, logging_steps=2, per_device_train_batch_size=8, num_generations=4,
         max_completion_length=4, report_to="none", use_cpu=True, save_strategy="no",
     )  # fmt: skip
-    trl.GRPOTrainer(policy, low_words, args, train_dataset=prompts(), callbacks=[watch]).train()
-    assert watch.curve["step"] == 4 and watch.measured is None
+    with caplog.at_level(logging.WARNING, logger="hclm_rl.watch.collapse"):
+        trl.GRPOTrainer(policy, low_words, args, train_dataset=prompts(), callbacks=[watch]).train()
+        assert watch.curve["step"] == 4 and watch.measured is None
+        assert caplog.messages == [
+            "with logging_steps 2 a collapse may be told after it has come: the detector sees 2 entries of this run, "
+            "and needs some 40 for a fall that slows down; set logging_steps: 1"
+        ]
+        caplog.clear()
+        args.logging_steps = 1
+        trl.GRPOTrainer(policy, low_words, args, train_dataset=prompts(), callbacks=[watch]).train()
+        watched(policy, tmp_path / "ours", logging_steps=2)[0].train()
+    assert caplog.messages == []
 
 
 def test_what_it_has_seen_is_json(policy: str, tmp_path: Path):
