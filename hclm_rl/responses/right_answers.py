@@ -267,3 +267,9 @@ def tell_of_unclear_rewards(term: str, rollout: Rollout, right_at: float | None,
             f"{other[0].item():.4g}; those of 1 or more count as right: set right_at, the reward from which a response "
             "is right",
         )
+
+
+def trimmed(text: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without the columns of padding that these rows (n, T) do not need."""
+    prompt, completion = text["prompt_mask"].any(dim=0), text["present"].any(dim=0)
+    return {name: x[:, prompt if name.startswith("prompt") else completion] for name, x in text.items()}

@@ -44,7 +44,8 @@ class HoldCoverage(Term):
 
     Args:
         budget: what may be lost: as much as a "group" cannot see, or "none", under which lambda never falls; untried.
-        share: of the rows, in (0, 1]: those that replay, hence the cost; 1 doubles the texts read with gradient.
+        share: of the rows, in (0, 1]: those that replay, hence the cost: a pass forward each, and another with gradient
+            for those below their floor.
         capacity: right answers kept for a prompt, at least 1, as in `right_anchor`.
         right_at: the reward from which a response is right; None: 1, with a warning where rewards are not 0 or 1.
         most_gb: the store takes no more responses beyond so many 10^9 bytes, and says so once; above 0.

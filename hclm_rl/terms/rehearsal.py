@@ -164,6 +164,10 @@ class Stored(RightAnchor):
 
     divergence: Callable[[Tensor], Tensor]
 
+    @property
+    def is_one_sided(self) -> bool:
+        return False
+
     def lost(
         self, first: Float[Tensor, "R T"], now: Float[Tensor, "R T"], mask: Bool[Tensor, "R T"]
     ) -> Float[Tensor, "R"]:

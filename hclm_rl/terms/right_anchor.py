@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..equations.functional import in_double, widest
+from ..equations.functional import in_double, ratio, widest
 from ..equations.geometry import means_of_step
 from ..equations.rows import mean_of_responses
 from ..responses.answers import DEFAULT, Extract, extractor
@@ -27,6 +27,7 @@ from ..responses.right_answers import (
     said_in,
     tell_of_unclear_rewards,
     tell_once,
+    trimmed,
     unpadded,
 )
 from ..types import Effect, Rollout, RolloutEffect, Term, TokenBatch, Total, Transcript
@@ -46,11 +47,11 @@ class RightAnchor(Term):
 
     times coef. Where nothing right has become less likely the gradient is 0, so learning is free, unlike under a KL to
     the start, which holds the start's mistakes too. It is likelihood without an importance ratio, on purpose: a floor.
-    A replay costs one more pass, forward and backward; those drawn twice in a micro-batch are read once. `share: 1`
-    doubles the texts that are read with gradient. The store is the same on all processes and goes into checkpoints:
-    28 bytes a response, 4 for each token of its prompt, 9 for each of its own (`bytes` logs the sum); with
-    `keep: log_det` 4 D more, with `keep: count` 8 and 12 for each answer ever counted. An answer that was right by luck
-    is held like the others; with dropout l is noisy.
+    A replay costs one more pass forward, and where it lies below its floor another, forward and backward (with `unit:
+    token` or without the hinge all of them one of each); those drawn twice in a micro-batch are read once. The store is
+    the same on all processes and goes into checkpoints: 28 bytes a response, 4 for each token of its prompt, 9 for each
+    of its own (`bytes` logs the sum); with `keep: log_det` 4 D more, with `keep: count` 8 and 12 for each answer ever
+    counted. An answer that was right by luck is held like the others; with dropout l is noisy.
 
     Args:
         source: "prompt": a row replays what its own prompt was once answered; "any": what any prompt was, for data
@@ -152,12 +153,9 @@ class RightAnchor(Term):
             return Effect()
         kept, number = batch.shared, batch.columns["replay"]
         replays = number >= 0
-        # one call on every process, and at least one row in it: a sharded model is read by all or by none
+        # the same calls on every process, and at least one row in each: a sharded model is read by all or by none
         read, place = torch.unique(number.where(replays, number.max().clamp(min=0)), return_inverse=True)
-        names = ("prompt_ids", "prompt_mask", "ids", "present")
-        logps, _ = batch.score(Transcript(**trimmed({name: kept[name][read] for name in names})))
-        mask = kept["mask"][read][:, : logps.size(1)]
-        lost = self.lost(kept["logps"][read][:, : logps.size(1)], logps, mask)[place]
+        lost = self._lost_of(batch, read)[place]
         # on the row's first token; the trainer divides by the tokens of the step, `weight` has them
         is_first = batch.mask & (batch.mask.cumsum(dim=1) == 1) & replays.unsqueeze(1)
         of_row = (lost * kept["weight"].to(lost)).unsqueeze(1)
@@ -171,6 +169,27 @@ class RightAnchor(Term):
                 "nats": Total(sums=(seen[2], seen[0]), form=ratio),
             },
         )
+
+    def _lost_of(self, batch: TokenBatch, rows: Int[Tensor, "R"]) -> Float[Tensor, "R"]:
+        """What these of the shared texts have lost, with gradient where they have lost anything."""
+        if not self.is_one_sided:
+            return self._read(batch, rows)
+        with torch.no_grad():
+            found = self._read(batch, rows)
+        below = found > 0
+        below[0] |= ~below.any()
+        return found.masked_scatter(below, self._read(batch, rows[below]))
+
+    def _read(self, batch: TokenBatch, rows: Int[Tensor, "R"]) -> Float[Tensor, "R"]:
+        names, kept = ("prompt_ids", "prompt_mask", "ids", "present"), batch.shared
+        logps, _ = batch.score(Transcript(**trimmed({name: kept[name][rows] for name in names})))
+        mask = kept["mask"][rows][:, : logps.size(1)]
+        return self.lost(kept["logps"][rows][:, : logps.size(1)], logps, mask)
+
+    @property
+    def is_one_sided(self) -> bool:
+        """Whether many responses have no gradient, so that a pass without it, which says which, pays for itself."""
+        return self.hinge and self.unit == "response"
 
     def lost(
         self, first: Float[Tensor, "R T"], now: Float[Tensor, "R T"], mask: Bool[Tensor, "R T"]
@@ -277,14 +296,3 @@ class RightAnchor(Term):
                 f"{self.title}: no prompt with a right answer has come again in {PATIENCE} rollouts, so source: prompt "
                 "holds nothing yet; source: any holds the right answers of all prompts",
             )
-
-
-def trimmed(text: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without the columns of padding that these rows (n, T) do not need."""
-    prompt, completion = text["prompt_mask"].any(dim=0), text["present"].any(dim=0)
-    return {name: x[:, prompt if name.startswith("prompt") else completion] for name, x in text.items()}
-
-
-def ratio(part: float, whole: float) -> float:
-    """part / whole, 0 of nothing."""
-    return part / whole if whole else 0.0

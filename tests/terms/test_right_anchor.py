@@ -34,7 +34,7 @@ def spread_over(sums: list[float]) -> torch.Tensor:
     return torch.tensor(rows, dtype=torch.float64)
 
 
-def the_cards_batch(now: torch.Tensor, numbers: list[int]):
+def the_cards_batch(now: torch.Tensor, numbers: list[int], passes: list | None = None):
     """Rows of one token each, the first of which replay the stored answers `numbers`."""
     _, batch = card_step([[1]] * len(numbers), [[0.0]] * len(numbers), [[0.0]] * len(numbers), [[0.0]] * len(numbers))
     mask = torch.arange(5) < torch.tensor(LENGTHS).unsqueeze(1)
@@ -47,10 +47,12 @@ def the_cards_batch(now: torch.Tensor, numbers: list[int]):
     }
 
     def score(asked, scorer="policy"):
-        read = sorted(set(numbers) - {-1})
-        assert len(asked.ids) == len(read)  # no more texts than those that rows replay
+        read = [LENGTHS.index(n) for n in asked.present.sum(dim=1).tolist()]
+        assert len(set(read)) == len(read) and set(read) <= set(numbers)  # no more texts than those that rows replay
+        passes.append((read, torch.is_grad_enabled()))
         return now[read, : asked.ids.size(1)], None
 
+    passes = [] if passes is None else passes
     return replace(batch, columns={"replay": torch.tensor(numbers)}, shared=shared, score=score)
 
 
@@ -74,6 +76,21 @@ def test_the_cards_worked_example(settings, loss, slopes):
     gradient = torch.zeros(2, 5) if now.grad is None else now.grad
     for row, (slope, n) in enumerate(zip(slopes, LENGTHS, strict=True)):
         assert gradient[row].tolist() == pytest.approx([slope] * n + [0.0] * (5 - n), abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, [([0, 1], False), ([1], True)]),  # the first answer has become more likely
+        ({"margin": 1.0}, [([0, 1], False), ([0], True)]),  # none lies below: one is read, so that all processes read
+        ({"unit": "token"}, [([0, 1], True)]),
+        ({"hinge": False}, [([0, 1], True)]),
+    ],
+)
+def test_only_what_lies_below_its_floor_is_read_with_gradient(settings, expected):
+    passes: list = []
+    RightAnchor(**settings)(the_cards_batch(spread_over(NOW), [0, 1], passes), {})
+    assert passes == expected
 
 
 def test_what_is_drawn_twice_is_read_once_and_counts_twice():
