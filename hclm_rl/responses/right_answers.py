@@ -63,7 +63,15 @@ class RightAnswers:
     def with_new(
         self, new: "RightAnswers", capacity: int, keep: Keep, sampled: Mapping[int, int] | None = None
     ) -> "RightAnswers":
-        """These and the first of each new answer, at most `capacity` to a prompt; `sampled`: how often each was."""
+        """These and the first of each new answer, at most `capacity` to a prompt; `sampled`: how often each was.
+
+        Refuses answers without what these are kept by.
+        """
+        if any(getattr(self, name).size(1) != getattr(new, name).size(1) for name in ("states", "counted")):
+            raise ValueError(
+                f"the store of right answers was kept with another `keep` than '{keep}', by what this one does not "
+                "read: resume with the `keep` that it was written with, or start anew from the checkpoint's weights"
+            )
         has = set(self.answer.tolist())
         counts = Counter(self.prompt.tolist())
         takes = []

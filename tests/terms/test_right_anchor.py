@@ -307,6 +307,15 @@ def test_a_full_store_takes_no_more_and_says_so(caplog):
     assert "it takes no more than the 3 responses that it has: lower capacity, or raise most_gb" in caplog.text
 
 
+@pytest.mark.parametrize(("was", "now"), [("first", "log_det"), ("log_det", "count"), ("count", "first")])
+def test_a_store_that_was_kept_by_another_rule_is_refused(was, now):
+    memory: dict = {}
+    first_stage(RightAnchor(keep=was, right_at=1.0), rollout(make_step(0)), memory)
+    sentence = f"was kept with another `keep` than '{now}'.* resume with the `keep` that it was written with"
+    with pytest.raises(ValueError, match=sentence):
+        first_stage(RightAnchor(keep=now, right_at=1.0), rollout(make_step(1)), memory)
+
+
 @pytest.mark.parametrize(
     "wrong, sentence",
     [
