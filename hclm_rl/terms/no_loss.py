@@ -125,3 +125,6 @@ class Replays(RightAnchor):
     """The anchor within this term, which tells of itself by this term's name."""
 
     title: ClassVar[str] = "no_loss"
+    of_none_again: ClassVar[str] = (
+        "so it compares and holds nothing yet; right_anchor with source: any holds the right answers of all prompts"
+    )

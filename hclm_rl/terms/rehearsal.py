@@ -42,16 +42,17 @@ class Rehearsal(Term):
             "forward" and "alpha", 0.05 to 0.2 for "js"
         a: of "alpha", in (0, 1); the authors'
         most: of "forward", what f is cut to, above 0; beyond it, at d below -11 or above 2.6, a token has no gradient;
-            the authors'; .inf for no cut
+            the authors'; None for no cut
         checks: of the prompt's responses so many, the first, must be right; None: all; the authors' text has 8, their
             code 4
         fill: optimiser steps in which prompts are judged, at least 1; None: all; ours
         rows: stored texts of a rollout, at least 1; None: as many as a group has; ours, theirs are 512 to 128 prompts
         rewarded: True: prompts in the store keep their advantages too; ours
         right_at: the reward from which a response is right; None: 1, with a warning where rewards are not 0 or 1
+        most_gb: the store takes no more responses beyond so many 10^9 bytes, and says so once; above 0; ours
 
     Metrics:
-        solved (prompts): number of prompts that the start solves, whose answers are rehearsed
+        solved (share): of the prompts judged so far, which are in the store and rehearsed
         divergence (nats): mean divergence of the replayed answers from the start. Healthy: does not rise for long.
             Else: raise `coef`
         kept (responses): number of those in the store
@@ -66,23 +67,25 @@ class Rehearsal(Term):
 
     mode: Literal["forward", "js", "alpha"] = "forward"
     a: float = 0.2
-    most: float = 10.0
+    most: float | None = 10.0
     checks: int | None = None
     fill: int | None = None
     rows: int | None = None
     rewarded: bool = False
     right_at: float | None = None
+    most_gb: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 < self.a < 1:
             raise ValueError(f"a must be in (0, 1), got {self.a}")
-        if not self.most > 0:
-            raise ValueError(f"most must be above 0, got {self.most}")
+        if self.most is not None and not self.most > 0:
+            raise ValueError(f"most must be above 0 or None, got {self.most}")
         for name in ("checks", "fill", "rows"):
             if (given := getattr(self, name)) is not None and given < 1:
                 raise ValueError(f"{name} must be at least 1 or None, got {given}")
         if self.right_at is not None and not math.isfinite(self.right_at):
             raise ValueError(f"right_at must be a finite reward or None, got {self.right_at}")
+        self._store()  # refuses what it does not allow
 
     @property
     def default_coef(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride] (one for each divergence)
@@ -122,13 +125,13 @@ class Rehearsal(Term):
         return replace(effect, metrics={"divergence": effect.metrics["nats"]})
 
     def _store(self, share: float = 1.0) -> "Stored":
-        return Stored(source="any", capacity=1, share=share, divergence=self.f)
+        return Stored(source="any", capacity=1, share=share, most_gb=self.most_gb, divergence=self.f)
 
     def f(self, d: Float[Tensor, "R T"]) -> Float[Tensor, "R T"]:
         """f of each token, d = log pi now less then, in nats."""
         d = d.clamp(-FURTHEST, FURTHEST)
         if self.mode == "forward":
-            return (torch.expm1(d) - d).clamp(max=self.most)
+            return (torch.expm1(d) - d).clamp(max=math.inf if self.most is None else self.most)
         u = d.exp()
         if self.mode == "js":
             return u * d - (u + 1) * (torch.nn.functional.softplus(d) - math.log(2))
@@ -161,6 +164,7 @@ class Stored(RightAnchor):
     """The store of `right_anchor` with another loss on what it reads again."""
 
     title: ClassVar[str] = "rehearsal"
+    of_room: ClassVar[str] = "raise most_gb"
 
     divergence: Callable[[Tensor], Tensor]
 

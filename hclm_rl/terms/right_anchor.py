@@ -34,6 +34,7 @@ from ..types import Effect, Rollout, RolloutEffect, Term, TokenBatch, Total, Tra
 
 PATIENCE = 50  # rollouts without a prompt that came again, after which a run is told
 GB = 1e9
+ROUNDING = 1e-9  # 0.07 * 100 is 7.000000000000001
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,14 +84,20 @@ class RightAnchor(Term):
             with source "prompt" no prompt came twice: set source "any"
         lost (share): of the replays that lie below their floor. Healthy: does not rise for long. Else: raise `coef` or
             `share`
-        nats (nats): mean of what a replay lies below its floor, 0 where it does not
+        nats (nats): mean of what a replay lies below its floor, 0 where it does not; without the hinge the floor is 0,
+            and every replay lies below it
     """
 
     needs_scores: ClassVar[bool] = True
     needs_rescoring: ClassVar[bool] = True
     rescores_in_loss: ClassVar[bool] = True
     default_coef: ClassVar[float] = 0.3
-    title: ClassVar[str] = "right_anchor"  # in what it tells; other terms hold answers by it
+    # what it tells; other terms hold answers by it
+    title: ClassVar[str] = "right_anchor"
+    of_room: ClassVar[str] = "lower capacity, or raise most_gb"
+    of_none_again: ClassVar[str] = (
+        "so source: prompt holds nothing yet; source: any holds the right answers of all prompts"
+    )
 
     source: Literal["prompt", "any"] = "prompt"
     unit: Literal["response", "token"] = "response"
@@ -210,7 +217,7 @@ class RightAnchor(Term):
         order = torch.randperm(count, generator=rollout.generator)
         at = torch.randint(2**62, (count,), generator=rollout.generator)
         chooses = torch.zeros(count, dtype=torch.bool)
-        chooses[order[: math.ceil(self.share * count)]] = True
+        chooses[order[: math.ceil(self.share * count - ROUNDING)]] = True
         if kept is None or not len(kept):
             return torch.full((count,), -1)
         ordered, by_prompt = kept.prompt.sort(stable=True)
@@ -252,8 +259,7 @@ class RightAnchor(Term):
             memory,
             "full",
             f"{self.title}: the store of right answers takes {takes / GB:.2f} GB, most_gb allows "
-            f"{self.most_gb}, so it takes no more than the {len(kept)} responses that it has: lower capacity, or raise "
-            "most_gb",
+            f"{self.most_gb}, so it takes no more than the {len(kept)} responses that it has: {self.of_room}",
         )
         return kept
 
@@ -293,6 +299,6 @@ class RightAnchor(Term):
             tell_once(
                 memory,
                 "seldom",
-                f"{self.title}: no prompt with a right answer has come again in {PATIENCE} rollouts, so source: prompt "
-                "holds nothing yet; source: any holds the right answers of all prompts",
+                f"{self.title}: no prompt with a right answer has come again in {PATIENCE} rollouts, "
+                f"{self.of_none_again}",
             )

@@ -1,5 +1,6 @@
 """The constraint per prompt against its card: numbers, a loop over rollouts, and when it replays."""
 
+import logging
 import math
 from dataclasses import replace
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from hclm_rl.terms.no_loss import NoLoss
-from hclm_rl.terms.right_anchor import RightAnchor
+from hclm_rl.terms.right_anchor import PATIENCE, RightAnchor
 
 from ..term_batches import first_stage, make_step, reading, rollout, second_stage, token_batch
 
@@ -94,3 +95,17 @@ def test_refuses(wrong, sentence):
     with pytest.raises(ValueError) as error:
         NoLoss(**wrong)
     assert str(error.value) == sentence
+
+
+def test_prompts_that_never_come_twice_are_told_in_words_of_its_own(caplog):
+    memory: dict = {}
+    with caplog.at_level(logging.WARNING):
+        for number in range(PATIENCE + 3):
+            view = rollout(make_step())
+            alone = replace(view.transcript, prompt_ids=torch.full_like(view.transcript.prompt_ids, number))
+            first_stage(NoLoss(right_at=1.0), replace(view, transcript=alone), memory)
+    [record] = caplog.records
+    assert record.getMessage() == (
+        f"no_loss: no prompt with a right answer has come again in {PATIENCE} rollouts, so it compares and holds "
+        "nothing yet; right_anchor with source: any holds the right answers of all prompts"
+    )

@@ -1,16 +1,17 @@
 """DPH-RL's rehearsal against its card (arXiv:2509.07430): numbers, a loop, which prompts are stored, the traps."""
 
+import logging
 import math
 from dataclasses import replace
 
 import pytest
 import torch
 
-from hclm_rl import Transcript
+from hclm_rl import Transcript, build_chain
 from hclm_rl.responses.right_answers import kept_in
 from hclm_rl.terms.rehearsal import Rehearsal
 
-from ..term_batches import first_stage, make_step, reading, rollout, second_stage, token_batch
+from ..term_batches import Step, first_stage, make_step, reading, rollout, second_stage, token_batch, transcript_of
 
 NOW, OLD = [-1.5, -0.2, -0.8], [-1.0, -0.3, -0.8]
 SOLVED = torch.tensor([1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0])  # the second prompt alone
@@ -63,9 +64,9 @@ def test_in_the_mean_over_the_start_it_is_the_divergence(mode):
 
 def test_far_off_a_token_has_no_gradient_and_nothing_overflows():
     assert f_of([-12.0, 3.0, -10.0])[1] == pytest.approx([0, 0, math.exp(-10) - 1])
-    assert f_of([-12.0, 3.0], most=math.inf)[1] == pytest.approx([math.exp(-12) - 1, math.exp(3) - 1])
+    assert f_of([-12.0, 3.0], most=None)[1] == pytest.approx([math.exp(-12) - 1, math.exp(3) - 1])
     for mode in ("forward", "js", "alpha"):
-        values, slopes = f_of([1e4, -1e4], mode=mode, most=math.inf)
+        values, slopes = f_of([1e4, -1e4], mode=mode, most=None)
         assert all(math.isfinite(each) for each in values + slopes) and slopes == [0, 0]
 
 
@@ -116,6 +117,51 @@ def test_a_response_that_is_not_scored_or_has_no_tokens_is_not_right():
     assert len(kept_in(memory)) == 0
 
 
+def test_a_full_store_names_what_the_term_has(caplog):
+    memory: dict = {}
+    with caplog.at_level(logging.WARNING):
+        for seed in range(2):
+            judged(Rehearsal(checks=1, most_gb=1e-9), memory, SOLVED, seed=seed + 20)  # one byte
+    [record] = caplog.records
+    assert record.getMessage().startswith("rehearsal: the store of right answers takes ")
+    assert record.getMessage().endswith("so it takes no more than the 2 responses that it has: raise most_gb")
+    with pytest.raises(ValueError, match="most_gb must be above 0 and at most this machine's"):
+        Rehearsal(most_gb=0.0)
+
+
+def test_a_recipe_may_leave_the_cut_out():
+    [link] = build_chain([{"rehearsal": {"most": None}}]).links
+    assert link.term == Rehearsal(most=None)
+
+
+def test_as_many_rows_replay_as_are_asked_for():
+    step, memory = wide_step(), {}
+    term = Rehearsal(checks=1, rows=7)
+    first_stage(term, step, memory, group_size=5)
+    again = first_stage(term, step, memory, group_size=5)
+    assert again.metrics["link/replayed"].item() == 7  # 7 / 25 * 25 is 7.000000000000001
+
+
+def wide_step():
+    """25 responses to five prompts, all of them right."""
+    ids = torch.arange(50).view(25, 2) % 11
+    group = torch.arange(25) // 5
+    step = Step(
+        ids=ids,
+        mask=torch.ones_like(ids).bool(),
+        old_logps=-torch.ones(25, 2),
+        old_entropy=torch.ones(25, 2),
+        old_hidden=torch.zeros(25, 2, 1),
+        logps=-torch.ones(25, 2),
+        entropy=torch.ones(25, 2),
+        hidden=torch.zeros(25, 2, 1),
+        head=torch.zeros(11, 1),
+        rewards=torch.ones(25),
+        group_size=5,
+    )
+    return replace(rollout(step), transcript=transcript_of(ids, step.mask, group % 3))
+
+
 @pytest.mark.parametrize("mode", ["forward", "js", "alpha"])
 @pytest.mark.parametrize("seed", range(2))
 def test_agrees_with_a_loop(seed, mode):
@@ -158,7 +204,7 @@ def test_nothing_is_read_before_something_is_stored():
     ("wrong", "sentence"),
     [
         ({"a": 1.0}, "a must be in (0, 1), got 1.0"),
-        ({"most": 0.0}, "most must be above 0, got 0.0"),
+        ({"most": 0.0}, "most must be above 0 or None, got 0.0"),
         ({"checks": 0}, "checks must be at least 1 or None, got 0"),
         ({"fill": 0}, "fill must be at least 1 or None, got 0"),
         ({"rows": -1}, "rows must be at least 1 or None, got -1"),
