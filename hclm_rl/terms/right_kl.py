@@ -56,6 +56,10 @@ class RightKl(Term):
         if not self.c > 0:
             raise ValueError(f"c must be positive, got {self.c}")
 
+    @property
+    def needs_reference(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride] (`against` decides)
+        return self.against == "reference"
+
     def on_rollout(self, rollout: Rollout, memory: dict) -> RolloutEffect:
         tell_of_unclear_rewards("right_kl", rollout, self.right_at, memory)
         mask = rollout.mask

@@ -1,13 +1,17 @@
 """KL among right answers against its card: numbers, a loop, what it leaves alone."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from hclm_rl import build_chain
+from hclm_rl.recipe.refusals import refuse_without_reference
 from hclm_rl.terms.right_kl import RightKl, among_right
 
 from ..term_batches import first_stage, make_step, rollout
+from ..tiny import CONFIGS
 
 ALL = torch.ones(1, 3).bool()
 
@@ -82,6 +86,15 @@ def test_refuses(wrong, sentence):
     assert str(error.value) == sentence
 
 
-def test_a_run_without_a_reference_is_told():
+def test_a_run_without_a_reference_is_told_before_loading(tmp_path: Path):
+    given = {"output_dir": str(tmp_path), "use_cpu": True, "bf16": False}
+    chain = build_chain([{"right_kl": {"against": "reference"}}])
+    with pytest.raises(ValueError, match=r"right_kl: .* beta is 0"):
+        refuse_without_reference(chain, CONFIGS["grpo"](beta=0.0, **given))
+    refuse_without_reference(chain, CONFIGS["grpo"](beta=1e-3, **given))
+    refuse_without_reference(build_chain(["right_kl"]), CONFIGS["grpo"](beta=0.0, **given))
+    for beta in (0.0, 0.05):  # RLOO keeps no log-probs of its reference
+        with pytest.raises(ValueError, match=r"right_kl: .* use GRPO"):
+            refuse_without_reference(chain, CONFIGS["rloo"](beta=beta, **given))
     with pytest.raises(ValueError, match="set beta above 0, or against: first"):
         first_stage(RightKl(against="reference"), replace(rollout(make_step()), ref_logps=None), {})
