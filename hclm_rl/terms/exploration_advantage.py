@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -34,14 +34,16 @@ class ExplorationAdvantage(Term):
             lower `alpha`
     """
 
-    shapes_advantages: ClassVar[bool] = True  # with at "sampling"
-
     alpha: float = 0.4
     kappa: float = 2.0
     at: Literal["current", "sampling"] = "current"
 
     @property
     def needs_scores(self) -> bool:
+        return self.at == "sampling"
+
+    @property
+    def shapes_advantages(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride] (`at` decides)
         return self.at == "sampling"
 
     def __post_init__(self) -> None:
@@ -54,7 +56,8 @@ class ExplorationAdvantage(Term):
         if self.at == "current":
             return RolloutEffect()
         advantages = per_token(rollout.advantages, rollout.mask)
-        return RolloutEffect(advantages=advantages + self._bonus(rollout.scored()[1], advantages, rollout.mask))
+        bonus = self._bonus(rollout.scored()[1], advantages, rollout.mask)
+        return RolloutEffect(advantages=advantages + bonus, metrics={"bonus": bonus})
 
     def __call__(self, batch: TokenBatch, memory: dict) -> Effect:
         if self.at == "sampling":

@@ -69,3 +69,19 @@ def test_what_it_refuses(given: dict, sentence: str):
     with pytest.raises(ValueError) as caught:
         build_chain([{"exploration_advantage": given}])
     assert str(caught.value) == f"exploration_advantage: {sentence}"
+
+
+def test_a_term_that_shapes_rewards_may_follow_the_form_of_the_loss_alone():
+    build_chain([{"exploration_advantage": {}}, {"unlikeliness": {}}])  # it acts after both first stages
+    with pytest.raises(ValueError, match="put 'unlikeliness' before 'exploration_advantage'"):
+        build_chain([{"exploration_advantage": {"at": "sampling"}}, {"unlikeliness": {}}])
+
+
+def test_both_places_log_what_they_add():
+    for at in ("current", "sampling"):
+        slots = [[0.0] * 5]
+        view, batch = card_step([[1] * 5], slots, slots, [A], [H])
+        term = ExplorationAdvantage(at=at)
+        first = first_stage(term, view, {}, group_size=1)
+        said = {**first.metrics, **second_stage(term, batch, first, {}).metrics}
+        assert said["link/bonus"].tolist()[0] == pytest.approx([0.04, 0.5, 0.04, 0.5, 0])
