@@ -69,7 +69,7 @@ class Repo(Term):
             )
 
     def __call__(self, batch: TokenBatch, memory: dict) -> Effect:
-        zeta, a = memory.get("zeta", self.zeta), batch.advantages
+        zeta, a = memory.get("zeta", self.zeta) if self.controls else self.zeta, batch.advantages
         logps = torch.where(batch.mask, batch.logps.detach(), 0)
         if self.form == "centred":
             entropy = torch.where(batch.mask, batch.entropy.detach(), 0)
@@ -88,7 +88,7 @@ class Repo(Term):
         entropy = metrics["entropy"]
         if not self.controls or not 0 < entropy < math.inf:  # 0: a step without tokens
             return
-        target = memory.setdefault("target", entropy if self.target is None else self.target)
+        target = memory.setdefault("target", entropy) if self.target is None else self.target
         memory["zeta"] = doubled_or_halved(
             memory.get("zeta", self.zeta), entropy, target, minimum=self.minimum, maximum=self.maximum
         )

@@ -93,3 +93,12 @@ def test_what_it_refuses(given: dict, sentence: str):
     with pytest.raises(ValueError) as caught:
         build_chain([{"repo": given}])
     assert str(caught.value) == f"repo: {sentence}"
+
+
+def test_what_a_changed_recipe_says_holds_and_not_what_the_memory_has():
+    _, batch = card_step([[1, 1]], [[-0.1, -4.0]], [[0.0, 0.0]], [[1.0, -1.0]])
+    memory = {"zeta": 0.03, "target": 0.9}
+    assert Repo(controls=False)(batch, memory).metrics["zeta"].item() == pytest.approx(0.001)
+    assert Repo()(batch, memory).metrics["zeta"].item() == pytest.approx(0.03)
+    Repo(target=0.1).on_step({"entropy": 0.5}, memory)  # above the recipe's target, below the first step's entropy
+    assert memory["zeta"] == pytest.approx(0.015)
