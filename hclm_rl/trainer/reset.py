@@ -17,6 +17,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from ..chain.state import settle
+from ..types import Term
 from .checkpoints import newest_first
 
 logger = logging.getLogger(__name__)
@@ -99,7 +100,7 @@ class ResetReference(TrainerCallback):
             raise ValueError(
                 "reset_reference: patience looks at evaluations, and this run makes none: set eval_strategy"
             )
-        readers = [link.name for link in self.trainer._hclm.chain.links if link.term.needs_reference]
+        readers = [link.name for link in self.trainer._hclm.chain.links if reads_reference(link.term)]
         if readers and state.is_world_process_zero:
             logger.warning(
                 "after a reset %s compares with the policy at that step, not at the start", ", ".join(readers)
@@ -204,6 +205,11 @@ class ResetReference(TrainerCallback):
         assert len(saved) == len(pairs)
         if self.came_from not in (None, output) and state.is_world_process_zero and args.save_strategy != "no":
             self._keep(output, resets[-1])
+
+
+def reads_reference(term: Term) -> bool:
+    """Whether it compares with the frozen model, by its log-probs or its states."""
+    return term.needs_reference or term.needs_reference_model
 
 
 def refuse_reset(args: Any) -> None:

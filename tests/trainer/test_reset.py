@@ -173,6 +173,13 @@ def test_patience_needs_evaluations_and_trls_own_trainer_is_refused(policy: str,
     assert issubclass(trl.GRPOTrainer, object)
 
 
+@pytest.mark.parametrize("terms", [[{"rep_exp": {}}], [{"unsolved_kl": {}}]])
+def test_terms_that_compare_with_the_start_are_told_of(terms: list, policy: str, tmp_path: Path, caplog):
+    run(policy, tmp_path, ResetReference(steps=[2]), terms=terms, max_steps=3)
+    [name] = terms[0]
+    assert f"after a reset {name} compares with the policy at that step, not at the start" in caplog.text
+
+
 def test_a_recipe_names_it(tmp_path: Path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump({"task": "coins", "beta": 0.1, "reset_reference": {"every": 3}, "use_cpu": True}))
