@@ -50,9 +50,9 @@ class Dqo(Term):
             not 0 or 1
 
     Metrics:
-        volume (nats): mean over the groups of what the log-determinant of their embeddings gives. Healthy: does not
-            fall for long. Else: the responses of a group grow alike
-        spread (nats): its standard deviation over the groups
+        volume (nats): mean over the responses of d, what each adds to the log-determinant of its group. Healthy: does
+            not fall for long. Else: the responses of a group grow alike
+        spread (nats): its standard deviation over the responses
     """
 
     seeks: ClassVar[Direction | None] = "more"
