@@ -35,6 +35,11 @@ def ratio(top: float, bottom: float) -> float:
     return top / bottom if bottom else 0.0
 
 
+def beyond(gap: Float[Tensor, "*rows"], rounding: float | Float[Tensor, "*rows"]) -> Float[Tensor, "*rows"]:
+    """The gap where it is more than rounding, else 0."""
+    return torch.where(gap > rounding, gap, 0.0)
+
+
 def masked_mean(x: Float[Tensor, "*S"], mask: Bool[Tensor, "*S"]) -> Scalar:
     """sum_{mask} x / |mask|; 0 where the mask is empty. Differentiable in x.
 

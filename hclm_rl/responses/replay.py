@@ -73,3 +73,18 @@ def left_padded(ids: Int[Tensor, "N P"], mask: Bool[Tensor, "N P"]) -> tuple[Ten
     """The same tokens with all padding on the left, wherever it was. Both (N, P)."""
     order = mask.long().argsort(dim=1, stable=True)
     return ids.gather(1, order), mask.gather(1, order)
+
+
+def picked_from(
+    stored: Int[Tensor, "R"], asked: Int[Tensor, "N"], at: Int[Tensor, "N"], of_any: bool
+) -> Int[Tensor, "N"]:
+    """For each asked prompt the place of one stored for it, or `of_any` prompt; -1 where there is none.
+
+    `stored`: the prompt of each, at least one; `at`: large random numbers, at least 0.
+    """
+    ordered, by_prompt = stored.sort(stable=True)
+    low, high = torch.searchsorted(ordered, asked), torch.searchsorted(ordered, asked, right=True)
+    if of_any:
+        low, high = torch.zeros_like(asked), torch.full_like(asked, len(stored))
+    picked = (low + at % (high - low).clamp(min=1)).clamp(max=len(stored) - 1)
+    return torch.where(high > low, by_prompt[picked], -1)

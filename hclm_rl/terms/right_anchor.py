@@ -10,10 +10,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..equations.functional import in_double, ratio, widest
+from ..equations.functional import beyond, in_double, ratio, widest
 from ..equations.geometry import means_of_step
 from ..equations.rows import mean_of_responses
 from ..responses.answers import DEFAULT, Extract, extractor
+from ..responses.replay import picked_from
 from ..responses.right_answers import (
     Keep,
     RightAnswers,
@@ -34,6 +35,7 @@ from ..types import Effect, Rollout, RolloutEffect, Term, TokenBatch, Total, Tra
 
 PATIENCE = 50  # rollouts without a prompt that came again, after which a run is told
 GB = 1e9
+AS_BEFORE = 1e-5  # nats a token: a policy that has not moved is read so much lower in a batch of another width
 ROUNDING = 1e-9  # 0.07 * 100 is 7.000000000000001
 
 
@@ -46,13 +48,14 @@ class RightAnchor(Term):
 
         max(0, l_0 - margin - l)    l = sum_t log pi(o_t) now    summed over replays, over the number of their tokens
 
-    times coef. Where nothing right has become less likely the gradient is 0, so learning is free, unlike under a KL to
-    the start, which holds the start's mistakes too. It is likelihood without an importance ratio, on purpose: a floor.
-    A replay costs one more pass forward, and where it lies below its floor another, forward and backward (with `unit:
-    token` or without the hinge all of them one of each); those drawn twice in a micro-batch are read once. The store is
-    the same on all processes and goes into checkpoints: 28 bytes a response, 4 for each token of its prompt, 9 for each
-    of its own (`bytes` logs the sum); with `keep: log_det` 4 D more, with `keep: count` 8 and 12 for each answer ever
-    counted. An answer that was right by luck is held like the others; with dropout l is noisy.
+    times coef; up to 1e-5 nats a token are rounding, and 0. Where nothing right has become less likely the gradient is
+    0, so learning is free, unlike under a KL to the start, which holds the start's mistakes too. It is likelihood
+    without an importance ratio, on purpose: a floor. A replay costs one more pass forward, and where it lies below its
+    floor another, forward and backward (with `unit: token` or without the hinge, each one of that alone); those drawn
+    twice in a micro-batch are read once. The store is the same on all processes and goes into checkpoints: 28 bytes a
+    response, 4 for each token of its prompt, 9 for each of its own (`bytes` logs the sum); with `keep: log_det` 4 D
+    more, with `keep: count` 8 and 12 for each answer ever counted. What was right by luck is held too; with dropout l
+    is noisy.
 
     Args:
         source: "prompt": a row replays what its own prompt was once answered; "any": what any prompt was, for data
@@ -141,8 +144,7 @@ class RightAnchor(Term):
         kept, prompt = kept_in(memory), prompt_numbers(rollout)
         is_busy = rollout.everywhere(rollout.mask.any(dim=1)).cpu()
         is_busy = is_busy if may_replay is None else is_busy & may_replay.cpu()
-        drawn = self.draw(rollout, kept, prompt, is_busy)
-        columns, shared = self.replays(rollout, kept, drawn)
+        columns, shared = self.replays(rollout, kept, drawn := self.draw(rollout, kept, prompt, is_busy))
         if kept is not None and self.source == "prompt":
             self._tell_if_none_came_again(kept, prompt, memory)
         kept = self.with_new(rollout, kept, prompt, memory)
@@ -166,8 +168,7 @@ class RightAnchor(Term):
         # on the row's first token; the trainer divides by the tokens of the step, `weight` has them
         is_first = batch.mask & (batch.mask.cumsum(dim=1) == 1) & replays.unsqueeze(1)
         of_row = (lost * kept["weight"].to(lost)).unsqueeze(1)
-        gaps = lost.detach()[replays]
-        seen = [in_double(x) for x in (replays.sum(), (gaps > 0).sum(), gaps.sum())]
+        seen = [in_double(x[replays].sum()) for x in (replays, lost.detach() > 0, lost.detach())]
         return Effect(
             loss=torch.where(is_first, of_row, 0.0),
             affected=batch.mask & (replays & (lost > 0)).unsqueeze(1),
@@ -188,10 +189,10 @@ class RightAnchor(Term):
         return found.masked_scatter(below, self._read(batch, rows[below]))
 
     def _read(self, batch: TokenBatch, rows: Int[Tensor, "R"]) -> Float[Tensor, "R"]:
-        names, kept = ("prompt_ids", "prompt_mask", "ids", "present"), batch.shared
-        logps, _ = batch.score(Transcript(**trimmed({name: kept[name][rows] for name in names})))
-        mask = kept["mask"][rows][:, : logps.size(1)]
-        return self.lost(kept["logps"][rows][:, : logps.size(1)], logps, mask)
+        kept = {name: x[rows] for name, x in batch.shared.items() if x.dim() > 0}
+        names = ("prompt_ids", "prompt_mask", "ids", "present")
+        now, _ = batch.score(Transcript(**trimmed({name: kept[name] for name in names})))
+        return self.lost(kept["logps"][:, : now.size(1)], now, kept["mask"][:, : now.size(1)])
 
     @property
     def is_one_sided(self) -> bool:
@@ -206,8 +207,8 @@ class RightAnchor(Term):
             return -torch.where(mask, now, 0.0).sum(dim=1)
         gap = torch.where(mask, first - now, 0.0)
         if self.unit == "response":
-            return (gap.sum(dim=1) - self.margin).clamp(min=0)
-        return (gap - self.margin).clamp(min=0).sum(dim=1)
+            return beyond(gap.sum(dim=1) - self.margin, AS_BEFORE * mask.sum(dim=1))
+        return beyond(gap - self.margin, AS_BEFORE).sum(dim=1)
 
     def draw(
         self, rollout: Rollout, kept: RightAnswers | None, prompt: Int[Tensor, "N"], is_busy: Bool[Tensor, "N"]
@@ -220,13 +221,8 @@ class RightAnchor(Term):
         chooses[order[: math.ceil(self.share * count - ROUNDING)]] = True
         if kept is None or not len(kept):
             return torch.full((count,), -1)
-        ordered, by_prompt = kept.prompt.sort(stable=True)
-        if self.source == "any":
-            low, high = torch.zeros_like(prompt), torch.full_like(prompt, len(kept))
-        else:
-            low, high = torch.searchsorted(ordered, prompt), torch.searchsorted(ordered, prompt, right=True)
-        picked = (low + at % (high - low).clamp(min=1)).clamp(max=len(kept) - 1)
-        return torch.where(chooses & is_busy & (high > low), by_prompt[picked], -1)
+        picked = picked_from(kept.prompt, prompt, at, of_any=self.source == "any")
+        return torch.where(chooses & is_busy, picked, -1)
 
     def replays(
         self, rollout: Rollout, kept: RightAnswers | None, drawn: Int[Tensor, "N"]

@@ -106,6 +106,18 @@ def test_what_is_drawn_twice_is_read_once_and_counts_twice():
     assert asked.loss.flatten().tolist() == pytest.approx([3 / 9, 0.0, 3 / 9])
 
 
+@pytest.mark.parametrize("unit", ["response", "token"])
+def test_rounding_is_no_loss_and_so_has_no_gradient(unit):
+    """A policy that has not moved is read in batches of another width, and half of its replays seem to be lost."""
+    for nudge, is_lost in ((2e-6, False), (2e-4, True)):
+        now = torch.where(spread_over(FIRST) != 0, spread_over(FIRST) - nudge, 0.0).requires_grad_()
+        asked = RightAnchor(unit=unit)(the_cards_batch(now, [0, 1]), {})
+        asked.loss.sum().backward()
+        assert bool(now.grad.any()) == is_lost and bool(asked.affected.any()) == is_lost
+        seen, replays = (each.item() for each in asked.metrics["lost"].sums)
+        assert seen == (2 if is_lost else 0) and replays == 2
+
+
 def remembering(step: Step, term: RightAnchor) -> dict:
     """A memory that has seen another step of the same prompts."""
     memory: dict = {}
