@@ -77,4 +77,9 @@ def _of_a_baseline(first: Link, second: Link) -> str | None:
             f"'{second.name}' makes the advantages anew from the rewards, which undoes '{first.name}' before it; keep "
             "one of the two"
         )
+    if second.term.sets_baseline and first.term.shapes_advantages:
+        return (
+            f"'{second.name}' makes the advantages anew from the rewards, which undoes what '{first.name}' made of "
+            f"them before it; put '{second.name}' first"
+        )
     return None

@@ -27,6 +27,9 @@ class Stranger(Term):
     centres: ClassVar[bool] = True
 
 
+IN_STAGE_ONE = {"exploration_advantage": {"at": "sampling"}}  # forms that act there, where the default does not
+
+
 def said(*entries: object) -> list[str]:
     return conflicts(build_chain(list(entries)))
 
@@ -85,6 +88,16 @@ FIGHT = "they work against each other; keep one of the two"
             "'qae' makes the advantages anew from the rewards, which undoes 'empg' before it; keep one of the two",
         ),
         (
+            ("focal", "passk_advantage"),
+            "'passk_advantage' makes the advantages anew from the rewards, which undoes what 'focal' made of them "
+            "before it; put 'passk_advantage' first",
+        ),
+        (
+            ("no_loss", "right_anchor", {"negative_reinforcement": {"coef": 0.5}}),
+            "'negative_reinforcement' makes the advantages anew from the rewards, which undoes what 'no_loss' made of "
+            "them before it; put 'negative_reinforcement' first",
+        ),
+        (
             ("canon", "empg"),
             "'empg' centres the advantages again, which undoes the baseline that 'canon' set; keep one of the two",
         ),
@@ -114,6 +127,9 @@ def test_a_conflict_is_one_sentence(entries, sentence):
         (),
         ("clip_cov", "kl_cov", "entropy_bonus", "epo", "qae", "steer", "log_det", "information_force"),
         ("empg", "entropy_advantage"),  # of one mind
+        ("passk_advantage", "focal", "right_kl"),
+        ({"exploration_advantage": {"at": "current"}}, "hold_coverage"),  # it acts after all first stages
+        ("mara", "hold_coverage"),  # of the rewards as they are left
         ("empg", {"entropy_advantage": {"form": "clip"}}, {"clip_cov": {"coef": 0.0}}),  # coef 0 is absence
         ({"perplexity_advantage": {"favours": "high"}}, "entropy_bonus"),
         ({"entropy_bonus": {"coef": {"kind": "linear", "start": 0.1, "end": 0.0}}}, "entro_pic"),  # a schedule is none
@@ -187,7 +203,7 @@ def test_what_a_terms_source_returns_in_stage_one_is_declared():
         source = (Path(hclm_rl.__file__).parent / "terms" / f"{name}.py").read_text()
         calls = [call for call in ast.walk(ast.parse(source)) if isinstance(call, ast.Call)]
         given = {key.arg for call in calls if ast.unparse(call.func) == "RolloutEffect" for key in call.keywords}
-        term = build_chain([name]).links[0].term
+        term = build_chain([{name: IN_STAGE_ONE.get(name, {})}]).links[0].term
         assert (term.shapes_rewards, term.shapes_advantages) == ("rewards" in given, "advantages" in given), name
 
 
