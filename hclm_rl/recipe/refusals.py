@@ -136,7 +136,13 @@ def refuse_small_groups(chain: Chain, config: Any) -> None:
 
 def refuse_without_reference_model(chain: Chain, config: Any) -> None:
     """Terms that run the frozen model of the KL penalty, where none is loaded."""
-    frozen = [link.name for link in chain.links if link.term.needs_reference_model and link.coef != NOTHING]
+    reads = [link for link in chain.links if link.term.needs_reference_model and link.coef != NOTHING]
+    frozen = [link.name for link in reads]
+    if isinstance(config, trl.RLOOConfig) and (shapes := [each.name for each in reads if each.term.shapes_rewards]):
+        raise ValueError(
+            f"{', '.join(shapes)}: shapes rewards by the frozen model of the KL penalty, and RLOO puts that KL into "
+            "the rewards, beside which none are shaped: use GRPO, or features: policy"
+        )
     if frozen and config is not None and not config.beta:
         raise ValueError(
             f"{', '.join(frozen)}: reads the frozen model of the KL penalty, which this run does not load: set beta "

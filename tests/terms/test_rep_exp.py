@@ -157,3 +157,12 @@ def test_what_it_refuses(given: dict, sentence: str):
     with pytest.raises(ValueError) as caught:
         build_chain([{"rep_exp": given}])
     assert str(caught.value) == f"rep_exp: {sentence}"
+
+
+@pytest.mark.parametrize("beta", [0.0, 1e-6])
+def test_rloo_is_not_sent_in_a_circle(beta: float, tmp_path: Path):
+    sentence = (
+        "rep_exp: shapes rewards by the frozen model of the KL penalty, and RLOO .*: use GRPO, or features: policy"
+    )
+    with pytest.raises(ValueError, match=sentence):
+        make(str(tmp_path / "nothing"), tmp_path, algorithm="rloo", terms=["rep_exp"], beta=beta)
