@@ -131,7 +131,7 @@ def every_update(machine: Machine, file: Path) -> None:
     """The weights that each term leads to, into a file."""
     found = {}
     for name in FEW if machine.is_toy else known_terms():
-        term = find_term(name)
+        term = find_term(name)()  # some forms of a term need a reference
         beta = 0.04 if term.needs_reference or term.needs_reference_model else 0.0
         weights, _ = trained(machine, [{name: ALONE.get(name, {})}], beta=beta)
         found |= {f"{name}/{key}": value for key, value in weights.items()}

@@ -88,7 +88,8 @@ ROLLOUTS = {True: fixed_rollout, "turns": turns_rollout, "truncated": truncated_
 
 def beta_of(term: str) -> float:
     """The strength of the KL, which some terms act against; 0 is TRL's default."""
-    return 0.04 if find_term(term).needs_reference or find_term(term).needs_reference_model else 0.0
+    made = find_term(term)()  # some forms of a term need it
+    return 0.04 if made.needs_reference or made.needs_reference_model else 0.0
 
 
 def settings(**changes: Any) -> dict[str, Any]:

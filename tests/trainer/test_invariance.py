@@ -89,11 +89,7 @@ save_strategy: "no"
 
 def all_terms_in_order(beta: float = 0.0) -> list[str]:
     """All names that a run with this KL takes, those that shape rewards first: they set the advantages anew."""
-    names = [
-        name
-        for name in known_terms()
-        if beta or not (find_term(name).needs_reference or find_term(name).needs_reference_model)
-    ]
+    names = [name for name in known_terms() if beta or not beta_of(name)]
     return sorted(names, key=lambda name: "reward" not in find_method(name).kinds)
 
 
