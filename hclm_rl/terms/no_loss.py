@@ -17,8 +17,8 @@ from .right_anchor import RightAnchor
 class NoLoss(Term):
     """A prompt that was solved may not be solved less often: one that is weighs more until it is as good as it was.
 
-    With k right of the G responses to prompt x, p = (k + 1/2) / (G + 1); p0 is that of the first rollout of x. Whenever
-    x comes, its multiplier moves by
+    With k right of a rollout's G responses to prompt x, p = (k + 1/2) / (G + 1); p0 is that of the first rollout of x.
+    Whenever x comes, its multiplier moves by
 
         mu <- clip(mu + eta (log p0 - log p - delta), 0, mu_max)    A_i <- (1 + mu) A_i    for its responses
 
@@ -77,7 +77,7 @@ class NoLoss(Term):
         right = rollout.everywhere(is_right(rollout.rewards, self.right_at)).cpu()
         scored = rollout.everywhere(~rollout.rewards.isnan()).cpu()
         group = rollout.everywhere(rollout.group).cpu()
-        mu = self.multipliers(prompt_numbers(rollout), group, right, scored, memory)
+        mu = self.multipliers(prompt_numbers(rollout), right, scored, memory)
         is_solved = torch.zeros(int(group.max()) + 1, dtype=torch.long).index_add(0, group, right.long()) > 0
         found = self.anchor.on_rollout(rollout, memory, (mu > 0) & ~is_solved[group])
         own = rollout.here(mu.to(rollout.mask.device))
@@ -99,7 +99,6 @@ class NoLoss(Term):
     def multipliers(
         self,
         prompt: Int[Tensor, "N"],
-        group: Int[Tensor, "N"],
         right: Bool[Tensor, "N"],
         scored: Bool[Tensor, "N"],
         memory: dict,
@@ -108,10 +107,9 @@ class NoLoss(Term):
         known = memory.get("prompt", prompt[:0]).tolist()
         first = dict(zip(known, memory["first"].tolist(), strict=True)) if known else {}
         mu = dict(zip(known, memory["mu"].tolist(), strict=True)) if known else {}
-        for number in group.unique().tolist():
-            own = (group == number) & scored
+        for x in dict.fromkeys(prompt.tolist()):  # several groups of a rollout may have one prompt
+            own = (prompt == x) & scored
             if own.any():
-                x = int(prompt[own][0])
                 log_p = math.log((int(right[own].sum()) + 0.5) / (int(own.sum()) + 1))
                 lost = first.setdefault(x, log_p) - log_p - self.delta
                 mu[x] = min(max(mu.get(x, 0.0) + self.eta * lost, 0.0), self.mu_max)

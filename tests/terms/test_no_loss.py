@@ -21,14 +21,14 @@ def seen(term: NoLoss, rewards: list[list[float]], memory: dict, step: int = 0, 
 
 
 def test_the_cards_worked_example():
-    prompt, group, scored, memory = torch.full((16,), 7), torch.zeros(16).long(), torch.ones(16).bool(), {}
+    prompt, scored, memory = torch.full((16,), 7), torch.ones(16).bool(), {}
     for right, expected in ((8, 0.0), (1, 0.1 * math.log((8.5 / 17) / (1.5 / 17)))):
-        mu = NoLoss().multipliers(prompt, group, torch.arange(16) < right, scored, memory)
+        mu = NoLoss().multipliers(prompt, torch.arange(16) < right, scored, memory)
         assert mu.tolist() == pytest.approx([expected] * 16, rel=1e-6)
     assert mu[0].item() == pytest.approx(0.173460, abs=5e-7)
     assert memory["first"].tolist() == pytest.approx([math.log(0.5)])
     # solved more often than at first: log .5 - log(12.5 / 17) = -.3857, so mu falls
-    mu = NoLoss().multipliers(prompt, group, torch.arange(16) < 12, scored, memory)
+    mu = NoLoss().multipliers(prompt, torch.arange(16) < 12, scored, memory)
     assert mu[0].item() == pytest.approx(0.173460 - 0.038566, abs=2e-6)
 
 
@@ -46,6 +46,18 @@ def test_what_is_lost_weighs_more_and_what_the_start_did_not_solve_is_free():
     assert torch.equal(second.advantages[4:], now[4:])
     assert second.metrics["link/mu"].item() == pytest.approx(mu / 2, rel=1e-6)
     assert second.metrics["link/held"].item() == 0.5 and second.metrics["link/replayed"] == 0
+
+
+def test_a_prompt_that_comes_twice_in_a_rollout_is_counted_once():
+    view = rollout(make_step(dtype=torch.float64))
+    same = replace(view.transcript, prompt_ids=torch.full_like(view.transcript.prompt_ids, 3))
+    same = replace(same, prompt_mask=torch.ones_like(same.prompt_mask))
+    memory: dict = {}
+    for rewards, k in (([1.0, 1, 1, 1, 1, 0, 0, 0], 5), ([0.0, 1, 0, 0, 1, 0, 0, 0], 2)):
+        first_stage(NoLoss(eta=1.0), replace(view, transcript=same, rewards=torch.tensor(rewards).double()), memory)
+        # eight responses to one prompt: its second four are not compared with its first
+        assert memory["mu"].tolist() == pytest.approx([math.log(5.5 / (k + 0.5))])
+    assert memory["first"].tolist() == pytest.approx([math.log(5.5 / 9)])
 
 
 def test_bounds_and_delta():
