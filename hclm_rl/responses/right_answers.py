@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 PREFIX = "right_"  # of the keys in a memory
 Keep = Literal["first", "log_det", "count"]
+ROUNDED = 1e-6  # of a reward
 OF_PROMPT = ("prompt_ids",)
 OF_TEXT = ("ids", "mask", "logps")
 
@@ -245,8 +246,12 @@ def bytes_of(kept: RightAnswers, memory: dict) -> int:
 
 
 def is_right(rewards: Float[Tensor, "*S"], right_at: float | None) -> Bool[Tensor, "*S"]:
-    """From `right_at` on, 1 where it is None; a response that nothing scored is not."""
-    return rewards >= (1.0 if right_at is None else right_at)
+    """From `right_at` on, 1 where it is None; a response that nothing scored is not.
+
+    A sum of weighted rewards may miss its mark by rounding: .01 + .78 + .21 is .99999994 in float32.
+    """
+    mark = 1.0 if right_at is None else right_at
+    return rewards >= mark - ROUNDED * max(abs(mark), 1.0)
 
 
 def successes(group_rewards: Float[Tensor, "P G"], right_at: float | None) -> tuple[Int[Tensor, "P"], Int[Tensor, "P"]]:
@@ -266,7 +271,7 @@ def tell_of_unclear_rewards(term: str, rollout: Rollout, right_at: float | None,
     if right_at is not None:
         return
     rewards = rollout.everywhere(rollout.rewards)
-    other = rewards[~rewards.isnan() & (rewards != 0) & (rewards != 1)]
+    other = rewards[~rewards.isnan() & (rewards.abs() > ROUNDED) & ((rewards - 1).abs() > ROUNDED)]
     if len(other):
         tell_once(
             memory,

@@ -285,6 +285,12 @@ def test_rewards_that_say_not_clearly_what_is_right_are_told(caplog):
         memory = {}
         first_stage(RightAnchor(right_at=0.5), rollout(make_step()), memory)
         first_stage(RightAnchor(), replace(rollout(make_step()), rewards=torch.tensor([0.0, 1, math.nan, 1] * 2)), {})
+        assert len(kept_in(memory)) == 4
+        # two reward functions and a format, weighed: .01 + .78 + .21 in float32
+        almost = torch.tensor([0.01]) + 0.78 + 0.21
+        assert almost < 1
+        rewards = torch.where(torch.arange(8) % 2 == 1, almost, 0.0)
+        first_stage(RightAnchor(), replace(rollout(make_step()), rewards=rewards), memory := {})
     assert not caplog.records and len(kept_in(memory)) == 4
 
 
