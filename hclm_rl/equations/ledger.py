@@ -12,6 +12,7 @@ logger = logging.getLogger(__name__)
 KNOWN_BY = 2.0  # standard errors by which the gain must lie above 0 before anything is predicted
 LEAST_SPARE = 7.0  # measurements beyond the line's three coefficients before its residuals give an error
 MOST_CHANGE = 0.1  # of the entropy, that a prediction may carry it between two measurements
+OFF = 0.1  # of the entropy: measurements that lie further off, twice in a row on one side, are taken as they are
 MOST_CORRELATION = 0.95  # of residuals; at 1 the errors would be infinite
 
 
@@ -50,7 +51,7 @@ class Ledger:
     sqrt((1 + r) / (1 - r)) with r the correlation of successive errors of forecast. The gain is known where it is
     above 0 by KNOWN_BY of its errors; until then nothing is predicted. `entropy` in memory is the level filtered by
     that model: carried on by drift + gain * net, by at most MOST_CHANGE of itself, and drawn to each measurement by
-    `trust`.
+    `trust`; all the way where it runs away from the filter (OFF), as at the start of a short run.
     """
 
     decay: float = 0.99  # per generation batch, in (0, 1]
@@ -83,9 +84,15 @@ class Ledger:
                 change = min(max(since * line.change(moved / since)[0], -most), most)
                 memory["predicted"] = change / since
                 memory["entropy"] += change
-        memory["entropy"] += self.trust * (entropy - memory["entropy"])
+        memory["entropy"] += self.trusted(memory, entropy - memory["entropy"])
         memory["measured"] = entropy
         self.learn(memory, entropy)
+
+    def trusted(self, memory: dict, off: float) -> float:
+        """How far the level follows a measurement that lies `off` it."""
+        side = math.copysign(1.0, off) * (abs(off) > OFF * max(abs(memory["entropy"]), self.scale))
+        before, memory["off"] = memory.get("off", 0.0), side
+        return off if side and side == before else self.trust * off
 
     def learn(self, memory: dict, entropy: float) -> None:
         """Puts a measurement into the moments of (1, t, C, H), whose t and C count from the newest one."""

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..equations.authority import When, cannot_hold, cannot_say_yet
+from ..equations.authority import When, cannot_hold, cannot_say_yet, does_not_hold
 from ..equations.flow import (
     INFLUENCES,
     Sides,
@@ -243,9 +243,11 @@ class ForceReweight(Term):
         floor = self.edges(memory["start"])[0]
         if math.isfinite(floor) and (floor > 0 or self.by == "representation"):
             raising = of.raising.item() / max(of.count.item(), 1.0)
+            when = When(rollout.step, rollout.progress, steps)
             for found in (
                 cannot_hold(memory, line, floor, raising, removed),
-                cannot_say_yet(memory, line, floor, raising, When(rollout.step, rollout.progress, steps)),
+                does_not_hold(memory, floor, removed, when),
+                cannot_say_yet(memory, line, floor, raising, when),
             ):
                 if found:
                     logger.warning("force_reweight %s", found)

@@ -115,6 +115,23 @@ def test_a_prediction_is_at_most_a_tenth_of_the_level():
     assert memory["entropy"] == pytest.approx(level - 0.1 * level / 2), "half way back to the measurement"
 
 
+def test_a_level_that_runs_away_is_taken_as_measured():
+    ledger, memory = Ledger(), {}
+    for step, (measured, level) in enumerate(
+        [
+            (1.0, 1.0),
+            (0.5, 0.85),  # .3 of the way: one measurement may be noise
+            (0.4, 0.4),  # a second one on that side
+            (0.43, 0.409),  # less than a tenth off
+            (0.6, 0.4663),  # on the other side
+            (0.3, 0.41641),
+            (0.2, 0.2),
+        ]
+    ):
+        ledger.measure(memory, 2 * step, measured)
+        assert memory["entropy"] == pytest.approx(level), step
+
+
 def test_ledger_finds_the_gain_through_noise():
     # a deviation of .02 in each batch's mean entropy, four times what a step changes
     source = random.Random(0)

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from hclm_rl.equations.authority import When, does_not_hold
 from hclm_rl.equations.flow import entropy_influence, head_influence, loss_weights, mean_discriminator
 from hclm_rl.equations.geometry import factor, floor_from, moments
 from hclm_rl.equations.ledger import Ledger
@@ -186,6 +187,36 @@ def test_in_a_short_run_it_is_said_within_the_first_tenth(seed: int, caplog):
     assert caplog.messages[0].startswith(
         "force_reweight cannot say yet whether it will hold the floor of 0.5 nats: after 6 of 60 optimiser steps"
     )
+
+
+def test_of_a_run_of_few_batches_it_is_said_whatever_the_pace(caplog):
+    with caplog.at_level(logging.WARNING):
+        settled(fall=0.0, batches=15)
+    [told] = caplog.messages
+    assert told.startswith(
+        "force_reweight cannot say yet whether it will hold the floor of 0.5 nats: this run makes 15 generation "
+    )
+
+
+def test_what_is_far_below_its_floor_is_told_once(caplog):
+    memory, when, told = {}, When(8, 0.25, 2), []
+    levels = [0.38, 0.37, 0.38, 0.37, 0.36, 0.1]  # a quarter below .5 is .375
+    for level in levels:
+        memory["entropy"] = level
+        told.append(does_not_hold(memory, 0.5, 0.6, when))
+    assert told[:4] == [""] * 4 and told[5:] == [""]
+    assert told[4] == (
+        "does not hold the floor of 0.5 nats: after 8 optimiser steps the entropy is 0.36, and 60% of what burns it is "
+        "removed; an entropy_bonus, a smaller learning rate or more prompts may slow it"
+    )
+    assert not does_not_hold({"entropy": -8.0, "far_below": 1}, -7.0, 0.6, when), "a log-det within a quarter of it"
+    view, term, memory = rollout(make_step()), World(floor=0.5), {}
+    with caplog.at_level(logging.WARNING):
+        for batch, level in enumerate([1.0, 0.9, 0.2, 0.1, 0.1, 0.1]):
+            object.__setattr__(term, "now", (level, influence_by_hand(view).float()))
+            first_stage(term, replace(view, step=2 * batch, progress=batch / 100), memory)
+    [told] = caplog.messages
+    assert told.startswith("force_reweight does not hold the floor of 0.5 nats: after ")
 
 
 def test_what_leads_nowhere_near_the_floor_is_not_doubted(caplog):
