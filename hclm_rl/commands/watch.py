@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ..watch.collapse import STATES, CollapseDetector, State, Verdict
-from ..watch.logs import NAMES, Entry, Names, read_entries, renamed, rows_of
+from ..watch.logs import NAMES, Entry, Names, NoLog, read_entries, renamed, rows_of
 from ..watch.signs import number
 
 EPILOG = """exit status: 0 healthy or warning, 1 collapsing, collapsed or exploding, 2 the log cannot be read.
@@ -112,6 +112,8 @@ class Watcher:
 
     def missing(self, path: str) -> str:
         """What a log without what is needed lacks."""
+        if not Path(path).exists() and path != "-":
+            return f"no log at {path}"
         if not self.seen:
             return f"{path} holds no entry of a log that is known: see hclm-rl watch --help"
         lacks = "step" if "step" not in self.seen else "entropy"
@@ -140,10 +142,20 @@ def looks(path: str, options: argparse.Namespace, extra: Names) -> Iterator[Iter
             sys.stdin.reconfigure(encoding="utf-8", errors="replace")
         yield renamed(rows_of(sys.stdin, options.run), extra)
         return
-    yield read_entries(Path(path), extra, options.run)
-    while options.follow:
+    has_told = False
+    while True:
+        try:
+            entries = read_entries(Path(path), extra, options.run)
+        except NoLog as error:
+            if not options.follow:
+                raise
+            if not has_told:
+                print(f"{error}: waiting for it", file=sys.stderr)
+            entries, has_told = [], True
+        yield entries
+        if not options.follow:
+            return
         time.sleep(options.every)
-        yield read_entries(Path(path), extra, options.run)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -34,6 +34,10 @@ ANSI = re.compile(r"\x1b\[[0-9;]*m")
 MOST_OF_A_FIELD = 2**31 - 1  # characters; csv's own limit is less than a long response
 
 
+class NoLog(ValueError):
+    """There is none yet."""
+
+
 def read_entries(path: Path, extra: Names | None = None, run: str | None = None) -> list[Entry]:
     """All entries of the log at `path` so far, in the detector's names; `run`: which, where a file holds several.
 
@@ -43,7 +47,7 @@ def read_entries(path: Path, extra: Names | None = None, run: str | None = None)
     if path.is_dir():
         path = file_in(path)
     if not path.is_file():
-        raise ValueError(f"no log at {path}")
+        raise NoLog(f"no log at {path}")
     if path.name.startswith("events.out.tfevents"):
         rows = tensorboard_rows(path.parent if given.is_dir() else path)
     elif path.suffix in (".db", ".sqlite"):
@@ -60,7 +64,7 @@ def file_in(folder: Path) -> Path:
         found = sorted(folder.glob(pattern), key=lambda path: path.stat().st_mtime)
         if found:
             return found[-1]
-    raise ValueError(f"{folder} holds no log.jsonl, no trainer_state.json and no events.out.tfevents file")
+    raise NoLog(f"{folder} holds no log.jsonl, no trainer_state.json and no events.out.tfevents file")
 
 
 def rows_of(lines: Iterable[str], run: str | None = None) -> Iterator[Entry]:

@@ -116,6 +116,24 @@ def test_a_stream_ends_with_the_alarm_that_ends_the_run_and_may_hold_any_bytes(t
         assert b"the entropy: collapsed" in run.stdout.read()
 
 
+def test_it_waits_for_a_run_that_has_not_begun(tmp_path: Path, capsys: pytest.CaptureFixture):
+    folder = tmp_path / "run"
+
+    def begin() -> None:
+        time.sleep(0.1)
+        folder.mkdir()
+        time.sleep(0.1)
+        written(folder / "log.jsonl", [0.5] * 30, max_steps=30)
+
+    writer = threading.Thread(target=begin)
+    writer.start()
+    assert main(["watch", str(folder), "--follow", "--every", "0.02", "--idle", "30"]) == 0
+    writer.join()
+    assert capsys.readouterr().err.count(f"no log at {folder}: waiting for it") == 1
+    assert main(["watch", str(tmp_path / "never"), "--follow", "--every", "0.01", "--idle", "0.03"]) == 2
+    assert f"no log at {tmp_path / 'never'}" in capsys.readouterr().err
+
+
 def test_it_follows_a_growing_file_to_the_alarm_that_ends_it(tmp_path: Path, capsys: pytest.CaptureFixture):
     file, all_of_it = tmp_path / "log.jsonl", falling(300)
     written(file, all_of_it[:50])
