@@ -272,9 +272,8 @@ def alone(name: str, subject: Subject, setting: str, steps: int, out: Path) -> t
     return tuple(json.loads(said.splitlines()[-1]))
 
 
-def own_peak(name: str, subject: Subject, setting: str, steps: int, out: Path) -> tuple[float, list]:
-    turn = threading.Semaphore(steps)
-    clock = TakesTurns(turn, threading.Semaphore(0))
+def alone_here(name: str, subject: Subject, setting: str, steps: int, out: Path) -> tuple[float, list]:
+    clock = TakesTurns(threading.Semaphore(steps), threading.Semaphore(0))
     trainer = build(name, subject, subject.model(), setting, steps, out)
     trainer.add_callback(clock)
     trainer.train()
@@ -366,7 +365,7 @@ def main() -> None:
     if settings and args.shape == "smollm2" and not (Path(args.model) / "config.json").exists():
         sys.exit(f"no model in {args.model}: make it with `python -m hclm_rl.testbed.smollm2 --out {args.model}`")
     if args.alone_in:
-        print(json.dumps(own_peak(args.alone_in, subject, args.only[0], args.rounds, args.out)))
+        print(json.dumps(alone_here(args.alone_in, subject, args.only[0], args.rounds, args.out)))
         return
     names = [name for name in CHAINS if name in ("stock TRL", *args.rows)]  # with which the others are compared
     # as wide as the tables where nobody watches
@@ -374,7 +373,7 @@ def main() -> None:
     for setting in settings:
         seconds = {} if args.alone else take_turns(names, subject, setting, args.rounds, args.out)
         peaks = {}
-        for name in [] if args.no_memory else names:
+        for name in names if args.alone or not args.no_memory else []:
             # Adam's moments are there from the second step on; what once was right is replayed from the third on
             steps = args.rounds if args.alone else 4 if name in REPLAYS else 2
             peaks[name], own = alone(name, subject, setting, steps, args.out)
